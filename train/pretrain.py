@@ -1,0 +1,217 @@
+"""Make the embedded base model from freshly composed scenes, in three stages, as Stable Diffusion was made.
+
+    python -m rotescope.train.pretrain contrastive --out work/base     # text and image towers; the alignment metric
+    python -m rotescope.train.pretrain vae         --out work/base     # AutoencoderKL, 64 px -> 8 × 8 × 8
+    python -m rotescope.train.pretrain unet        --out work/base     # UNet2DConditionModel, with EMA and caption dropout
+    python -m rotescope.train.pretrain pack        --out work/base     # fp16, Stable Diffusion's layout, SHA256SUMS
+
+The first two are independent of each other; run them with OMP_NUM_THREADS=1 beside each other. Hours, seeds and results
+are in train/base/README.md. Needed once: the result ships.
+"""
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from rotescope.datasets.emoji.scenes import PAIR_SHARE, all_captions, scenes
+
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3}  # also the scene streams, apart from the shipped splits' 101 and 202
+VAE = dict(in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
+           norm_num_groups=8, mid_block_add_attention=False, sample_size=64,
+           down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+UNET = dict(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
+            cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
+            down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
+SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+KL_WEIGHT = 5e-4
+VISION = dict(layers=(1, 1, 1, 1), width=10, head_width=64, image_size=64)  # open_clip's modified ResNet
+TEXT = dict(context_length=24, width=128, heads=4, layers=2)
+EMBED_DIM = 128
+
+
+def pool(n, seed, cache, pair_share=PAIR_SHARE):
+    """n scenes of one stream -> uint8 images (n, 3, 64, 64) and their captions; kept beside the run."""
+    images, captions = cache / f"scenes-{seed}-{n}.npy", cache / f"scenes-{seed}-{n}.json"
+    if not captions.exists():
+        drawn = [(np.asarray(s.image), s.caption) for s in scenes(n, seed, pair_share)]
+        np.save(images, np.stack([pixels for pixels, _ in drawn]).transpose(0, 3, 1, 2))
+        captions.write_text(json.dumps([text for _, text in drawn]))
+    return torch.from_numpy(np.load(images)), json.loads(captions.read_text())
+
+
+def to_unit(images):
+    """uint8 -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def optimise(model, steps, lr, loss_of, every=100, weight_decay=1e-2):
+    """AdamW, one-cycle, clipped at 1; yields (step, loss) after each step."""
+    opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.05)
+    started = time.time()
+    for step in range(steps):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(step)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        opt.step()
+        schedule.step()
+        if step % every == 0:
+            print(f"step {step} loss {loss.item():.4f} {time.time() - started:.0f} s", flush=True)
+        yield step, loss
+
+
+# ----- autoencoder
+
+def _patches(batch, side, rng):
+    """Windows of `side` at random places, one an image; sprites are small, so most of a scene is ground."""
+    y, x = rng.integers(0, 65 - side, (2, len(batch)))
+    return torch.stack([image[:, a:a + side, b:b + side] for image, a, b in zip(batch, y, x, strict=True)])
+
+
+def _edges(x):
+    return torch.cat([(x[..., 1:, :] - x[..., :-1, :]).flatten(1), (x[..., 1:] - x[..., :-1]).flatten(1)], 1)
+
+
+def train_vae(out, steps, batch=32, lr=2e-3, n=20_000):
+    """L1 on pixels and on edges, light KL; the first three quarters on 40 px windows, the rest on whole scenes."""
+    images, _ = pool(n, SEEDS["vae"], out)
+    torch.manual_seed(SEEDS["vae"])
+    rng, vae = np.random.default_rng(SEEDS["vae"]), AutoencoderKL(**VAE)
+
+    def loss_of(step):
+        x = to_unit(images[rng.integers(0, n, batch)])
+        x = _patches(x, 40, rng) if step < 0.75 * steps else x
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample.float()
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float())
+        return F.l1_loss(y, x) + F.l1_loss(_edges(y), _edges(x)) + KL_WEIGHT * kl.mean()
+
+    for step, _ in optimise(vae, steps, lr, loss_of):
+        if step % 500 == 499:
+            vae.save_pretrained(out / "vae")
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(to_unit(images[i:i + 100])).latent_dist.mean for i in range(0, 2000, 100)])
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    vae.save_pretrained(out / "vae")
+
+
+# ----- text and image towers
+
+def make_tokenizer(folder):
+    """A byte-pair vocabulary of CLIP's own class and order: bytes, bytes that end a word, merges, start, end."""
+    fitted = json.loads(CLIPTokenizer().train_new_from_iterator(all_captions(), vocab_size=2000).backend_tokenizer.to_str())
+    merges = [tuple(pair) for pair in fitted["model"]["merges"]]
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT["context_length"])
+    tokenizer.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
+    return tokenizer
+
+
+def tokenize(tokenizer, captions):
+    """-> token ids (n, 24)."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def make_towers(vocab_size):
+    return CLIP(EMBED_DIM, CLIPVisionCfg(**VISION), CLIPTextCfg(vocab_size=vocab_size, **TEXT), quick_gelu=True)
+
+
+def contrastive_loss(image, text, scale, group):
+    """Symmetric InfoNCE (Radford et al. 2021, fig. 3) where every image of a caption is a positive. group: (B,) caption ids."""
+    targets = (group[:, None] == group[None]).float()
+    targets = targets / targets.sum(1, keepdim=True)
+    logits = scale * image @ text.T  # (B, B)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def to_text_model(towers, tokenizer):
+    """open_clip's text tower -> CLIPTextModel with the same hidden states."""
+    model = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT["width"], intermediate_size=4 * TEXT["width"], num_hidden_layers=TEXT["layers"],
+        num_attention_heads=TEXT["heads"], max_position_embeddings=TEXT["context_length"], hidden_act="quick_gelu",
+        projection_dim=EMBED_DIM, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    source, target = towers.state_dict(), {}
+    target["embeddings.token_embedding.weight"] = source["token_embedding.weight"]
+    target["embeddings.position_embedding.weight"] = source["positional_embedding"]
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
+    for i in range(TEXT["layers"]):
+        ours, theirs = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
+        for kind in ("weight", "bias"):
+            target |= {f"{theirs}.{new}.{kind}": source[f"{ours}.{old}.{kind}"] for old, new in names.items()}
+            for part, rows in zip("qkv", source[f"{ours}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                target[f"{theirs}.self_attn.{part}_proj.{kind}"] = rows
+    for kind in ("weight", "bias"):
+        target[f"final_layer_norm.{kind}"] = source[f"ln_final.{kind}"]
+    prefix = "text_model." if any(k.startswith("text_model.") for k in model.state_dict()) else ""
+    model.load_state_dict({prefix + k: v for k, v in target.items()}, strict=False)
+    return model.eval()
+
+
+def caption_accuracy(towers, tokenizer, images, captions):
+    """Share of images whose best caption among all 2,400 is their own."""
+    every = all_captions()
+    towers.eval()
+    with torch.no_grad():
+        text = F.normalize(towers.encode_text(tokenize(tokenizer, every)), dim=-1)
+        image = torch.cat([F.normalize(towers.encode_image(x), dim=-1) for x in to_unit(images).split(100)])
+    towers.train()
+    return (image @ text.T).argmax(1).eq(torch.tensor([every.index(c) for c in captions])).float().mean().item()
+
+
+def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35):
+    """Both towers on one stream with more pairs than usual; images get a little noise."""
+    images, captions = pool(n, SEEDS["contrastive"], out, pair_share)
+    held, held_captions = pool(1000, SEEDS["contrastive"] + 10, out)
+    tokenizer = make_tokenizer(out / "tokenizer")
+    every = all_captions()
+    ids, index = tokenize(tokenizer, every), {c: i for i, c in enumerate(every)}
+    group = torch.tensor([index[c] for c in captions])
+    torch.manual_seed(SEEDS["contrastive"])
+    towers, rng = make_towers(len(tokenizer)), np.random.default_rng(SEEDS["contrastive"])
+
+    def loss_of(_):
+        b = rng.integers(0, n, batch)
+        x = to_unit(images[b])
+        image = towers.encode_image(x + 0.1 * torch.rand(batch, 1, 1, 1) * torch.randn_like(x), normalize=True).float()
+        text = towers.encode_text(ids[group[b]], normalize=True).float()
+        return contrastive_loss(image, text, towers.logit_scale.exp().clamp(max=100), group[b])
+
+    for step, _ in optimise(towers, steps, lr, loss_of, every=50):
+        if step % 200 == 199 or step == steps - 1:
+            print("caption accuracy", caption_accuracy(towers, tokenizer, held, held_captions), flush=True)
+            save_file(towers.state_dict(), out / "towers.safetensors")
+    model = to_text_model(towers.eval(), tokenizer)
+    with torch.no_grad():  # the two are one
+        ours, theirs = towers.encode_text(ids[:50]), model(ids[:50])
+        torch.testing.assert_close(theirs.pooler_output @ towers.text_projection, ours, atol=1e-4, rtol=1e-4)
+    model.save_pretrained(out / "text_encoder")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("contrastive", "vae", "unet", "pack"))
+    parser.add_argument("--out", type=Path, default=Path("work/base"))
+    parser.add_argument("--steps", type=int)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    globals()[f"train_{args.stage}"](args.out, args.steps)
+
+
+if __name__ == "__main__":
+    main()
