@@ -1,0 +1,192 @@
+"""The house stands as the design draws it: names, layers, data files, front door."""
+import ast
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import rotescope
+from rotescope import cli
+from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("datasets", "train", "mitigate", "evaluate")
+EMOJI = ROOT / "datasets/emoji"
+SOURCES = sorted(file for folder in (*LAYERS, "rotescope") for file in (ROOT / folder).rglob("*.py"))
+SUMS = sorted(f for folder in LAYERS for f in (ROOT / folder).rglob("SHA256SUMS"))
+YAMLS = sorted(f for f in ROOT.rglob("*.y*ml") if f.relative_to(ROOT).parts[0] not in (".venv", "runs", "work", "build"))
+
+
+def name_of(file):
+    """train/loop.py -> rotescope.train.loop; rotescope/cli.py -> rotescope.cli."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in (("rotescope",) * (parts[0] != "rotescope") + parts) if p != "__init__")
+
+
+def imports_of(file):
+    """Every module that a file imports, wherever in it: 'torch.nn', 'rotescope.errors', 'rotescope.errors.InputError'."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: import absolutely"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(module, *parents):
+    return any(module == p or module.startswith(p + ".") for p in parents)
+
+
+def canonical(distribution):
+    return distribution.lower().replace("_", "-")
+
+
+def run(*command, **environment):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+
+
+# ----- names
+
+def test_bare_names_mean_hugging_face_in_pytest():
+    import datasets
+    import evaluate
+    assert datasets.load_dataset.__module__ == "datasets.load"
+    assert evaluate.load.__module__ == "evaluate.loading"
+
+
+@pytest.mark.parametrize("how", ["-c", "script", "-m"])
+def test_bare_names_mean_hugging_face_from_the_root(how, tmp_path):
+    """Each way puts the root first on the path; a specification without an origin would be our bare folder."""
+    code = "import sys; from importlib.util import find_spec; print(*(find_spec(n).origin for n in ('datasets', 'evaluate')))"
+    (tmp_path / "probe.py").write_text(code.replace("; ", f"; sys.path[0] = {str(ROOT)!r}; ", 1) if how == "script" else code)
+    command = {"-c": ("-c", code), "script": (tmp_path / "probe.py",), "-m": ("-m", "probe")}[how]
+    done = run(sys.executable, *command, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
+    assert [Path(p).parts[-3:] for p in done.stdout.split()] == [
+        ("site-packages", "datasets", "__init__.py"), ("site-packages", "evaluate", "__init__.py")], done.stderr
+
+
+def test_folders_hold_no_init():
+    assert not [f for folder in LAYERS for f in (ROOT / folder).rglob("__init__.py")]
+
+
+def test_no_file_bears_the_name_of_a_package():
+    """`python train/x.py` puts train/ first on the path: a file there would hide a package of its name from every library."""
+    taken = {*packages_distributions(), *sys.stdlib_module_names}
+    assert not [f for folder in LAYERS for f in (ROOT / folder).glob("*.py") if f.stem in taken]
+
+
+# ----- layers
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_imports_run_downwards(file):
+    name = name_of(file)
+    above = {"datasets": ("train", "mitigate", "evaluate"), "train": ("mitigate", "evaluate"), "mitigate": ("train", "evaluate"),
+             "evaluate": ("train", "mitigate"), "rotescope": LAYERS}[file.relative_to(ROOT).parts[0]]
+    if name == "rotescope.evaluate.audit":
+        above = ("train",)
+    if name in ("rotescope", "rotescope.cli", "rotescope.demo"):  # the front door; __init__ imports for type checkers alone
+        above = ()
+    forbidden = [f"rotescope.{layer}" for layer in above] + [m for m in ("rotescope.cli", "rotescope.demo") if m != name]
+    assert not [m for m in imports_of(file) if within(m, *forbidden)]
+
+
+def test_every_import_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
+    used = {m.split(".")[0] for f in SOURCES for m in imports_of(f)} - set(sys.stdlib_module_names) - {"rotescope"}
+    homes = packages_distributions()  # module -> the distributions that bring it
+    assert not {m for m in used if not declared & {canonical(d) for d in homes.get(m, [m])}}, "add these to pyproject.toml"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_nothing_is_unpickled(file):
+    assert not [m for m in imports_of(file) if within(m, "pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle")]
+    for call in (n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+        options = {k.arg: getattr(k.value, "value", None) for k in call.keywords}
+        assert ast.unparse(call.func) != "torch.load" or options.get("weights_only") is True
+        assert options.get("allow_pickle") is not True
+
+
+def test_ruff_is_content():
+    pytest.importorskip("ruff")
+    done = run(sys.executable, "-m", "ruff", "check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+# ----- files that ship
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_yaml_loads(file):
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("sums", SUMS, ids=lambda f: str(f.parent.relative_to(ROOT)))
+def test_shipped_files_are_what_their_sums_say(sums):
+    expected = {name: sha256 for sha256, name in (line.split("  ") for line in sums.read_text().splitlines())}
+    assert expected
+    assert expected == {name: hashlib.sha256((sums.parent / name).read_bytes()).hexdigest() for name in expected}
+
+
+@pytest.mark.parametrize(("split", "n"), [("finetune", 3000), ("heldout", 800)])
+def test_splits_open_as_images(split, n, tmp_path):
+    import datasets as hf_datasets
+    data = hf_datasets.load_dataset(str(EMOJI), split=split, cache_dir=str(tmp_path))  # as the data card says
+    assert isinstance(data.features["image"], hf_datasets.Image)
+    assert data.num_rows == n
+    assert data[0]["image"].size == (64, 64)
+    assert all(data["caption"])
+
+
+def test_data_card_counts_are_true():
+    card = (EMOJI / "README.md").read_text(encoding="utf-8")
+    splits = [EMOJI / "finetune.parquet", EMOJI / "heldout.parquet"]
+    tables = [pq.read_table(split, columns=["objects", "ground"]).to_pylist() for split in splits]
+    for word in (*OBJECTS, *GROUNDS):
+        finetune, heldout = (sum(word in (*row["objects"], row["ground"]) for row in table) for table in tables)
+        assert f"| {word} {finetune} / {heldout} |" in card
+
+
+# ----- the front door
+
+@pytest.mark.parametrize("module", ["rotescope.datasets.emoji.scenes", "rotescope.train.pretrain"])
+def test_folders_are_packages(module):
+    assert find_spec(module) is not None
+
+
+def test_public_names_load_on_first_use():
+    for name in rotescope.__all__:
+        assert getattr(rotescope, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rotescope.nothing  # noqa: B018
+
+
+def test_front_door_does_not_wait_for_torch():
+    done = run(sys.executable, "-c", "import sys, rotescope.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_says_what_and_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert re.search(rf"(rotescope {command}|{command}\.py) --?\w", " ".join(capsys.readouterr().out.split()))
+
+
+def test_unknown_command_is_one_line_and_code_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["rotoscope"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
