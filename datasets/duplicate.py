@@ -37,7 +37,7 @@ def apply_plan(manifest, plan):
     if not plan.duplicated and not plan.controls:
         return manifest
     if any(e.group for e in manifest):
-        raise InputError("the manifest has a duplication plan already: prepare the data without one, or train with --duplicated 0 --controls 0")
+        raise InputError("the manifest has a duplication plan already: leave --duplicated and --controls at 0")
     duplicated, controls = _choose(manifest, plan)
     taken = {caption for e in duplicated for caption in e.captions}
     chosen = {e.image_id: _duplicate(e, plan) for e in duplicated} | {e.image_id: replace(e, group="control") for e in controls}
@@ -66,7 +66,7 @@ def _claim(examples, count, claimed, what):
             claimed |= own
             found.append(e)
     if len(found) < count:
-        raise InputError(f"{count} {what} images with captions of their own were asked for, the data has {len(found)}: ask for fewer")
+        raise InputError(f"the plan needs {count} {what} images with captions of their own, there are {len(found)}: ask for fewer")
     return found
 
 

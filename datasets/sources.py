@@ -99,7 +99,7 @@ def _from_parquet_folder(folder):
 
 
 def _from_saved_dataset(folder):
-    """What Hugging Face's Dataset.save_to_disk or DatasetDict.save_to_disk wrote; of a dict, the split `train`, or its only one."""
+    """What Hugging Face's save_to_disk wrote; of a DatasetDict, the split `train` or the only one."""
     try:
         if (folder / "dataset_dict.json").exists():
             splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
@@ -118,7 +118,8 @@ def _from_metadata(folder):
     file = next(folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists())
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream)) if file.suffix == ".csv" else [json.loads(line) for line in stream if line.strip()]
+            lines = [line for line in stream if line.strip()]
+            rows = list(csv.DictReader(lines)) if file.suffix == ".csv" else [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}): mend it") from error
     for number, row in enumerate(rows, 1):

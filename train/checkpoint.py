@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers.utils import logging as transformers_logging
 
@@ -38,7 +38,7 @@ def find_model(name):
     for part, groups in PARTS.items():
         for group in groups:
             if not any(True for pattern in group for _ in (folder / part).glob(pattern)):
-                raise InputError(f"the model {name} has no {part} (no {' or '.join(group)} in {part}/): copy the whole model folder")
+                raise InputError(f"the model {name} has no {part} (no {' or '.join(group)} there): copy the whole model folder")
     return folder
 
 
@@ -53,8 +53,9 @@ def load_pipeline(folder):
     """-> StableDiffusionPipeline in float32 without its safety checker, all parts frozen and in eval mode."""
     try:
         with _quiet():
-            pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True,
-                                                           requires_safety_checker=False, use_safetensors=True)
+            pipe = StableDiffusionPipeline.from_pretrained(
+                folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
+                use_safetensors=True, local_files_only=True)
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"the model {folder} cannot be loaded ({error}): copy it again") from error
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -109,5 +110,6 @@ def save_record(folder, config, manifest, weights, about):
     """What was done: config.yaml (takes --config again), manifest.parquet with served counts, rotescope.json."""
     save(config, folder / "config.yaml")
     manifest.save(folder / "manifest.parquet")
-    hashes = about.pop("hashes") | {"manifest": manifest.hash, "unet": folder_sha256(weights) if weights.is_dir() else sha256(weights)}
-    write_json(folder / "rotescope.json", {**about, "hashes": hashes, "config": plain(config), "versions": versions()})
+    trained = folder_sha256(weights) if weights.is_dir() else sha256(weights)
+    about["hashes"] = {**about["hashes"], "manifest": manifest.hash, "unet": trained}
+    write_json(folder / "rotescope.json", {**about, "config": plain(config), "versions": versions()})

@@ -31,7 +31,7 @@ from rotescope.train.objective import TARGETS
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipes" / "demo.yaml"
-EMBEDDED = {"pretrained_model_name_or_path": HERE / "base", "train_data_dir": HERE.parent / "datasets" / "emoji" / "finetune.parquet"}
+EMBEDDED = {"pretrained_model_name_or_path": HERE / "base", "train_data_dir": HERE.parent / "datasets/emoji/finetune.parquet"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
@@ -122,7 +122,8 @@ def finetune(config, on_step=None, progress=True):
     check_output(config.output_dir, config.overwrite)
     model = find_model(config.pretrained_model_name_or_path)
     manifest = _plan(config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision,
+                              gradient_accumulation_steps=config.gradient_accumulation_steps)
     pipe = load_pipeline(model)
     check_output(config.output_dir, config.overwrite, min_free_mb=_megabytes(pipe, config))
     _warn_of_long_captions(manifest, pipe.tokenizer, accelerator)
@@ -159,7 +160,8 @@ def _check(config):
 
 
 def _plan(config):
-    plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style, config.controls, config.plan_seed, config.exclusive)
+    plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
+                           config.controls, config.plan_seed, config.exclusive)
     return apply_plan(load_source(config.train_data_dir), plan)
 
 
@@ -172,13 +174,15 @@ def _megabytes(pipe, config):
 def _warn_of_long_captions(manifest, tokenizer, accelerator):
     long = too_long(manifest.captions(), tokenizer)
     if long and accelerator.is_main_process:
-        Console(stderr=True).print(f"warning: {len(long)} captions are longer than the model's {tokenizer.model_max_length} tokens "
-                                   f"and are cut, the first: {long[0]}", markup=False)
+        line = f"warning: {len(long)} captions are cut at the model's {tokenizer.model_max_length} tokens, the first: {long[0]}"
+        Console(stderr=True).print(line, markup=False, soft_wrap=True)
 
 
 def _encode(config, manifest, pipe, hashes, accelerator, show):
     """Latents and embeddings on the CPU; VAE and text encoder leave the accelerator again."""
     resolution = config.resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    if resolution % pipe.vae_scale_factor:
+        raise InputError(f"--resolution {resolution}: take a multiple of {pipe.vae_scale_factor} for this model")
     preprocessing = Preprocessing(resolution, config.center_crop, config.random_flip)
     pipe.vae.to(accelerator.device), pipe.text_encoder.to(accelerator.device)
     with accelerator.main_process_first() if config.cache_dir else nullcontext():
@@ -201,7 +205,8 @@ def _steps(config, manifest, pipe, encoded, accelerator):
     batches = global_batches(encoded, [e.copies for e in manifest], size, num_train_timesteps=noise.config.num_train_timesteps,
                              caption_dropout=config.caption_dropout, seed=config.seed)
     loss = DenoisingLoss(encoded, noise.alphas_cumprod, noise.config.prediction_type, accelerator.device, config.snr_gamma)
-    yield from training_steps(accelerator, unet, optimizer, schedule, islice(batches, config.max_train_steps), loss, config.max_grad_norm)
+    batches = islice(batches, config.max_train_steps)
+    yield from training_steps(accelerator, unet, optimizer, schedule, batches, loss, config.max_grad_norm)
     pipe.unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False).cpu()
 
 

@@ -72,7 +72,7 @@ def _encode_images(manifest, vae, preprocessing, batch_size, on_batch):
 @torch.no_grad()
 def _encode_texts(texts, tokenizer, text_encoder, batch_size):
     """-> last hidden states (m, L, D), as StableDiffusionPipeline feeds them to the denoiser."""
-    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids  # (m, model_max_length)
     return torch.cat([text_encoder(part.to(text_encoder.device))[0].cpu() for part in ids.split(batch_size)])
 
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.errors import RunError
 from rotescope.train.latents import Encoded
@@ -40,7 +41,7 @@ class Batch:
 
 
 def shuffled_passes(copies, size, generator):
-    """copies: (n,) -> endless (2, size) of image and how often it came before; each epoch shows image i exactly copies[i] times."""
+    """copies: (n,) -> endless (2, size): image, and how often it came before. An epoch shows image i copies[i] times."""
     images = torch.repeat_interleave(copies)                               # (N,) with N = sum of copies
     nth = torch.arange(len(images)) - (copies.cumsum(0) - copies)[images]  # (N,) 0 ... copies - 1
     queue = torch.empty(2, 0, dtype=torch.long)
@@ -57,7 +58,7 @@ def global_batches(encoded: Encoded, copies, size, *, num_train_timesteps=1000, 
     """Endless batches of `size` samples. Copy j of an image comes under its caption number j modulo the number of them."""
     generator = torch.Generator().manual_seed(seed)
     count = torch.tensor([len(rows) for rows in encoded.captions])
-    table = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows) for rows in encoded.captions], batch_first=True)  # (n, most captions)
+    table = pad_sequence([torch.tensor(rows) for rows in encoded.captions], batch_first=True)  # (n, most captions)
     _, flips, channels, *side = encoded.moments.shape
     shape = (size, channels // 2, *side)
     for images, nth in shuffled_passes(torch.as_tensor(copies), size, generator):
@@ -84,7 +85,7 @@ class DenoisingLoss:
         noisy = add_noise(x0, batch.noise, alpha, sigma)
         target = TARGETS[self.prediction_type](x0, batch.noise, alpha, sigma)
         context = self.encoded.embeddings[batch.captions]
-        noisy, target, context, timesteps = (t.to(self.device, non_blocking=True) for t in (noisy, target, context, batch.timesteps))
+        noisy, timesteps, context, target = (t.to(self.device) for t in (noisy, batch.timesteps, context, target))
         losses = loss_per_sample(denoiser(noisy, timesteps, context, return_dict=False)[0], target)
         if self.snr_gamma is None:
             return losses
@@ -106,7 +107,7 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
             losses.append(loss.detach())
         mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         if not math.isfinite(mean):
-            raise RunError(f"the loss is {mean} at step {step}, learning rate {lr:g}: lower --learning_rate or raise --lr_warmup_steps")
+            raise RunError(f"the loss is {mean} at step {step}, learning rate {lr:g}: lower --learning_rate")
         accelerator.clip_grad_norm_(denoiser.parameters(), max_grad_norm)
         optimizer.step()
         lr_scheduler.step()
