@@ -17,13 +17,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.resnet import ResnetBlock2D
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rotescope.datasets.emoji.scenes import PAIR_SHARE, all_captions, scenes
+from rotescope.runs import sha256
 
 SEEDS = {"contrastive": 1, "vae": 2, "unet": 3}  # also the scene streams, apart from the shipped splits' 101 and 202
 VAE = dict(in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
@@ -33,7 +41,7 @@ UNET = dict(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64
             cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
             down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
-KL_WEIGHT = 5e-4
+KL_WEIGHT = 1e-4
 VISION = dict(layers=(1, 1, 1, 1), width=10, head_width=64, image_size=64)  # open_clip's modified ResNet
 TEXT = dict(context_length=24, width=128, heads=4, layers=2)
 EMBED_DIM = 128
@@ -84,22 +92,39 @@ def _edges(x):
     return torch.cat([(x[..., 1:, :] - x[..., :-1, :]).flatten(1), (x[..., 1:] - x[..., :-1]).flatten(1)], 1)
 
 
-def train_vae(out, steps, batch=32, lr=2e-3, n=20_000):
-    """L1 on pixels and on edges, light KL; the first three quarters on 40 px windows, the rest on whole scenes."""
+def make_vae():
+    """Every residual branch starts at zero, so that colour gets through the narrow stack from the first step."""
+    vae = AutoencoderKL(**VAE)
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            torch.nn.init.zeros_(block.conv2.weight)
+            torch.nn.init.zeros_(block.conv2.bias)
+    return vae
+
+
+def reconstruction_loss(y, x, late):
+    """Squared error finds the sprites fast; absolute error, later, makes their edges sharp. x, y: (B, 3, H, W) in [-1, 1]."""
+    if late:
+        return F.l1_loss(y, x) + F.l1_loss(_edges(y), _edges(x)) + 2 * F.mse_loss(y, x)
+    return 4 * F.mse_loss(y, x) + 0.2 * F.l1_loss(y, x) + 2 * F.mse_loss(_edges(y), _edges(x))
+
+
+def train_vae(out, steps, batch=32, lr=1e-3, n=20_000):
+    """The first three quarters on 32 px windows, the rest on whole scenes; light KL."""
     images, _ = pool(n, SEEDS["vae"], out)
     torch.manual_seed(SEEDS["vae"])
-    rng, vae = np.random.default_rng(SEEDS["vae"]), AutoencoderKL(**VAE)
+    rng, vae = np.random.default_rng(SEEDS["vae"]), make_vae()
 
     def loss_of(step):
-        x = to_unit(images[rng.integers(0, n, batch)])
-        x = _patches(x, 40, rng) if step < 0.75 * steps else x
+        x, whole = to_unit(images[rng.integers(0, n, batch)]), step >= 0.75 * steps
+        x = x if whole else _patches(x, 32, rng)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float())
-        return F.l1_loss(y, x) + F.l1_loss(_edges(y), _edges(x)) + KL_WEIGHT * kl.mean()
+        return reconstruction_loss(y, x, whole) + KL_WEIGHT * kl.mean()
 
     for step, _ in optimise(vae, steps, lr, loss_of):
-        if step % 500 == 499:
+        if step % 250 == 249:
             vae.save_pretrained(out / "vae")
     with torch.no_grad():
         latents = torch.cat([vae.encode(to_unit(images[i:i + 100])).latent_dist.mean for i in range(0, 2000, 100)])
@@ -201,6 +226,77 @@ def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35)
         ours, theirs = towers.encode_text(ids[:50]), model(ids[:50])
         torch.testing.assert_close(theirs.pooler_output @ towers.text_projection, ours, atol=1e-4, rtol=1e-4)
     model.save_pretrained(out / "text_encoder")
+
+
+# ----- denoiser
+
+@torch.no_grad()
+def latents_of(out, vae, n, seed):
+    """Scaled latents of a stream of scenes (n, 8, 8, 8), sampled once from the posterior, and caption ids; kept beside the run."""
+    images, captions = pool(n, seed, out)
+    file, index = out / f"latents-{seed}-{n}.safetensors", {c: i for i, c in enumerate(all_captions())}
+    if not file.exists():
+        torch.manual_seed(seed)
+        parts = [vae.encode(to_unit(x)).latent_dist.sample() * vae.config.scaling_factor for x in images.split(200)]
+        save_file({"latents": torch.cat(parts)}, file)
+    return load_file(file)["latents"], torch.tensor([index[c] for c in captions])
+
+
+def train_unet(out, steps, batch=64, lr=1e-3, n=60_000, dropout=0.1, decay=0.9995):
+    """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided."""
+    vae, model = AutoencoderKL.from_pretrained(out / "vae").eval(), CLIPTextModel.from_pretrained(out / "text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    latents, captions = latents_of(out, vae, n, SEEDS["unet"])
+    with torch.no_grad():
+        table = torch.cat([model(ids).last_hidden_state for ids in tokenize(tokenizer, [*all_captions(), ""]).split(200)])
+    torch.manual_seed(SEEDS["unet"])
+    unet, noising = UNet2DConditionModel(**UNET), DDPMScheduler(**SCHEDULE)
+    average, empty = copy.deepcopy(unet).requires_grad_(False), len(table) - 1
+    opt = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=1e-2)
+    # warm up, hold, and fall over the last third
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1, (k + 1) / 300, 1.02 - max(0, 3 * k / steps - 2)))
+    started = time.time()
+    for step in range(steps):
+        b = torch.randint(n, (batch,))
+        caption = torch.where(torch.rand(batch) < dropout, empty, captions[b])
+        t = torch.where(torch.rand(batch) < 0.5, torch.randint(300, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
+        noise = torch.randn_like(latents[b])
+        loss = F.mse_loss(unet(noising.add_noise(latents[b], noise, t), t, table[caption]).sample, noise)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1)
+        opt.step()
+        schedule.step()
+        with torch.no_grad():
+            rate = min(decay, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - rate)
+        if step % 100 == 0:
+            print(f"step {step} loss {loss.item():.4f} {time.time() - started:.0f} s", flush=True)
+        if step % 500 == 499 or step == steps - 1:
+            average.save_pretrained(out / "unet")
+
+
+# ----- the result
+
+def train_pack(out, _):
+    """Everything in fp16, in Stable Diffusion's layout, with the image tower beside it -> train/base."""
+    base = Path(__file__).parent / "base"
+    scheduler = DPMSolverMultistepScheduler(**SCHEDULE, prediction_type="epsilon")
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae"), text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"), unet=UNet2DConditionModel.from_pretrained(out / "unet"),
+        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(base)
+    for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
+        (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
+    towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "towers.safetensors").items()
+              if k.startswith("visual.") or k in ("text_projection", "logit_scale")}
+    (base / "alignment").mkdir(exist_ok=True)
+    save_file(towers, base / "alignment" / "model.safetensors")
+    (base / "alignment" / "config.json").write_text(json.dumps({"embed_dim": EMBED_DIM, "vision": VISION}, indent=2) + "\n")
+    files = sorted(p for p in base.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt"))
+    (base / "SHA256SUMS").write_text("".join(f"{sha256(p)}  {p.relative_to(base).as_posix()}\n" for p in files))
+    print(f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB in {base}")
 
 
 def main():

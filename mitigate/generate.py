@@ -1,0 +1,106 @@
+"""Sample prompts × seeds × mitigations into a folder of images and records.
+
+    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation none og-stp --seeds 0 1 2 3 --output_dir runs/samples
+    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation stp:transition=600 --output_dir runs/stp-600
+
+--prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the manifest.parquet that a
+fine-tune leaves beside its checkpoint: then the duplicated and the control captions are sampled.
+"""
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from rotescope.datasets.records import Manifest
+from rotescope.errors import InputError, exit_cleanly
+from rotescope.mitigate.guidance import get_policy
+from rotescope.mitigate.prompts import prompts_of, read_prompts
+from rotescope.mitigate.sampler import sample_to_folder
+from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.progress import progress_bars
+from rotescope.runs import check_output, folder_sha256, output_folder, sha256, versions
+from rotescope.settings import parse, plain
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    prompts: str
+    """file of prompts, or a checkpoint's manifest.parquet"""
+    output_dir: str
+    """where images, records.parquet and run.json go"""
+    model: str = str(BASE)
+    """model folder in diffusers' layout, or its name on the hub"""
+    lora: str | None = None
+    """LoRA file or folder, on top of the model"""
+    mitigation: tuple[str, ...] = ("none",)
+    """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """one image a prompt and a seed; the same seed gives the same image in every batch"""
+    guidance_scale: float = 7.5
+    """after the transition; 1 is off, as in diffusers"""
+    num_inference_steps: int = 50
+    """of the pipeline's own scheduler"""
+    batch_size: int = 64
+    """images at a time"""
+    max_prompts: int | None = None
+    """take only so many prompts of each group"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model runs"""
+    overwrite: bool = False
+    """replace output_dir"""
+
+
+def load_prompts(file, limit=None):
+    """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
+    if Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names:
+        return prompts_of(Manifest.load(file), limit=limit)
+    counts, chosen = {}, []
+    for p in read_prompts(file):
+        counts[p.group] = counts.get(p.group, 0) + 1
+        if limit is None or counts[p.group] <= limit:
+            chosen.append(p)
+    return chosen
+
+
+def check(config):
+    """Raise InputError for whatever would stop the run later -> {name: policy}."""
+    check_output(config.output_dir, config.overwrite)
+    find_model(config.model)
+    if config.lora:
+        find_lora(config.lora)
+    if config.guidance_scale <= 1:
+        raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a scale above 1")
+    if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
+        raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
+    policies = {text.replace(":", "_").replace(",", "_"): get_policy(text) for text in config.mitigation}
+    if len(policies) < len(config.mitigation):
+        raise InputError(f"a mitigation is named twice: {' '.join(config.mitigation)}")
+    return policies
+
+
+def generate(config):
+    """Sample as `config` says -> the samples folder."""
+    policies = check(config)
+    prompts = load_prompts(config.prompts, config.max_prompts)
+    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    about = {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": {"model": folder_sha256(config.model)}}
+    if config.lora:
+        about["hashes"]["lora"] = sha256(find_lora(config.lora))
+    total = len(prompts) * len(config.seeds)
+    with output_folder(config.output_dir, config.overwrite) as draft, progress_bars({m: total for m in policies}) as advance:
+        sample_to_folder(pipe, prompts, policies, config.seeds, draft, about=about, on_sample=advance, guidance_scale=config.guidance_scale,
+                         num_inference_steps=config.num_inference_steps, batch_size=config.batch_size)
+    return Path(config.output_dir)
+
+
+@exit_cleanly
+def main(argv=None):
+    config = parse(GenerateConfig, sys.argv[1:] if argv is None else argv, prog="rotescope generate", description=__doc__)
+    print(json.dumps({"samples": str(generate(config))}))
+
+
+if __name__ == "__main__":
+    main()

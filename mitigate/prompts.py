@@ -1,0 +1,67 @@
+"""Prompts in, from a text file, a table or a manifest."""
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rotescope.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    group: str = ""       # "duplicated", "control", or the user's own
+    image_id: str = ""    # the training image that the prompt belongs to, if known
+
+
+def read_prompts(file):
+    """.txt (one a line), .csv, .jsonl or .parquet with `prompt` or `caption` and perhaps `group`, `image_id` -> list of Prompt."""
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"no prompts file at {file}: name a .txt, .csv, .jsonl or .parquet file")
+    readers = {".txt": _lines, ".csv": _csv, ".jsonl": _jsonl, ".parquet": lambda f: pq.read_table(f).to_pylist()}
+    if file.suffix not in readers:
+        raise InputError(f"{file}: prompts come as .txt, .csv, .jsonl or .parquet")
+    try:
+        rows = readers[file.suffix](file)
+    except (ValueError, OSError) as error:  # json, csv, unicode and arrow errors are ValueErrors
+        raise InputError(f"{file} cannot be read as {file.suffix[1:]} ({error})") from error
+    prompts = [Prompt(_text(row, file, i), row.get("group") or "", row.get("image_id") or "") for i, row in enumerate(rows, 1)]
+    if not prompts:
+        raise InputError(f"{file} holds no prompt")
+    return prompts
+
+
+def prompts_of(manifest, groups=("duplicated", "control"), limit=None):
+    """The first caption of each image of the named groups; where no image has a group, of every image. At most `limit` a group."""
+    chosen, counts = [], {}
+    grouped = any(e.group in groups for e in manifest)
+    for e in manifest:
+        if grouped and e.group not in groups:
+            continue
+        counts[e.group] = counts.get(e.group, 0) + 1
+        if limit is None or counts[e.group] <= limit:
+            chosen.append(Prompt(e.captions[0], e.group, e.image_id))
+    return chosen
+
+
+def _text(row, file, number):
+    text = row.get("prompt", row.get("caption"))
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{file}: row {number} has no prompt: give each row a `prompt` or a `caption`")
+    return text
+
+
+def _lines(file):
+    return [{"prompt": line} for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _csv(file):
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _jsonl(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
