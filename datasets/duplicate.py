@@ -66,7 +66,8 @@ def _claim(examples, count, claimed, what):
             claimed |= own
             found.append(e)
     if len(found) < count:
-        raise InputError(f"the plan needs {count} {what} images with captions of their own, there are {len(found)}: ask for fewer")
+        has = f"there are {len(found)}"
+        raise InputError(f"the plan needs {count} {what} images with captions of their own, {has}: ask for fewer")
     return found
 
 

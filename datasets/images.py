@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 def to_pixels(image, resolution, center_crop=True, flip=False, place=(0.5, 0.5)):
     """RGB PIL image -> float (3, resolution, resolution) in [-1, 1], as diffusers' training scripts have it.
 
-    The short side becomes `resolution` (Lanczos); then a square is cut from the middle, or at `place`: x, y as shares of the margin.
+    The short side becomes `resolution` (Lanczos); a square is cut from the middle, or at `place`: x, y as shares of the margin.
     """
     size = tuple(side * resolution // min(image.size) for side in image.size)
     if size != image.size:

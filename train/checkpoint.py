@@ -98,11 +98,13 @@ def save_lora(unet, folder):
 
 
 def save_full(pipe, folder, dtype=torch.float32):
-    """The whole pipeline; `StableDiffusionPipeline.from_pretrained` loads it."""
+    """The whole pipeline; `StableDiffusionPipeline.from_pretrained` loads it, in float32 unless told otherwise."""
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         torch.nn.Module.to(part, dtype=dtype)  # diffusers' own `to` warns of parts that it would keep in float32, even if none
     with _quiet():
         pipe.save_pretrained(folder, safe_serialization=True)
+    text = Path(folder) / "text_encoder" / "config.json"  # transformers would load half precision by default, diffusers would not
+    write_json(text, json.loads(text.read_text()) | {"dtype": "float32"})
     return Path(folder) / "unet"
 
 

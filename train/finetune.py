@@ -104,6 +104,8 @@ class FinetuneConfig:
     """decay of AdamW's second moment"""
     adam_weight_decay: float = 1e-2
     """of AdamW"""
+    adam_epsilon: float = 1e-8
+    """of AdamW: gradients well below it hardly move a weight"""
     max_grad_norm: float = 1.0
     """gradients are clipped at this norm"""
     snr_gamma: float | None = None
@@ -198,8 +200,9 @@ def _steps(config, manifest, pipe, encoded, accelerator):
         raise InputError(f"the model predicts {noise.config.prediction_type!r}: training knows {', '.join(TARGETS)}")
     parameters = _trainable(config, pipe.unet)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-                                  weight_decay=config.adam_weight_decay, fused=True)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_train_steps)
+                                  weight_decay=config.adam_weight_decay, eps=config.adam_epsilon, fused=True)
+    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps,
+                             num_training_steps=config.max_train_steps)
     unet, optimizer = accelerator.prepare(pipe.unet, optimizer)
     size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     batches = global_batches(encoded, [e.copies for e in manifest], size, num_train_timesteps=noise.config.num_train_timesteps,
