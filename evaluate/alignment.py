@@ -1,0 +1,131 @@
+"""Text-image agreement, by a contrastive model: the embedded one (in-domain), or any of open_clip's from a local file."""
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from rotescope.errors import InputError
+from rotescope.evaluate.descriptors import square
+from rotescope.runs import sha256
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A pair of towers. Both answer with float32 of any length; the image side also serves as features for fidelity."""
+    label: str                                   # names model and domain; goes into the report
+    sha256: str                                  # of the image tower's weights
+    images: Callable[[list], np.ndarray]         # n RGB images -> (n, d)
+    texts: Callable[[list[str]], np.ndarray]     # n captions -> (n, d)
+
+
+def get_alignment(name):
+    """A folder `alignment/` of a model, or open_clip:ARCHITECTURE:FILE.safetensors -> Alignment; "" or none -> None."""
+    if str(name or "none") == "none":
+        return None
+    return open_clip_alignment(str(name)) if str(name).startswith("open_clip:") else embedded_alignment(Path(name))
+
+
+def find_alignment(model):
+    """The metric that ships with a model folder, or with the base that it was fine-tuned from -> its folder, or ""."""
+    for folder in _lineage(model):
+        if (folder / "alignment" / "config.json").exists():
+            return str(folder / "alignment")
+    return ""
+
+
+def _lineage(model):
+    seen = set()
+    while model and (folder := Path(model)) not in seen:
+        seen.add(folder)
+        yield folder
+        about = folder / "rotescope.json"
+        model = json.loads(about.read_text(encoding="utf-8")).get("base") if about.is_file() else None
+
+
+def agreement(images, captions, candidates, own):
+    """images (n, d), captions (n, d), candidates (c, d); own: for each image the candidates that are right
+    -> cosine with the own caption (n,), and whether the best candidate is a right one (n,)."""
+    images, captions, candidates = map(_unit, (images, captions, candidates))
+    best = (images @ candidates.T).argmax(1)
+    return (images * captions).sum(1), np.array([b in right for b, right in zip(best, own, strict=True)])
+
+
+def _unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+
+def embedded_alignment(folder):
+    """A modified ResNet beside a pipeline's text encoder: what train/pretrain.py makes before it makes the denoiser."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from transformers import CLIPTextModel, CLIPTokenizer
+    weights = folder / "model.safetensors"
+    _check_files(folder, weights)
+    config, state = json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(weights)
+    kwargs = config.get("visual", config)
+    tower = ModifiedResNet(**kwargs).float().eval()
+    tower.load_state_dict({k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")})
+    with _quiet():
+        encoder = CLIPTextModel.from_pretrained(folder.parent / "text_encoder", dtype=torch.float32, use_safetensors=True).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
+    projection, side = state["text_projection"].float(), kwargs["image_size"]
+
+    def texts(captions):
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return encoder(ids).pooler_output @ projection  # hidden state at the end token (n, width) -> (n, d)
+
+    def images(pictures):
+        x = np.stack([np.asarray(square(picture, side, Image.BICUBIC), np.float32) for picture in pictures])  # (n, side, side, 3)
+        return tower(torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1)
+    return Alignment("embedded contrastive model (in-domain)", sha256(weights), _in_batches(images), _in_batches(texts))
+
+
+def open_clip_alignment(name):
+    """open_clip:ViT-B-16:/path/file.safetensors. Pickled weights are refused: loading one can run code."""
+    import open_clip
+    _, _, rest = name.partition(":")
+    architecture, _, file = rest.partition(":")
+    if not file.endswith(".safetensors") or not Path(file).is_file():
+        raise InputError(f"{name}: write open_clip:ARCHITECTURE:FILE.safetensors, with a local file in that format (no pickles)")
+    if architecture not in open_clip.list_models():
+        raise InputError(f"open_clip knows no architecture {architecture!r}: see open_clip.list_models()")
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=file)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{file} does not hold weights of {architecture} ({error}): name the right pair") from error
+    model, tokenizer = model.eval(), open_clip.get_tokenizer(architecture)
+    return Alignment(f"open_clip {architecture}", sha256(file),
+                     _in_batches(lambda pictures: model.encode_image(torch.stack([transform(p) for p in pictures]))),
+                     _in_batches(lambda captions: model.encode_text(tokenizer(captions))))
+
+
+def _check_files(folder, weights):
+    for file in (folder / "config.json", weights, folder.parent / "text_encoder" / "config.json", folder.parent / "tokenizer"):
+        if not file.exists():
+            raise InputError(f"{file} is missing, so {folder} is no alignment metric: name a model's alignment/ folder, "
+                             "or open_clip:ARCHITECTURE:FILE.safetensors")
+
+
+@contextmanager
+def _quiet():
+    """Without transformers' own bar for loading."""
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _in_batches(function, size=128):
+    @torch.no_grad()
+    def run(items):
+        return torch.cat([function(list(items[i:i + size])).float() for i in range(0, len(items), size)]).numpy()
+    return run

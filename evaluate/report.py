@@ -1,0 +1,186 @@
+"""Report -> report.json and report.html: one file that needs no network, for screen, phone and paper."""
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from rotescope.evaluate import charts
+from rotescope.evaluate.table import cells_of, number
+from rotescope.evaluate.verdict import NAMES, PROMPTS, best, name, percent, share
+from rotescope.runs import write_json
+
+LONG_NAMES = {"none": "Plain guidance", "stp": "Delayed guidance", "og-stp": "Opposite, then delayed guidance",
+              "dtp": "Delayed guidance, dynamic", "og-dtp": "Opposite guidance, dynamic"}
+SHOWN = 12                                 # pairs of the first method; a third of it of the others
+COLUMNS = {"duplicated": 8, "control": 4}  # prompts in the grid; of another group, 8
+THUMBNAIL = 192                            # pixels; smaller images go in as they are
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Opens what a report shows but does not hold."""
+    generated: Callable[[str], Image.Image]          # by `image` of a pair
+    training: Callable[[str], Image.Image | None]    # by image_id; None if it is no training image's
+
+
+class Report(dict):
+    """What report.json says, all of it JSON types; `pictures` opens the images."""
+
+    def __init__(self, content, pictures):
+        super().__init__(_plain(content))
+        self.pictures = pictures
+
+
+def _plain(value):
+    """JSON types; floats to six digits, NaN as None."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return None if value != value else round(value, 6)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def write_report(report, out_dir):
+    """-> the path of report.html in `out_dir`, report.json beside it."""
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(out_dir / "report.json", report)
+    (out_dir / "report.html").write_text(render(report), encoding="utf-8")
+    return out_dir / "report.html"
+
+
+def render(report):
+    """-> the page. The template engine escapes captions and names."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {f.__name__: f for f in (percent, number, name, share, sentence, unbroken)}
+    return environment.get_template("report.html.j2").render(
+        r=report, names=NAMES, long_names=LONG_NAMES, prompts=PROMPTS, tiles=tiles(report), tables=tables(report),
+        several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report))
+
+
+def sentence(text):
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def unbroken(text):
+    """No line break inside an interval."""
+    return text.replace("–", "\u2060–\u2060")
+
+
+# ----- what the page shows
+
+def tiles(report):
+    """The three or four figures under the verdict."""
+    methods = {m: {g: c for g, c in groups.items() if g != "settings"} for m, groups in report["methods"].items()}
+    first = "none" if "none" in methods else next(iter(methods))
+    found = [_tile(first, group, cell) for group, cell in methods[first].items()]
+    worst = max(methods[first], key=lambda g: methods[first][g]["copy_rate"])
+    others = {m: groups[worst] for m, groups in methods.items() if m != first and worst in groups}
+    if others:
+        found.append(_tile(best(others), worst, others[best(others)]))
+    held = report["background"]["heldout"]
+    if held["n"]:
+        found.append({"figure": percent(held["copy_rate"]), "name": "Chance", "of": "held-out pictures", "bad": False,
+                      "detail": f"{round(held['copy_rate'] * held['n']):,} of {held['n']:,} come as close"})
+    return found
+
+
+def _tile(method, group, cell):
+    return {"figure": percent(cell["copy_rate"]), "name": sentence(name(method)), "bad": cell["above_chance"],
+            "of": "all prompts" if group == "ungrouped" else f"{group} captions",
+            "detail": f"{cell['copies']:,} of {cell['n']:,} copied {share(cell).partition(' ')[2]}"}
+
+
+def tables(report):
+    """-> {group: [(method, settings in words, figures)]}."""
+    found = {}
+    for method, group, cell in cells_of(report):
+        found.setdefault(group, []).append((method, settings_in_words(report["methods"][method]["settings"]), cell))
+    return found
+
+
+def columns(report):
+    """Which columns of the table say something."""
+    cells = [cell for _, _, cell in cells_of(report)]
+    return {"prompts": any(c["n_prompts"] > 1 for c in cells), "rows": any(c["denoiser_rows"] is not None for c in cells)}
+
+
+def settings_in_words(settings):
+    transition = settings.get("transition")
+    if transition is None or transition == 1000:  # guided from the start
+        return ""
+    until = "the gap’s first minimum" if transition == "dynamic" else f"t\u00a0=\u00a0{transition:g}"
+    return f"scale {settings['before']:g} until {until}".replace("-", "−")
+
+
+def shown_pairs(report):
+    """The closest pairs of each method, one for each training image -> [(method, copies, n, pairs with both pictures)]."""
+    found = []
+    for i, method in enumerate(report["methods"]):
+        own = [p for p in report["pairs"] if p["method"] == method]
+        closest = {}
+        for p in own:
+            closest.setdefault(p["nearest"], p)
+        chosen = list(closest.values())[:SHOWN // 3 if i else SHOWN]
+        found.append((method, sum(p["is_copy"] for p in own), len(own), [p | {
+            "generated_uri": uri(report.pictures.generated(p["image"])),
+            "training_uri": uri(report.pictures.training(p["nearest"]))} for p in chosen]))
+    return found
+
+
+def grid(report):
+    """The same prompts and seed under every method -> [(group, seed, prompts, rows of (label, cells))]; [] without prompts."""
+    known = [p for p in report["pairs"] if p["prompt"] and p["seed"] is not None]
+    seed, found = min((p["seed"] for p in known), default=None), []
+    at = {(p["method"], p["group"], p["prompt_index"]): p for p in known if p["seed"] == seed}
+    for group in tables(report):
+        indices = spread_over(sorted({i for _, g, i in at if g == group}), COLUMNS.get(group, 8))
+        told = [next(p for (_, g, i), p in at.items() if (g, i) == (group, index)) for index in indices]
+        rows = [(name(m), [_generated(report, m, at.get((m, group, i))) for i in indices]) for m in report["methods"]]
+        if any(p["expected"] for p in told):
+            rows.insert(0, ("Training image", [_expected(report, p) for p in told]))
+        if told:
+            found.append((group, seed, [p["prompt"] for p in told], rows))
+    return found
+
+
+def _generated(report, method, pair):
+    alt = f"generated with {name(method)}" + (", a copy" if pair and pair["is_copy"] else "")
+    return pair and {"uri": uri(report.pictures.generated(pair["image"])), "alt": alt, "is_copy": pair["is_copy"]}
+
+
+def _expected(report, pair):
+    picture = report.pictures.training(pair["expected"])
+    return picture and {"uri": uri(picture), "alt": "the training image of this caption", "is_copy": False}
+
+
+def spread_over(items, n):
+    """n of the items, evenly from first to last."""
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)] if len(items) > n > 1 else list(items)
+
+
+def uri(picture):
+    """An image as a data URI: a small one exactly, in PNG; a large one as a thumbnail, in WebP."""
+    stream, small = io.BytesIO(), max(picture.size) <= THUMBNAIL
+    if not small:
+        picture = picture.copy()
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.LANCZOS)
+    picture.save(stream, **({"format": "PNG", "optimize": True} if small else {"format": "WEBP", "quality": 88}))
+    return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def figures(report):
+    """-> {strips, tradeoff or None, gaps: [(method, figure)]}."""
+    curves = report["prediction_gaps"]
+    drawn = [m for m in curves if m in ("none", "dtp")] or list(curves)[:1]
+    return {"strips": charts.both(charts.strips, report),
+            "tradeoff": charts.both(charts.tradeoff, report) if len(charts.tradeoff_points(report)) > 1 else None,
+            "gaps": [(m, charts.both(charts.gaps, curves[m], m)) for m in drawn]}

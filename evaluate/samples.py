@@ -1,0 +1,121 @@
+"""Generated images and what is known of each: a samples folder with records, or any folder of images."""
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rotescope.datasets.records import decode, read_encoded
+from rotescope.datasets.sources import IMAGES
+from rotescope.errors import InputError
+from rotescope.runs import sha256
+
+ORDER = ("none", "stp", "og-stp", "dtp", "og-dtp")  # how reports list the methods; others follow
+GROUPS = ("duplicated", "control", "ungrouped")
+WANTED = "name what rotescope generate wrote, or any folder of images"
+NEEDED = ("image", "method", "prompt_index", "prompt", "seed", "group", "image_id")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One generated image."""
+    image: str                   # path relative to the folder
+    method: str = "none"
+    prompt_index: int | None = None
+    prompt: str = ""
+    seed: int | None = None
+    group: str = "ungrouped"
+    image_id: str = ""           # the training image that the prompt belongs to, if known
+    denoiser_rows: int | None = None
+    transition_timestep: int | None = None
+    prediction_gaps: tuple[float, ...] = ()
+    timesteps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    folder: Path
+    records: tuple[Record, ...]
+    run: dict = field(default_factory=dict)  # run.json: config, model, hashes, versions, methods
+
+    def open(self, record):
+        """-> PIL image, RGB."""
+        return open_image(self.folder / record.image)
+
+    @property
+    def cells(self):
+        """(method, group) -> the positions of its records, methods and groups in the order of reports."""
+        found = {}
+        for i, r in enumerate(self.records):
+            found.setdefault((r.method, r.group), []).append(i)
+        return dict(sorted(found.items(), key=lambda cell: (_place(cell[0][0], ORDER), _place(cell[0][1], GROUPS))))
+
+    @property
+    def hash(self):
+        """Over the names, prompts and seeds, and the encoded images."""
+        lines = (f"{r.image}\t{r.method}\t{r.prompt}\t{r.seed}\t{sha256(self.folder / r.image)}\n" for r in self.records)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def open_image(file):
+    return decode(read_encoded(str(file), None), str(file))
+
+
+def _place(name, order):
+    return order.index(name) if name in order else len(order)
+
+
+def read_samples(folder):
+    """A folder -> Samples. Without records.parquet every image counts as method `none`, prompt unknown.
+
+    Raises InputError if it is missing, holds no images, or its records name images that are gone.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"no folder of generated images at {folder}: {WANTED}")
+    records = _read_records(folder) if (folder / "records.parquet").exists() else _bare_records(folder)
+    if not records:
+        raise InputError(f"{folder} holds no images: {WANTED}")
+    _check_files(folder, records)
+    return Samples(folder, tuple(records), _read_run(folder / "run.json"))
+
+
+def _check_files(folder, records):
+    outside = [r.image for r in records if Path(r.image).is_absolute() or ".." in Path(r.image).parts]
+    gone = outside or [r.image for r in records if not (folder / r.image).is_file()]
+    if gone:
+        more = f" (and {len(gone) - 1} more)" if gone[1:] else ""
+        raise InputError(f"{gone[0]}{more} is not in {folder}, though its records name it: generate the samples again")
+
+
+def _bare_records(folder):
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return [Record(p.relative_to(folder).as_posix()) for p in files]
+
+
+def _read_records(folder):
+    try:
+        rows = pq.read_table(folder / "records.parquet").to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{folder / 'records.parquet'} cannot be read ({error}): generate the samples again") from error
+    missing = [c for c in NEEDED if rows and c not in rows[0]]
+    if missing:
+        raise InputError(f"{folder / 'records.parquet'} has no column {missing[0]}: generate the samples again")
+    return [_record(row) for row in rows]
+
+
+def _record(row):
+    known = {k: v for k, v in row.items() if k in Record.__dataclass_fields__ and v is not None}
+    if known.get("transition_timestep", 0) < 0:  # never came
+        known.pop("transition_timestep")
+    return Record(**known | {"group": row["group"] or "ungrouped", "prediction_gaps": tuple(row.get("prediction_gaps") or ()),
+                             "timesteps": tuple(row.get("timesteps") or ())})
+
+
+def _read_run(file):
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): mend or remove it") from error

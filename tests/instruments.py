@@ -1,0 +1,51 @@
+"""Degenerate generators for tests of evaluate: which images they copy is known exactly."""
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rotescope.datasets.emoji.scenes import scenes
+from rotescope.datasets.sources import load_source
+
+STEPS = list(range(999, 0, -100))
+
+
+def training_folder(folder, n=40, seed=7):
+    """n emoji scenes with captions in side files -> the folder."""
+    folder.mkdir(parents=True)
+    for i, scene in enumerate(scenes(n, seed)):
+        scene.image.save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(scene.caption)
+    return folder
+
+
+def training_set(folder, n=40, seed=7):
+    return load_source(training_folder(folder, n, seed))
+
+
+def noise(*seed, side=64):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def samples_folder(folder, examples, copied, methods=None, groups=("",), seeds=(0, 1)):
+    """For each method, example and seed either its training image exactly or noise: copied(method, position, seed) decides."""
+    rows, methods = [], methods or {"none": {"before": 0.0, "transition": 1000}}
+    for m, method in enumerate(methods):
+        (folder / method / "images").mkdir(parents=True)
+        for i, example in enumerate(examples):
+            for seed in seeds:
+                file = f"{method}/images/P{i:05d}-S{seed}.png"
+                (example.open() if copied(method, i, seed) else noise(m, i, seed)).save(folder / file)
+                gaps = [float(i + step) if step < 9 else float("nan") for step in range(len(STEPS))]
+                rows.append({"image": file, "method": method, "prompt_index": i, "prompt": example.captions[0], "seed": seed,
+                             "group": groups[i % len(groups)], "image_id": example.image_id, "denoiser_rows": 20 + m,
+                             "transition_timestep": None, "prediction_gaps": gaps, "timesteps": STEPS})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "records.parquet")
+    (folder / "run.json").write_text(json.dumps({"methods": methods, "guidance_scale": 7.5, "num_inference_steps": 10}))
+    return folder
+
+
+def rows_of(folder):
+    return pq.read_table(folder / "records.parquet").to_pylist()
