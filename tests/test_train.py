@@ -25,9 +25,9 @@ from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
 from rotescope.errors import RunError
+from rotescope.models import load_pipeline
 from rotescope.settings import parse
 from rotescope.train import finetune as module
-from rotescope.train.checkpoint import load_pipeline
 from rotescope.train.finetune import FinetuneConfig, finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import DenoisingLoss, global_batches, shuffled_passes, training_steps
@@ -107,7 +107,7 @@ def test_loss_and_min_snr_by_hand():
 # ----- latents
 
 def test_latents_and_embeddings_are_the_pipelines_own(images):
-    pipe, manifest = load_pipeline_like(tiny_pipeline()), load_source(images)
+    pipe, manifest = frozen(tiny_pipeline()), load_source(images)
     encoded = encode(manifest, pipe, Preprocessing(16, random_flip=True), HASHES, batch_size=4)
     pixels = torch.stack([transforms.ToTensor()(Image.open(e.file)) * 2 - 1 for e in manifest])
     for flip, x in enumerate((pixels, pixels.flip(3))):
@@ -145,7 +145,7 @@ def test_cache_is_used_and_its_key_is_honest(images, tmp_path):
     assert torch.equal(kept()[0].moments, first.moments)
 
 
-def load_pipeline_like(pipe):
+def frozen(pipe):
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
     return pipe

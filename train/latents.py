@@ -40,7 +40,7 @@ def _place(example):
     return digest[0] / 255, digest[1] / 255
 
 
-def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None, batch_size=32):
+def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None, batch_size=8):
     """-> Encoded, in float32 on the CPU.
 
     `hashes` are those of the folders "vae" and "text" (encoder and tokenizer); with `cache_dir` the tensors are kept there under
