@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors import safe_open
 
 import rotescope
 from rotescope import cli
@@ -120,7 +122,7 @@ def test_nothing_is_unpickled(file):
 
 def test_ruff_is_content():
     pytest.importorskip("ruff")
-    done = run(sys.executable, "-m", "ruff", "check", ".")
+    done = run(sys.executable, "-m", "ruff", "check", "--output-format", "concise", ".")
     assert done.returncode == 0, done.stdout
 
 
@@ -136,6 +138,17 @@ def test_shipped_files_are_what_their_sums_say(sums):
     expected = {name: sha256 for sha256, name in (line.split("  ") for line in sums.read_text().splitlines())}
     assert expected
     assert expected == {name: hashlib.sha256((sums.parent / name).read_bytes()).hexdigest() for name in expected}
+
+
+def test_text_encoder_has_the_layout_that_every_transformers_reads():
+    """Newer releases write other names than older ones look for, and those then start from random weights with a mere warning."""
+    with safe_open(ROOT / "train/base/text_encoder/model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118  (no mapping)
+
+
+def test_accelerate_takes_the_launch_file():
+    launch = load_config_from_file(str(ROOT / "accelerate_config.yaml"))
+    assert (launch.distributed_type, launch.num_processes, launch.mixed_precision) == ("MULTI_GPU", 2, "bf16")
 
 
 @pytest.mark.parametrize(("split", "n"), [("finetune", 3000), ("heldout", 800)])

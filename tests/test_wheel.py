@@ -35,7 +35,8 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     skip = shutil.ignore_patterns(".git", ".venv", "runs", "work", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder / "source", ignore=skip)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*build, "--wheel-dir", folder, folder / "source")
     return next(folder.glob("rotescope-*.whl"))
 
 
