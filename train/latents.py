@@ -3,6 +3,7 @@
 A copy costs nothing either: latents are kept per image, embeddings per caption.
 """
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +87,12 @@ def _kept(cache_dir, key, compute):
     except (OSError, SafetensorError, KeyError):
         tensor = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".part")
-    save_file({"tensor": tensor.contiguous()}, draft)
-    draft.replace(file)
+    draft = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file({"tensor": tensor.contiguous()}, draft)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
     return tensor
 
 
