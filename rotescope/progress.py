@@ -6,9 +6,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bars(totals):
-    """{name: total} -> a function advance(name); one bar a name, shown once it moves."""
-    with Progress(TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                  console=Console(stderr=True)) as progress:
-        tasks = {name: progress.add_task(name, total=total, visible=False) for name, total in totals.items()}
-        yield lambda name: progress.update(tasks[name], advance=1, visible=True)
+def progress_bars(totals, disable=False):
+    """{name: total} -> a function advance(name, text="", to=None); one bar a name, shown once it moves."""
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=disable) as progress:
+        tasks = {name: progress.add_task(name, total=total, visible=False, text="") for name, total in totals.items()}
+
+        def advance(name, text="", to=None):
+            moved = {"advance": 1} if to is None else {"completed": to}
+            progress.update(tasks[name], visible=True, text=text, **moved)
+        yield advance

@@ -7,17 +7,16 @@ Without a model, data or config it trains the embedded model on the embedded dat
 """
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rotescope.errors import exit_cleanly
+from rotescope.progress import progress_bars
 from rotescope.runs import output_folder
 from rotescope.settings import parse
 from rotescope.train.checkpoint import save_full, save_lora, save_record
@@ -38,13 +37,13 @@ def finetune(config, on_step=None, progress=True):
     accelerator = Accelerator(mixed_precision=config.mixed_precision,
                               gradient_accumulation_steps=config.gradient_accumulation_steps)
     losses, served = [], torch.zeros(len(job.manifest), dtype=torch.long)
-    with _bars(progress and accelerator.is_main_process) as bar:
-        encoded = _encode(job, accelerator, bar("reading images", len(job.manifest)))
-        show = bar("fine-tuning", config.max_train_steps)
+    bars = {"reading images": len(job.manifest), "fine-tuning": config.max_train_steps}
+    with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
+        encoded = _encode(job, accelerator, lambda done: advance("reading images", to=done))
         for result in _steps(job, encoded, accelerator):
             losses.append(result.loss)
             served += result.images.bincount(minlength=len(served))
-            show(result.step, f"loss {result.loss:.4f}")
+            advance("fine-tuning", f"loss {result.loss:.4f}", to=result.step)
             if on_step:
                 on_step(result)
     if accelerator.is_main_process:
@@ -90,18 +89,6 @@ def _save(job, served, about):
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
                  **about, "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(served), weights, about)
-
-
-@contextmanager
-def _bars(shown):
-    """Bars with an ETA on stderr: bar(title, total) -> show(done, text)."""
-    columns = (TextColumn("{task.description:15s}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-               TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
-        def bar(title, total):
-            task = bars.add_task(title, total=total, text="")
-            return lambda done, text="": bars.update(task, completed=done, text=text)
-        yield bar
 
 
 @exit_cleanly

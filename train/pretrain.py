@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from rotescope.datasets.emoji.scenes import PAIR_SHARE, all_captions, scenes
 from rotescope.runs import sha256
 
-SEEDS = {"contrastive": 1, "vae": 2, "unet": 3}  # also the scene streams, apart from the shipped splits' 101 and 202
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "decoder": 4}  # also the scene streams, apart from the shipped splits' 101 and 202
 VAE = dict(in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
            norm_num_groups=8, mid_block_add_attention=False, sample_size=64,
            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
@@ -109,27 +109,50 @@ def reconstruction_loss(y, x, late):
     return 4 * F.mse_loss(y, x) + 0.2 * F.l1_loss(y, x) + 2 * F.mse_loss(_edges(y), _edges(x))
 
 
-def train_vae(out, steps, batch=32, lr=1e-3, n=20_000):
-    """The first three quarters on 32 px windows, the rest on whole scenes; light KL."""
+def train_vae(out, steps, batch=32, lr=1e-3, n=20_000, cycle=4000):
+    """Both halves on 32 px windows, with light KL. `cycle` is the learning rate's: stop early and let the decoder go on."""
     images, _ = pool(n, SEEDS["vae"], out)
     torch.manual_seed(SEEDS["vae"])
     rng, vae = np.random.default_rng(SEEDS["vae"]), make_vae()
 
-    def loss_of(step):
-        x, whole = to_unit(images[rng.integers(0, n, batch)]), step >= 0.75 * steps
-        x = x if whole else _patches(x, 32, rng)
+    def loss_of(_):
+        x = _patches(to_unit(images[rng.integers(0, n, batch)]), 32, rng)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float())
-        return reconstruction_loss(y, x, whole) + KL_WEIGHT * kl.mean()
+        return reconstruction_loss(y, x, late=False) + KL_WEIGHT * kl.mean()
 
-    for step, _ in optimise(vae, steps, lr, loss_of):
-        if step % 250 == 249:
-            vae.save_pretrained(out / "vae")
+    for step, _ in optimise(vae, max(steps, cycle), lr, loss_of):
+        if step == steps - 1:
+            break
     with torch.no_grad():
         latents = torch.cat([vae.encode(to_unit(images[i:i + 100])).latent_dist.mean for i in range(0, 2000, 100)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     vae.save_pretrained(out / "vae")
+
+
+def train_decoder(out, steps, batch=16, lr=1e-3, n=60_000, noise=0.15):
+    """The decoder alone, on whole scenes and slightly noisy latents, so that it forgives what a denoiser leaves over.
+
+    The encoder stays, so the denoiser can be trained at the same time.
+    """
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    images, _ = pool(n, SEEDS["unet"], out)
+    latents, _ = latents_of(out, vae, n, SEEDS["unet"])
+    torch.manual_seed(SEEDS["decoder"])
+    rng = np.random.default_rng(SEEDS["decoder"])
+
+    def loss_of(step):
+        b = rng.integers(0, n, batch)
+        z, x = latents[b], to_unit(images[b])
+        z = z + noise * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
+        y = vae.decode(z / vae.config.scaling_factor).sample.float()
+        return reconstruction_loss(y, x, late=step > steps // 4)
+
+    for step, _ in optimise(vae, steps, lr, loss_of):
+        if step % 250 == 249 or step == steps - 1:
+            vae.save_pretrained(out / "vae-decoder")
 
 
 # ----- text and image towers
@@ -252,7 +275,8 @@ def train_unet(out, steps, batch=64, lr=1e-3, n=60_000, dropout=0.1, decay=0.999
     torch.manual_seed(SEEDS["unet"])
     unet, noising = UNet2DConditionModel(**UNET), DDPMScheduler(**SCHEDULE)
     average, empty = copy.deepcopy(unet).requires_grad_(False), len(table) - 1
-    opt = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=1e-2)
+    predict = torch.compile(unet)
+    opt = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=1e-2, fused=True)
     # warm up, hold, and fall over the last third
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1, (k + 1) / 300, 1.02 - max(0, 3 * k / steps - 2)))
     started = time.time()
@@ -261,7 +285,7 @@ def train_unet(out, steps, batch=64, lr=1e-3, n=60_000, dropout=0.1, decay=0.999
         caption = torch.where(torch.rand(batch) < dropout, empty, captions[b])
         t = torch.where(torch.rand(batch) < 0.5, torch.randint(300, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
         noise = torch.randn_like(latents[b])
-        loss = F.mse_loss(unet(noising.add_noise(latents[b], noise, t), t, table[caption]).sample, noise)
+        loss = F.mse_loss(predict(noising.add_noise(latents[b], noise, t), t, table[caption]).sample, noise)
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1)
@@ -283,10 +307,12 @@ def train_pack(out, _):
     base = Path(__file__).parent / "base"
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, prediction_type="epsilon")
     StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae"), text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
+        vae=AutoencoderKL.from_pretrained(out / "vae-decoder"), text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"), unet=UNet2DConditionModel.from_pretrained(out / "unet"),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(base)
+    config = base / "text_encoder" / "config.json"  # transformers would load it in half, diffusers loads the rest in full precision
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
     towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "towers.safetensors").items()
@@ -301,7 +327,7 @@ def train_pack(out, _):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("contrastive", "vae", "unet", "pack"))
+    parser.add_argument("stage", choices=("contrastive", "vae", "decoder", "unet", "pack"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()

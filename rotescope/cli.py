@@ -1,0 +1,38 @@
+"""The command `rotescope`: a table of sub-commands, each of them a module's main(argv)."""
+import sys
+from importlib import import_module
+
+from rotescope import __version__
+from rotescope.errors import InputError, exit_cleanly
+
+COMMANDS = {  # name -> module, what it does
+    "demo": ("rotescope.demo", "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
+    "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
+    "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
+    "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
+    "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
+    "audit": ("rotescope.evaluate.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),
+}
+
+
+def usage():
+    rows = "\n".join(f"  {name:10s} {what}" for name, (_, what) in COMMANDS.items())
+    return (f"usage: rotescope COMMAND [options]\n\nWhat did this fine-tune learn by rote? (rotescope {__version__})\n\n{rows}\n\n"
+            "rotescope COMMAND --help tells more.  Start with: rotescope demo --output_dir runs/demo")
+
+
+@exit_cleanly
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+    elif argv[0] == "--version":
+        print(__version__)
+    elif argv[0] not in COMMANDS:
+        raise InputError(f"rotescope knows no command {argv[0]!r}: take one of {', '.join(COMMANDS)}")
+    else:
+        import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

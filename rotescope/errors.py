@@ -1,0 +1,43 @@
+"""What a user reads when something is wrong: one line that says what and what to do, and an exit code."""
+import errno
+import os
+import sys
+from functools import wraps
+
+
+class InputError(Exception):
+    """The input is wrong and the user can mend it: one line, exit code 2."""
+
+
+class RunError(Exception):
+    """The run failed on good input: one line, exit code 3."""
+
+
+def exit_cleanly(main):
+    """Turn the two errors, a full disk and Ctrl-C into one line on stderr and an exit code; anything else is a bug and shows."""
+    @wraps(main)
+    def run(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except (InputError, RunError) as error:
+            _leave(str(error), 2 if isinstance(error, InputError) else 3)
+        except KeyboardInterrupt:
+            _leave("interrupted", 130)
+        except Exception as error:
+            if not _disk_is_full(error):
+                raise
+            _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 2)
+    return run
+
+
+def _disk_is_full(error):
+    """As Python says it, or as safetensors and arrow do, in words."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _leave(line, code):
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes one speaks
+        print("error:", " ".join(line.split()), file=sys.stderr, flush=True)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher waits for every process
+        os._exit(code)
+    raise SystemExit(code)

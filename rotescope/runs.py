@@ -1,0 +1,84 @@
+"""What every run leaves beside its output: whole folders, hashes, versions."""
+import hashlib
+import json
+import os
+import platform
+import shutil
+import uuid
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rotescope import __version__
+from rotescope.errors import InputError
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy", "pillow")
+
+
+@contextmanager
+def output_folder(path, overwrite=False, min_free_mb=50):
+    """A folder that appears whole or not at all: filled under another name beside it, then renamed.
+
+    Raises InputError, before anything is computed, when `path` exists and is not to be overwritten, or the disk is nearly full.
+    """
+    path = Path(path)
+    check_output(path, overwrite, min_free_mb)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    draft.mkdir()
+    try:
+        yield draft
+        if path.exists():
+            old = draft.with_suffix(".old")
+            path.rename(old)
+            draft.rename(path)
+            shutil.rmtree(old)
+        else:
+            draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_output(path, overwrite=False, min_free_mb=50):
+    """Raise InputError if a run could not end by writing the folder `path`."""
+    path = Path(path)
+    if path.is_file():
+        raise InputError(f"{path} is a file: name a folder for the output")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path} exists and is not empty: name another folder or pass --overwrite")
+    parent = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent} cannot be written to: name another folder for the output")
+    free = shutil.disk_usage(parent).free / 1e6
+    if free < min_free_mb:
+        raise InputError(f"only {free:.0f} MB are free at {parent}, {min_free_mb} are needed: free some space or write elsewhere")
+
+
+def sha256(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_sha256(folder, suffixes=(".safetensors", ".json", ".txt", ".parquet")):
+    """One hash for a model or data folder: over the relative names and hashes of its files, sorted."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in suffixes)
+    lines = "".join(f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def versions():
+    found = {"rotescope": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(file, content):
+    """JSON in UTF-8, whole or not at all."""
+    file = Path(file)
+    draft = file.with_name(f".{file.name}.part")
+    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(file)

@@ -1,0 +1,75 @@
+"""One resolved config: a dataclass, a YAML over it, the command line over both; an unknown key is an error."""
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from rotescope.errors import InputError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
+
+
+def parse(config_class, argv, *, prog, description, config=None):
+    """argv -> an instance of the dataclass `config_class`. `--config FILE.yaml` may come first; --a-b and --a_b are one.
+
+    `config` names the YAML that is used when argv has no --config. Raises InputError on an unknown key or a bad value.
+    """
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False,
+                            formatter_class=DefaultHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
+    parser.add_class_arguments(config_class, as_group=False)
+    argv = _switched([_underscored(a) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
+    argv = _gathered(argv, {f"--{f.name}" for f in fields(config_class) if "[" in str(f.type)})
+    if config and not any(a.split("=")[0] == "--config" for a in argv):
+        argv = ["--config", str(config), *argv]
+    try:
+        values = parser.parse_args(argv)
+        values.pop("config")
+        return config_class(**parser.instantiate_classes(values).as_dict())
+    except InputError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds, each with the key in its text
+        raise InputError(f"{prog}: {_first_lines(error)} (see {prog} --help)") from error
+
+
+def save(config, file):
+    """The resolved config as YAML that `--config` takes back."""
+    Path(file).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def plain(config):
+    """A dataclass -> dict of JSON types."""
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def _underscored(argument):
+    if not argument.startswith("--"):
+        return argument
+    key, equals, value = argument.partition("=")
+    return "--" + key[2:].replace("-", "_") + equals + value
+
+
+def _switched(argv, switches):
+    """--overwrite alone means --overwrite true."""
+    return [f"{a}=true" if a in switches and (not after or after.startswith("--")) else a
+            for a, after in zip(argv, [*argv[1:], ""], strict=True)]
+
+
+def _gathered(argv, list_flags):
+    """--seeds 0 1 2, or --seeds 0 --seeds 1 --seeds 2, -> --seeds [0, 1, 2], for the options that take a list."""
+    out, lists, flag = [], {}, None
+    for a in argv:
+        if a.startswith("--"):
+            flag = a if a in list_flags else None
+            lists.setdefault(a, []) if flag else out.append(a)
+        elif flag:
+            lists[flag].append(a)
+        else:
+            out.append(a)
+    return out + [f"{k}={v[0] if len(v) == 1 and v[0].startswith('[') else json.dumps([yaml.safe_load(x) for x in v])}" for k, v in lists.items()]
+
+
+def _first_lines(error):
+    return " ".join(str(error).split())[:300]
