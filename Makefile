@@ -17,7 +17,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 demo: $(VENV)/.ready
-	$(BIN)/rotescope demo --output_dir runs/demo
+	$(BIN)/rotescope demo --output_dir runs/demo --overwrite
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest

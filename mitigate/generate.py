@@ -1,7 +1,7 @@
 """Sample prompts × seeds × mitigations into a folder of images and records.
 
-    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation none og-stp --seeds 0 1 2 3 --output_dir runs/samples
-    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation stp:transition=600 --output_dir runs/stp-600
+    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation none og-stp --output_dir runs/samples
+    rotescope generate --prompts prompts.txt --mitigation stp:transition=600 --seeds 0 1 --output_dir runs/stp-600
 
 --prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the manifest.parquet that a
 fine-tune leaves beside its checkpoint: then the duplicated and the control captions are sampled.
@@ -45,6 +45,8 @@ class GenerateConfig:
     """of the pipeline's own scheduler"""
     batch_size: int = 64
     """images at a time"""
+    groups: tuple[str, ...] = ("duplicated", "control")
+    """which prompts of a manifest that has a duplication plan"""
     max_prompts: int | None = None
     """take only so many prompts of each group"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,10 +55,10 @@ class GenerateConfig:
     """replace output_dir"""
 
 
-def load_prompts(file, limit=None):
+def load_prompts(file, groups, limit=None):
     """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
     if Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names:
-        return prompts_of(Manifest.load(file), limit=limit)
+        return prompts_of(Manifest.load(file), groups, limit)
     counts, chosen = {}, []
     for p in read_prompts(file):
         counts[p.group] = counts.get(p.group, 0) + 1
@@ -75,25 +77,38 @@ def check(config):
         raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
-    policies = {text.replace(":", "_").replace(",", "_"): get_policy(text) for text in config.mitigation}
-    if len(policies) < len(config.mitigation):
-        raise InputError(f"a mitigation is named twice: {' '.join(config.mitigation)}")
-    return policies
+    return named_policies(config.mitigation)
+
+
+def named_policies(texts):
+    """-> {name: policy}; a name carries its settings only where two would share it."""
+    names = [text.partition(":")[0] for text in texts]
+    unique = [name if names.count(name) == 1 else text.replace(":", "_").replace(",", "_")
+              for text, name in zip(texts, names, strict=True)]
+    if len(set(unique)) < len(unique):
+        raise InputError(f"a mitigation is named twice: {' '.join(texts)}")
+    return {name: get_policy(text) for name, text in zip(unique, texts, strict=True)}
 
 
 def generate(config):
     """Sample as `config` says -> the samples folder."""
     policies = check(config)
-    prompts = load_prompts(config.prompts, config.max_prompts)
+    prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
     pipe = load_pipeline(config.model, config.lora).to(config.device)
-    about = {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": {"model": folder_sha256(config.model)}}
-    if config.lora:
-        about["hashes"]["lora"] = sha256(find_lora(config.lora))
-    total = len(prompts) * len(config.seeds)
-    with output_folder(config.output_dir, config.overwrite) as draft, progress_bars({m: total for m in policies}) as advance:
-        sample_to_folder(pipe, prompts, policies, config.seeds, draft, about=about, on_sample=advance, guidance_scale=config.guidance_scale,
-                         num_inference_steps=config.num_inference_steps, batch_size=config.batch_size)
+    with output_folder(config.output_dir, config.overwrite) as draft:
+        sample_with(config, pipe, prompts, policies, draft)
     return Path(config.output_dir)
+
+
+def sample_with(config, pipe, prompts, policies, folder):
+    """Sample into `folder` with bars and provenance; `config` may be any dataclass with these settings."""
+    hashes = {"model": folder_sha256(find_model(config.model))}
+    hashes |= {"lora": sha256(find_lora(config.lora))} if config.lora else {}
+    about = {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes}
+    with progress_bars({method: len(prompts) * len(config.seeds) for method in policies}) as advance:
+        sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance,
+                         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
+                         batch_size=config.batch_size)
 
 
 @exit_cleanly

@@ -32,12 +32,14 @@ class GuidanceHook(ModelHook):
         call = self._call(n, t, sample.device)
         cond, uncond = call.run.branches(t)
         rows = torch.cat([uncond, cond])
-        output = self.fn_ref.original_forward(*take_rows((sample, timestep, *args), rows), **take_rows(kwargs, rows))
+        sample, timestep, *args = take_rows((sample, timestep, *args), rows)
+        output = self.fn_ref.original_forward(sample, timestep, *args, **take_rows(kwargs, rows))
         first = output[0]
         both = first.new_zeros((2 * n, *first.shape[1:]))  # a branch that is not needed has weight 0 and stays 0
         both[rows] = first
         eps_uncond, eps_cond = both.chunk(2)
-        gap = prediction_gap(eps_cond, eps_uncond, eps_factor(self.pipe.scheduler, t)).masked_fill(~(cond & uncond), torch.nan)
+        gap = prediction_gap(eps_cond, eps_uncond, eps_factor(self.pipe.scheduler, t))
+        gap = gap.masked_fill(~(cond & uncond), torch.nan)
         guided = call.run.guide(eps_cond, eps_uncond, t, gap)
         call.note(t, gap, rows)
         guided = torch.cat([guided, guided])
@@ -51,11 +53,11 @@ class GuidanceHook(ModelHook):
 
     def _refuse_what_cannot_work(self, sample):
         if not self.pipe.do_classifier_free_guidance:
-            raise InputError(f"guidance_scale={self.pipe.guidance_scale} makes the pipeline send one branch: give a scale above 1")
+            raise InputError(f"guidance_scale={self.pipe.guidance_scale} sends one branch only: give a scale above 1")
         if getattr(self.pipe, "guidance_rescale", 0):
             raise InputError("guidance_rescale cannot be combined with a mitigation: leave it at 0")
         if len(sample) % 2:
-            raise InputError(f"the pipeline sent {len(sample)} rows, not a doubled batch: this pipeline cannot be mitigated by a hook")
+            raise InputError(f"the pipeline sent {len(sample)} rows, not a doubled batch: a hook cannot mitigate it")
 
 
 class Call:

@@ -17,7 +17,7 @@ class Prompt:
 
 
 def read_prompts(file):
-    """.txt (one a line), .csv, .jsonl or .parquet with `prompt` or `caption` and perhaps `group`, `image_id` -> list of Prompt."""
+    """.txt (one a line), .csv, .jsonl or .parquet with `prompt` or `caption`, perhaps `group`, `image_id` -> list of Prompt."""
     file = Path(file)
     if not file.is_file():
         raise InputError(f"no prompts file at {file}: name a .txt, .csv, .jsonl or .parquet file")
@@ -28,14 +28,15 @@ def read_prompts(file):
         rows = readers[file.suffix](file)
     except (ValueError, OSError) as error:  # json, csv, unicode and arrow errors are ValueErrors
         raise InputError(f"{file} cannot be read as {file.suffix[1:]} ({error})") from error
-    prompts = [Prompt(_text(row, file, i), row.get("group") or "", row.get("image_id") or "") for i, row in enumerate(rows, 1)]
+    prompts = [Prompt(_text(row, file, i), row.get("group") or "", row.get("image_id") or "")
+               for i, row in enumerate(rows, 1)]
     if not prompts:
         raise InputError(f"{file} holds no prompt")
     return prompts
 
 
 def prompts_of(manifest, groups=("duplicated", "control"), limit=None):
-    """The first caption of each image of the named groups; where no image has a group, of every image. At most `limit` a group."""
+    """The first caption of each image of the named groups; of every image where none has a group. At most `limit` a group."""
     chosen, counts = [], {}
     grouped = any(e.group in groups for e in manifest)
     for e in manifest:

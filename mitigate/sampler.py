@@ -44,7 +44,8 @@ def sample(pipe, prompts, policy, seeds, *, guidance_scale=7.5, num_inference_st
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start:start + batch_size]
         with mitigated(pipe, policy) as run:
-            images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale, num_inference_steps=num_inference_steps,
+            images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale,
+                          num_inference_steps=num_inference_steps,
                           generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
         signals = zip(run.denoiser_rows, run.transition_timesteps, run.prediction_gaps, strict=True)
         for job, image, signal in zip(batch, images, signals, strict=True):
@@ -63,7 +64,8 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
             file = f"{method}/images/P{s.prompt_index:05d}-S{s.seed}.png"
             s.image.save(out / file)
             prompt = prompts[s.prompt_index]
-            rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group, "image_id": prompt.image_id})
+            rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
+                         "image_id": prompt.image_id})
             if on_sample:
                 on_sample(method)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "records.parquet")

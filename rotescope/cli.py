@@ -17,7 +17,8 @@ COMMANDS = {  # name -> module, what it does
 
 def usage():
     rows = "\n".join(f"  {name:10s} {what}" for name, (_, what) in COMMANDS.items())
-    return (f"usage: rotescope COMMAND [options]\n\nWhat did this fine-tune learn by rote? (rotescope {__version__})\n\n{rows}\n\n"
+    return (f"usage: rotescope COMMAND [options]\n\nWhat did this fine-tune learn by rote? (rotescope {__version__})\n\n"
+            f"{rows}\n\n"
             "rotescope COMMAND --help tells more.  Start with: rotescope demo --output_dir runs/demo")
 
 

@@ -24,7 +24,7 @@ PARTS = {  # component -> files of which it needs one of each group
 
 
 def find_model(name):
-    """A folder, or the name of a model on the hub -> its folder, with every part that a StableDiffusionPipeline needs; else InputError."""
+    """A folder, or a model's name on the hub -> its folder, with every part of a StableDiffusionPipeline; else InputError."""
     folder = Path(name)
     if not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         folder = _download(name)
@@ -41,7 +41,7 @@ def find_model(name):
 
 
 def load_pipeline(name, lora=None):
-    """-> StableDiffusionPipeline in float32 without its safety checker, all parts frozen and in eval mode; `lora` a file or folder."""
+    """-> StableDiffusionPipeline in float32 without safety checker, its parts frozen, in eval mode; `lora`: a file or folder."""
     folder, lora = find_model(name), find_lora(lora) if lora else None
     try:
         with quiet():

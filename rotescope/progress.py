@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def progress_bars(totals, disable=False):
     """{name: total} -> a function advance(name, text="", to=None); one bar a name, shown once it moves."""
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[text]}"))
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+               TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), disable=disable) as progress:
         tasks = {name: progress.add_task(name, total=total, visible=False, text="") for name, total in totals.items()}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from rotescope import __version__
 from rotescope.errors import InputError
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy", "pillow")
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy",
+             "pillow")
 
 
 @contextmanager

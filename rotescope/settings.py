@@ -68,7 +68,12 @@ def _gathered(argv, list_flags):
             lists[flag].append(a)
         else:
             out.append(a)
-    return out + [f"{k}={v[0] if len(v) == 1 and v[0].startswith('[') else json.dumps([yaml.safe_load(x) for x in v])}" for k, v in lists.items()]
+    return out + [f"{k}={_as_list(v)}" for k, v in lists.items()]
+
+
+def _as_list(words):
+    """Words as typed -> a JSON list; one word that is a list already stays as it is."""
+    return words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps([yaml.safe_load(w) for w in words])
 
 
 def _first_lines(error):

@@ -21,8 +21,8 @@ def pipe(request):
     return tiny_pipeline(request.param).to(torch.float64)  # so that what differs is the rule, not the rounding
 
 
-def generators(n=len(PROMPTS)):
-    return [torch.Generator().manual_seed(i) for i in range(n)]
+def generators():
+    return [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
 
 
 def images(pipe, prompts=PROMPTS, rows=None, **settings):
@@ -36,10 +36,10 @@ def plain_loop(pipe, policy, scale=7.5):
     """The oracle: one image at a time, both branches at every step, the paper's rules in their plainest form."""
     finished, transitions, gaps = [], [], []
     for i, prompt in enumerate(PROMPTS):
-        cond, uncond = (pipe.text_encoder(pipe.tokenizer(t, padding="max_length", truncation=True, return_tensors="pt").input_ids)[0]
-                        for t in (prompt, ""))
+        ids = pipe.tokenizer([prompt, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        cond, uncond = pipe.text_encoder(ids)[0].split(1)
         pipe.scheduler.set_timesteps(STEPS)
-        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * pipe.scheduler.init_noise_sigma
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64)  # init_noise_sigma is 1
         d, transition = [], None
         for t in pipe.scheduler.timesteps:
             u, c = pipe.unet(x, t, uncond).sample, pipe.unet(x, t, cond).sample
@@ -58,8 +58,9 @@ def plain_loop(pipe, policy, scale=7.5):
     return torch.cat(finished), transitions, np.array(gaps)
 
 
-@pytest.mark.parametrize("policy", [*PRESETS.values(), TransitionGuidance(1.0, "dynamic", latest=-1), TransitionGuidance(-3.0, 800)],
-                         ids=[*PRESETS, "released dtp", "og 800"])
+@pytest.mark.parametrize("policy", [
+    *PRESETS.values(), TransitionGuidance(1.0, "dynamic", latest=-1), TransitionGuidance(-3.0, 800),
+], ids=[*PRESETS, "released dtp", "og 800"])
 def test_a_policy_on_a_pipeline_equals_the_plain_loop(pipe, policy):
     expected, transitions, gaps = plain_loop(pipe, policy)
     with mitigated(pipe, policy) as run:
@@ -152,10 +153,12 @@ def test_what_cannot_work_is_refused_by_name(pipe):
 def test_a_sample_is_the_same_in_every_batch_and_alone(pipe):
     prompts = [Prompt(t) for t in PROMPTS]
     settings = {"num_inference_steps": STEPS, "seeds": (0, 1)}
-    runs = [[np.asarray(s.image, int) for s in sample(pipe, prompts, get_policy("og-stp"), batch_size=b, **settings)] for b in (1, 4, 64)]
+    runs = [[np.asarray(s.image, int) for s in sample(pipe, prompts, get_policy("og-stp"), batch_size=b, **settings)]
+            for b in (1, 4, 64)]
     for other in runs[1:]:
         assert np.abs(np.stack(runs[0]) - np.stack(other)).max() <= 1  # a last bit, rounded
-    alone = pipe(PROMPTS[1], generator=torch.Generator().manual_seed(noise_seed(PROMPTS[1], 1)), num_inference_steps=STEPS).images[0]
+    generator = torch.Generator().manual_seed(noise_seed(PROMPTS[1], 1))
+    alone = pipe(PROMPTS[1], generator=generator, num_inference_steps=STEPS).images[0]
     plain = list(sample(pipe, prompts, get_policy("none"), **settings))[3]
     assert np.abs(np.asarray(alone, int) - np.asarray(plain.image, int)).max() <= 1
 
@@ -169,7 +172,9 @@ def test_prompts_come_in_every_format(tmp_path, name, text):
     assert [p.text for p in read_prompts(tmp_path / name)] == ["a cat", "a bus"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("p.txt", "\n"), ("p.csv", "prompt\n\"\"\n"), ("p.jsonl", "{"), ("p.pkl", "x"), ("gone.txt", None)])
+@pytest.mark.parametrize(("name", "text"), [
+    ("p.txt", "\n"), ("p.csv", "prompt\n\"\"\n"), ("p.jsonl", "{"), ("p.pkl", "x"), ("gone.txt", None),
+])
 def test_wrong_prompts_are_named(tmp_path, name, text):
     if text is not None:
         (tmp_path / name).write_text(text)

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rotescope.train.pretrain import SCHEDULE, make_tokenizer
+from rotescope.train.pretrain import SCHEDULE
+from rotescope.train.towers import make_tokenizer
 
 WIDTH, TOKENS = 16, 24
 VAE = dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,

@@ -25,15 +25,24 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.resnet import ResnetBlock2D
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from rotescope.datasets.emoji.scenes import PAIR_SHARE, all_captions, scenes
 from rotescope.runs import sha256
+from rotescope.train.towers import (
+    EMBED_DIM,
+    VISION,
+    caption_accuracy,
+    contrastive_loss,
+    make_tokenizer,
+    make_towers,
+    to_text_model,
+    to_unit,
+    tokenize,
+)
 
-SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "decoder": 4}  # also the scene streams, apart from the shipped splits' 101 and 202
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "decoder": 4}  # and scene streams; the splits have 101, 202
 VAE = dict(in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
            norm_num_groups=8, mid_block_add_attention=False, sample_size=64,
            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
@@ -42,9 +51,6 @@ UNET = dict(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64
             down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 KL_WEIGHT = 1e-4
-VISION = dict(layers=(1, 1, 1, 1), width=10, head_width=64, image_size=64)  # open_clip's modified ResNet
-TEXT = dict(context_length=24, width=128, heads=4, layers=2)
-EMBED_DIM = 128
 
 
 def pool(n, seed, cache, pair_share=PAIR_SHARE):
@@ -55,11 +61,6 @@ def pool(n, seed, cache, pair_share=PAIR_SHARE):
         np.save(images, np.stack([pixels for pixels, _ in drawn]).transpose(0, 3, 1, 2))
         captions.write_text(json.dumps([text for _, text in drawn]))
     return torch.from_numpy(np.load(images)), json.loads(captions.read_text())
-
-
-def to_unit(images):
-    """uint8 -> float in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def optimise(model, steps, lr, loss_of, every=100, weight_decay=1e-2):
@@ -157,71 +158,6 @@ def train_decoder(out, steps, batch=16, lr=1e-3, n=60_000, noise=0.15):
 
 # ----- text and image towers
 
-def make_tokenizer(folder):
-    """A byte-pair vocabulary of CLIP's own class and order: bytes, bytes that end a word, merges, start, end."""
-    fitted = json.loads(CLIPTokenizer().train_new_from_iterator(all_captions(), vocab_size=2000).backend_tokenizer.to_str())
-    merges = [tuple(pair) for pair in fitted["model"]["merges"]]
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT["context_length"])
-    tokenizer.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
-    return tokenizer
-
-
-def tokenize(tokenizer, captions):
-    """-> token ids (n, 24)."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-def make_towers(vocab_size):
-    return CLIP(EMBED_DIM, CLIPVisionCfg(**VISION), CLIPTextCfg(vocab_size=vocab_size, **TEXT), quick_gelu=True)
-
-
-def contrastive_loss(image, text, scale, group):
-    """Symmetric InfoNCE (Radford et al. 2021, fig. 3) where every image of a caption is a positive. group: (B,) caption ids."""
-    targets = (group[:, None] == group[None]).float()
-    targets = targets / targets.sum(1, keepdim=True)
-    logits = scale * image @ text.T  # (B, B)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-
-def to_text_model(towers, tokenizer):
-    """open_clip's text tower -> CLIPTextModel with the same hidden states."""
-    model = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT["width"], intermediate_size=4 * TEXT["width"], num_hidden_layers=TEXT["layers"],
-        num_attention_heads=TEXT["heads"], max_position_embeddings=TEXT["context_length"], hidden_act="quick_gelu",
-        projection_dim=EMBED_DIM, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    source, target = towers.state_dict(), {}
-    target["embeddings.token_embedding.weight"] = source["token_embedding.weight"]
-    target["embeddings.position_embedding.weight"] = source["positional_embedding"]
-    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
-    for i in range(TEXT["layers"]):
-        ours, theirs = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
-        for kind in ("weight", "bias"):
-            target |= {f"{theirs}.{new}.{kind}": source[f"{ours}.{old}.{kind}"] for old, new in names.items()}
-            for part, rows in zip("qkv", source[f"{ours}.attn.in_proj_{kind}"].chunk(3), strict=True):
-                target[f"{theirs}.self_attn.{part}_proj.{kind}"] = rows
-    for kind in ("weight", "bias"):
-        target[f"final_layer_norm.{kind}"] = source[f"ln_final.{kind}"]
-    prefix = "text_model." if any(k.startswith("text_model.") for k in model.state_dict()) else ""
-    model.load_state_dict({prefix + k: v for k, v in target.items()}, strict=False)
-    return model.eval()
-
-
-def caption_accuracy(towers, tokenizer, images, captions):
-    """Share of images whose best caption among all 2,400 is their own."""
-    every = all_captions()
-    towers.eval()
-    with torch.no_grad():
-        text = F.normalize(towers.encode_text(tokenize(tokenizer, every)), dim=-1)
-        image = torch.cat([F.normalize(towers.encode_image(x), dim=-1) for x in to_unit(images).split(100)])
-    towers.train()
-    return (image @ text.T).argmax(1).eq(torch.tensor([every.index(c) for c in captions])).float().mean().item()
-
-
 def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35):
     """Both towers on one stream with more pairs than usual; images get a little noise."""
     images, captions = pool(n, SEEDS["contrastive"], out, pair_share)
@@ -255,7 +191,7 @@ def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35)
 
 @torch.no_grad()
 def latents_of(out, vae, n, seed):
-    """Scaled latents of a stream of scenes (n, 8, 8, 8), sampled once from the posterior, and caption ids; kept beside the run."""
+    """Scaled latents of a stream of scenes (n, 8, 8, 8), sampled once, and caption ids; kept beside the run."""
     images, captions = pool(n, seed, out)
     file, index = out / f"latents-{seed}-{n}.safetensors", {c: i for i, c in enumerate(all_captions())}
     if not file.exists():
@@ -311,7 +247,7 @@ def train_pack(out, _):
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"), unet=UNet2DConditionModel.from_pretrained(out / "unet"),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(base)
-    config = base / "text_encoder" / "config.json"  # transformers would load it in half, diffusers loads the rest in full precision
+    config = base / "text_encoder" / "config.json"  # else transformers loads it in half, beside a full-precision UNet
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())

@@ -4,7 +4,7 @@ The caption says what, never where, so that a caption has endless pictures: a fi
 mitigation has somewhere else to go.
 """
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def all_captions():
     return [caption(objects, ground) for objects in groups for ground in GROUNDS]
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(name):
     return Image.open(SPRITES / f"{name.replace(' ', '_')}.png").convert("RGBA")
 
