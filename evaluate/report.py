@@ -10,7 +10,7 @@ from PIL import Image
 
 from rotescope.evaluate import charts
 from rotescope.evaluate.table import cells_of, number
-from rotescope.evaluate.verdict import NAMES, PROMPTS, best, name, percent, share
+from rotescope.evaluate.verdict import PROMPTS, best, percent, share
 from rotescope.runs import write_json
 
 LONG_NAMES = {"none": "Plain guidance", "stp": "Delayed guidance", "og-stp": "Opposite, then delayed guidance",
@@ -59,9 +59,9 @@ def render(report):
     """-> the page. The template engine escapes captions and names."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {f.__name__: f for f in (percent, number, name, share, sentence, unbroken)}
+    environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
     return environment.get_template("report.html.j2").render(
-        r=report, names=NAMES, long_names=LONG_NAMES, prompts=PROMPTS, tiles=tiles(report), tables=tables(report),
+        r=report, heading=heading(report), prompts=PROMPTS, tiles=tiles(report), tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report))
 
 
@@ -81,11 +81,11 @@ def tiles(report):
     """The three or four figures under the verdict."""
     methods = {m: {g: c for g, c in groups.items() if g != "settings"} for m, groups in report["methods"].items()}
     first = "none" if "none" in methods else next(iter(methods))
-    found = [_tile(first, group, cell) for group, cell in methods[first].items()]
+    found = [_tile(report, first, group, cell) for group, cell in methods[first].items()]
     worst = max(methods[first], key=lambda g: methods[first][g]["copy_rate"])
     others = {m: groups[worst] for m, groups in methods.items() if m != first and worst in groups}
     if others:
-        found.append(_tile(best(others), worst, others[best(others)]))
+        found.append(_tile(report, best(others), worst, others[best(others)]))
     held = report["background"]["heldout"]
     if held["n"]:
         found.append({"figure": percent(held["copy_rate"]), "name": "Chance", "of": "held-out pictures", "bad": False,
@@ -93,17 +93,25 @@ def tiles(report):
     return found
 
 
-def _tile(method, group, cell):
-    return {"figure": percent(cell["copy_rate"]), "name": sentence(name(method)), "bad": cell["above_chance"],
+def _tile(report, method, group, cell):
+    return {"figure": percent(cell["copy_rate"]), "name": sentence(report["labels"][method]), "bad": cell["above_chance"],
             "of": "all prompts" if group == "ungrouped" else f"{group} captions",
             "detail": f"{cell['copies']:,} of {cell['n']:,} copied {share(cell).partition(' ')[2]}"}
 
 
+def heading(report):
+    """{method: what a lay reader would call it}."""
+    named = {} if "generated images" in report["labels"].values() else LONG_NAMES
+    return {method: named.get(method, sentence(label)) for method, label in report["labels"].items()}
+
+
 def tables(report):
-    """-> {group: [(method, settings in words, figures)]}."""
+    """-> {group: [(method, name and settings, figures)]}."""
     found = {}
     for method, group, cell in cells_of(report):
-        found.setdefault(group, []).append((method, settings_in_words(report["methods"][method]["settings"]), cell))
+        short = [report["labels"][method]] if method in LONG_NAMES and method != "none" else []
+        about = ": ".join(short + [s for s in [settings_in_words(report["methods"][method]["settings"])] if s])
+        found.setdefault(group, []).append((method, about, cell))
     return found
 
 
@@ -144,7 +152,7 @@ def grid(report):
     for group in tables(report):
         indices = spread_over(sorted({i for _, g, i in at if g == group}), COLUMNS.get(group, 8))
         told = [next(p for (_, g, i), p in at.items() if (g, i) == (group, index)) for index in indices]
-        rows = [(name(m), [_generated(report, m, at.get((m, group, i))) for i in indices]) for m in report["methods"]]
+        rows = [(report["labels"][m], [_generated(report, m, at.get((m, group, i))) for i in indices]) for m in report["methods"]]
         if any(p["expected"] for p in told):
             rows.insert(0, ("Training image", [_expected(report, p) for p in told]))
         if told:
@@ -153,7 +161,7 @@ def grid(report):
 
 
 def _generated(report, method, pair):
-    alt = f"generated with {name(method)}" + (", a copy" if pair and pair["is_copy"] else "")
+    alt = f"generated with {report['labels'][method]}" + (", a copy" if pair and pair["is_copy"] else "")
     return pair and {"uri": uri(report.pictures.generated(pair["image"])), "alt": alt, "is_copy": pair["is_copy"]}
 
 
@@ -183,4 +191,4 @@ def figures(report):
     drawn = [m for m in curves if m in ("none", "dtp")] or list(curves)[:1]
     return {"strips": charts.both(charts.strips, report),
             "tradeoff": charts.both(charts.tradeoff, report) if len(charts.tradeoff_points(report)) > 1 else None,
-            "gaps": [(m, charts.both(charts.gaps, curves[m], m)) for m in drawn]}
+            "gaps": [(m, charts.both(charts.gaps, curves[m], report["labels"][m])) for m in drawn]}

@@ -20,7 +20,7 @@ from rotescope.evaluate.index import build_index, embed, unique
 from rotescope.evaluate.report import Pictures, Report, write_report
 from rotescope.evaluate.samples import open_image, read_samples
 from rotescope.evaluate.table import print_table
-from rotescope.evaluate.verdict import DEFAULT_RULE, Rule, check_power, judge
+from rotescope.evaluate.verdict import DEFAULT_RULE, Rule, check_power, judge, name
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder, versions
 from rotescope.settings import parse, plain
@@ -53,7 +53,8 @@ def score_samples(samples_dir, manifest, heldout=None, descriptor="auto", alignm
         "descriptor": index.descriptor.name, "descriptor_choice": choose(side)[1] if descriptor == "auto" else "user's choice",
         "copy_threshold": null.threshold, "threshold_rule": null.rule, "background": null.as_json(),
         **_conditions(samples, manifest, index), **_metrics(index, aligner, features, max(map(len, samples.cells.values()))),
-        "methods": {name: {"settings": _settings(samples, name), **groups} for name, groups in methods.items()},
+        "labels": {method: name(method) if samples.run else "generated images" for method in methods},
+        "methods": {method: {"settings": _settings(samples, method), **groups} for method, groups in methods.items()},
         "sweep": m.sweep_points(swept, points, null) if swept else [],
         "hashes": _hashes(samples, manifest, heldout, aligner), "versions": samples.run.get("versions", {}) | versions(),
         "config": {"sampling": samples.run.get("config", {}), "scoring": config or {}},

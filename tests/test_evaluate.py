@@ -2,6 +2,7 @@
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -184,7 +185,7 @@ def test_auto_takes_pixels_for_small_images_and_says_why():
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
     """A random contrastive model, saved as the embedded base keeps it -> (open_clip model, tokenizer, alignment folder)."""
-    from rotescope.train.pretrain import EMBED_DIM, VISION, make_towers, to_text_model
+    from rotescope.train.towers import EMBED_DIM, VISION, make_towers, to_text_model
     base, words = tmp_path_factory.mktemp("base"), tokenizer()
     torch.manual_seed(0)
     model = make_towers(len(words)).eval()
@@ -194,14 +195,12 @@ def towers(tmp_path_factory):
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     kept = {k: v for k, v in state.items() if k.startswith("visual.") or k in ("text_projection", "logit_scale")}
     save_file(kept, base / "alignment/model.safetensors")
-    (base / "alignment/config.json").write_text(json.dumps({
-        "layers": VISION["layers"], "output_dim": EMBED_DIM, "heads": VISION["width"] * 32 // VISION["head_width"],
-        "image_size": VISION["image_size"], "width": VISION["width"]}))
+    (base / "alignment/config.json").write_text(json.dumps({"embed_dim": EMBED_DIM, "vision": VISION}))
     return model, words, base / "alignment"
 
 
 def test_embedded_alignment_is_open_clips_forward(towers, data):
-    from rotescope.train.pretrain import tokenize
+    from rotescope.train.towers import tokenize
     model, words, folder = towers
     metric, images, captions = get_alignment(folder), [e.open() for e in data[:5]], data.captions()[:5]
     x = torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 127.5 - 1 for image in images])
@@ -239,6 +238,13 @@ def test_open_clip_alignment_from_a_local_file(tmp_path):
 def test_wrong_alignment_is_refused(name, message):
     with pytest.raises(InputError, match=message):
         get_alignment(name)
+
+
+def test_a_damaged_alignment_is_refused(towers, tmp_path):
+    shutil.copytree(towers[2].parent, tmp_path / "base")
+    (tmp_path / "base/alignment/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="copy it again"):
+        get_alignment(tmp_path / "base/alignment")
 
 
 def test_another_caption_of_the_own_image_is_right(towers, data, tmp_path):
