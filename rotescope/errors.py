@@ -23,6 +23,8 @@ def exit_cleanly(main):
             _leave(str(error), 2 if isinstance(error, InputError) else 3)
         except KeyboardInterrupt:
             _leave("interrupted", 130)
+        except BrokenPipeError:  # as in `rotescope --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except Exception as error:
             if not _disk_is_full(error):
                 raise

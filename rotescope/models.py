@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from rotescope.errors import InputError
@@ -63,6 +64,15 @@ def find_lora(path):
     if file.suffix != ".safetensors" or not file.is_file():
         raise InputError(f"no LoRA at {path}: name a .safetensors file, or a folder with {LORA_FILE}")
     return file
+
+
+def portable_text_encoder(folder):
+    """Rewrite a saved CLIPTextModel so that every transformers loads it: 5.0 wants the prefix that 5.23 leaves out, and takes
+    the file's half precision for the model's unless the config says otherwise."""
+    file, config = Path(folder) / "model.safetensors", Path(folder) / "config.json"
+    weights = {name if name.startswith("text_model.") else f"text_model.{name}": w for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def _download(name):

@@ -1,5 +1,4 @@
 """What a training leaves: a model or a LoRA in Hugging Face's layout, and beside it what it was trained on and how."""
-import json
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 
 from rotescope.errors import InputError
-from rotescope.models import LORA_FILE, quiet
+from rotescope.models import LORA_FILE, portable_text_encoder, quiet
 from rotescope.runs import folder_sha256, sha256, versions, write_json
 from rotescope.settings import plain, save
 
@@ -41,8 +40,7 @@ def save_full(pipe, folder, dtype=torch.float32):
         torch.nn.Module.to(part, dtype=dtype)  # diffusers' own `to` warns of parts that it would keep in float32, even if none
     with quiet():
         pipe.save_pretrained(folder, safe_serialization=True)
-    text = Path(folder) / "text_encoder" / "config.json"  # transformers would load half precision by default, diffusers would not
-    write_json(text, json.loads(text.read_text()) | {"dtype": "float32"})
+    portable_text_encoder(Path(folder) / "text_encoder")
     return Path(folder) / "unet"
 
 

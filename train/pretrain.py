@@ -1,7 +1,7 @@
 """Make the embedded base model from freshly composed scenes, in three stages, as Stable Diffusion was made.
 
     python -m rotescope.train.pretrain contrastive --out work/base     # text and image towers; the alignment metric
-    python -m rotescope.train.pretrain vae         --out work/base     # AutoencoderKL, 64 px -> 8 × 8 × 8
+    python -m rotescope.train.pretrain vae         --out work/base     # AutoencoderKL, 64 px -> 16 × 8 × 8
     python -m rotescope.train.pretrain unet        --out work/base     # UNet2DConditionModel, with EMA and caption dropout
     python -m rotescope.train.pretrain pack        --out work/base     # fp16, Stable Diffusion's layout, SHA256SUMS
 
@@ -11,11 +11,13 @@ are in train/base/README.md. Needed once: the result ships.
 import argparse
 import copy
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
@@ -29,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rotescope.datasets.emoji.scenes import PAIR_SHARE, all_captions, scenes
+from rotescope.models import portable_text_encoder
 from rotescope.runs import sha256
 from rotescope.train.towers import (
     EMBED_DIM,
@@ -42,11 +45,11 @@ from rotescope.train.towers import (
     tokenize,
 )
 
-SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "decoder": 4}  # and scene streams; the splits have 101, 202
-VAE = dict(in_channels=3, out_channels=3, latent_channels=8, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3}  # and scene streams; the splits have 101, 202
+VAE = dict(in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
            norm_num_groups=8, mid_block_add_attention=False, sample_size=64,
            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-UNET = dict(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(64, 128), layers_per_block=1,
+UNET = dict(sample_size=8, in_channels=16, out_channels=16, block_out_channels=(64, 128), layers_per_block=1,
             cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
             down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -110,50 +113,42 @@ def reconstruction_loss(y, x, late):
     return 4 * F.mse_loss(y, x) + 0.2 * F.l1_loss(y, x) + 2 * F.mse_loss(_edges(y), _edges(x))
 
 
-def train_vae(out, steps, batch=32, lr=1e-3, n=20_000, cycle=4000):
-    """Both halves on 32 px windows, with light KL. `cycle` is the learning rate's: stop early and let the decoder go on."""
+def train_vae(out, steps, batch=32, lr=1.5e-3, n=20_000, noise=0.15, start=None):
+    """Both halves, five sixths of the steps on 32 px windows, the rest on whole scenes; light KL.
+
+    Noise on the latents, up to `noise` of their spread, makes the decoder forgive what a denoiser leaves over.
+    """
     images, _ = pool(n, SEEDS["vae"], out)
     torch.manual_seed(SEEDS["vae"])
     rng, vae = np.random.default_rng(SEEDS["vae"]), make_vae()
+    if start:
+        warm_start(vae, AutoencoderKL.from_pretrained(start))
 
-    def loss_of(_):
-        x = _patches(to_unit(images[rng.integers(0, n, batch)]), 32, rng)
+    def loss_of(step):
+        x = to_unit(images[rng.integers(0, n, batch)])
+        x = _patches(x, 32, rng) if step < steps * 5 // 6 else x
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample.float()
+        z = posterior.sample()
+        z = z + noise * z.detach().std() * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
+        y = vae.decode(z).sample.float()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float())
-        return reconstruction_loss(y, x, late=False) + KL_WEIGHT * kl.mean()
+        return reconstruction_loss(y, x, late=start or step > steps // 2) + KL_WEIGHT * kl.mean()
 
-    for step, _ in optimise(vae, max(steps, cycle), lr, loss_of):
-        if step == steps - 1:
-            break
+    for step, _ in optimise(vae, steps, lr, loss_of):
+        if step % 500 == 499:
+            vae.save_pretrained(out / "vae")
     with torch.no_grad():
         latents = torch.cat([vae.encode(to_unit(images[i:i + 100])).latent_dist.mean for i in range(0, 2000, 100)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     vae.save_pretrained(out / "vae")
 
 
-def train_decoder(out, steps, batch=16, lr=1e-3, n=60_000, noise=0.15):
-    """The decoder alone, on whole scenes and slightly noisy latents, so that it forgives what a denoiser leaves over.
-
-    The encoder stays, so the denoiser can be trained at the same time.
-    """
-    vae = AutoencoderKL.from_pretrained(out / "vae")
-    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
-    images, _ = pool(n, SEEDS["unet"], out)
-    latents, _ = latents_of(out, vae, n, SEEDS["unet"])
-    torch.manual_seed(SEEDS["decoder"])
-    rng = np.random.default_rng(SEEDS["decoder"])
-
-    def loss_of(step):
-        b = rng.integers(0, n, batch)
-        z, x = latents[b], to_unit(images[b])
-        z = z + noise * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)
-        y = vae.decode(z / vae.config.scaling_factor).sample.float()
-        return reconstruction_loss(y, x, late=step > steps // 4)
-
-    for step, _ in optimise(vae, steps, lr, loss_of):
-        if step % 250 == 249 or step == steps - 1:
-            vae.save_pretrained(out / "vae-decoder")
+def warm_start(vae, other):
+    """Copy every weight of another autoencoder that fits; of those with more channels, the part that fits."""
+    target = vae.state_dict()
+    for name, weight in other.state_dict().items():
+        part = tuple(slice(0, min(a, b)) for a, b in zip(weight.shape, target[name].shape, strict=True))
+        target[name][part] = weight[part]
 
 
 # ----- text and image towers
@@ -191,7 +186,7 @@ def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35)
 
 @torch.no_grad()
 def latents_of(out, vae, n, seed):
-    """Scaled latents of a stream of scenes (n, 8, 8, 8), sampled once, and caption ids; kept beside the run."""
+    """Scaled latents of a stream of scenes (n, 16, 8, 8), sampled once, and caption ids; kept beside the run."""
     images, captions = pool(n, seed, out)
     file, index = out / f"latents-{seed}-{n}.safetensors", {c: i for i, c in enumerate(all_captions())}
     if not file.exists():
@@ -201,38 +196,58 @@ def latents_of(out, vae, n, seed):
     return load_file(file)["latents"], torch.tensor([index[c] for c in captions])
 
 
+def text_table(out):
+    """Hidden states of every caption and, last, of the empty one (2401, 24, 128)."""
+    model, tokenizer = CLIPTextModel.from_pretrained(out / "text_encoder"), CLIPTokenizer.from_pretrained(out / "tokenizer")
+    with torch.no_grad():
+        return torch.cat([model.eval()(ids).last_hidden_state for ids in tokenize(tokenizer, [*all_captions(), ""]).split(200)])
+
+
+def join_processes():
+    """-> rank, number of processes; more than one under torchrun."""
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters, world):
+    if world > 1:
+        flat = torch.cat([p.grad.flatten() for p in parameters]) / world
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(part.view_as(p))
+
+
 def train_unet(out, steps, batch=64, lr=1e-3, n=60_000, dropout=0.1, decay=0.9995):
     """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided."""
-    vae, model = AutoencoderKL.from_pretrained(out / "vae").eval(), CLIPTextModel.from_pretrained(out / "text_encoder").eval()
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    latents, captions = latents_of(out, vae, n, SEEDS["unet"])
-    with torch.no_grad():
-        table = torch.cat([model(ids).last_hidden_state for ids in tokenize(tokenizer, [*all_captions(), ""]).split(200)])
+    rank, world = join_processes()
+    latents, captions = latents_of(out, AutoencoderKL.from_pretrained(out / "vae").eval(), n, SEEDS["unet"])
+    table, batch = text_table(out), batch // world
     torch.manual_seed(SEEDS["unet"])
     unet, noising = UNet2DConditionModel(**UNET), DDPMScheduler(**SCHEDULE)
-    average, empty = copy.deepcopy(unet).requires_grad_(False), len(table) - 1
-    predict = torch.compile(unet)
-    opt = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=1e-2, fused=True)
+    average, predict, parameters = copy.deepcopy(unet).requires_grad_(False), torch.compile(unet), list(unet.parameters())
+    opt = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2, fused=True)
     # warm up, hold, and fall over the last third
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1, (k + 1) / 300, 1.02 - max(0, 3 * k / steps - 2)))
+    torch.manual_seed(SEEDS["unet"] + rank)
     started = time.time()
     for step in range(steps):
         b = torch.randint(n, (batch,))
-        caption = torch.where(torch.rand(batch) < dropout, empty, captions[b])
+        caption = torch.where(torch.rand(batch) < dropout, len(table) - 1, captions[b])
         t = torch.where(torch.rand(batch) < 0.5, torch.randint(300, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
         noise = torch.randn_like(latents[b])
         loss = F.mse_loss(predict(noising.add_noise(latents[b], noise, t), t, table[caption]).sample, noise)
-        opt.zero_grad()
+        opt.zero_grad(set_to_none=False)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1)
+        average_gradients(parameters, world)
+        torch.nn.utils.clip_grad_norm_(parameters, 1)
         opt.step()
         schedule.step()
         with torch.no_grad():
-            rate = min(decay, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - rate)
-        if step % 100 == 0:
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - min(decay, (step + 1) / (step + 10)))
+        if rank == 0 and step % 100 == 0:
             print(f"step {step} loss {loss.item():.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 500 == 499 or step == steps - 1:
+        if rank == 0 and (step % 500 == 499 or step == steps - 1):
             average.save_pretrained(out / "unet")
 
 
@@ -243,12 +258,11 @@ def train_pack(out, _):
     base = Path(__file__).parent / "base"
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE, prediction_type="epsilon")
     StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae-decoder"), text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
+        vae=AutoencoderKL.from_pretrained(out / "vae"), text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"), unet=UNet2DConditionModel.from_pretrained(out / "unet"),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(base)
-    config = base / "text_encoder" / "config.json"  # else transformers loads it in half, beside a full-precision UNet
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    portable_text_encoder(base / "text_encoder")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
     towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "towers.safetensors").items()
@@ -263,7 +277,7 @@ def train_pack(out, _):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("contrastive", "vae", "decoder", "unet", "pack"))
+    parser.add_argument("stage", choices=("contrastive", "vae", "unet", "pack"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
