@@ -1,6 +1,7 @@
 """Make the embedded base model from freshly composed scenes, in three stages, as Stable Diffusion was made.
 
     python -m rotescope.train.pretrain contrastive --out work/base     # text and image towers; the alignment metric
+    python -m rotescope.train.pretrain judge       --out work/base     # the image tower again, on softened scenes
     python -m rotescope.train.pretrain vae         --out work/base     # AutoencoderKL, 64 px -> 16 × 8 × 8
     python -m rotescope.train.pretrain unet        --out work/base     # UNet2DConditionModel, with EMA and caption dropout
     python -m rotescope.train.pretrain pack        --out work/base     # fp16, Stable Diffusion's layout, SHA256SUMS
@@ -45,7 +46,7 @@ from rotescope.train.towers import (
     tokenize,
 )
 
-SEEDS = {"contrastive": 1, "vae": 2, "unet": 3}  # and scene streams; the splits have 101, 202
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "judge": 5}  # and scene streams; the splits have 101, 202
 VAE = dict(in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(16, 32, 64, 128), layers_per_block=1,
            norm_num_groups=8, mid_block_add_attention=False, sample_size=64,
            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
@@ -182,6 +183,40 @@ def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35)
     model.save_pretrained(out / "text_encoder")
 
 
+def soften(x, rng):
+    """Each image shrunk by up to 3 and enlarged again, with a little noise: as a young autoencoder would show it."""
+    small = F.interpolate(x, size=int(rng.integers(22, 65)), mode="bilinear", antialias=True)
+    x = F.interpolate(small, size=x.shape[-1], mode="bicubic").clamp(-1, 1)
+    return x + 0.15 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
+
+
+def train_judge(out, steps, batch=96, lr=1e-3, n=40_000, pair_share=0.35):
+    """The image tower alone on softened scenes, against the finished text tower, so that alignment is not a test of sharpness."""
+    images, captions = pool(n, SEEDS["contrastive"], out, pair_share)
+    held, held_captions = pool(1000, SEEDS["contrastive"] + 10, out)
+    tokenizer, index = CLIPTokenizer.from_pretrained(out / "tokenizer"), {c: i for i, c in enumerate(all_captions())}
+    towers = make_towers(len(tokenizer))
+    towers.load_state_dict(load_file(out / "towers.safetensors"))
+    towers.requires_grad_(False).visual.requires_grad_(True)
+    with torch.no_grad():
+        texts = towers.encode_text(tokenize(tokenizer, list(index)), normalize=True)
+    target = torch.tensor([index[c] for c in captions])
+    torch.manual_seed(SEEDS["judge"])
+    rng = np.random.default_rng(SEEDS["judge"])
+
+    def loss_of(_):
+        b = rng.integers(0, n, batch)
+        image = towers.encode_image(soften(to_unit(images[b]), rng), normalize=True).float()
+        return F.cross_entropy(towers.logit_scale.exp() * image @ texts.T, target[b])  # against every caption
+
+    for step, _ in optimise(towers, steps, lr, loss_of, every=50):
+        if step % 250 == 249 or step == steps - 1:
+            soft = ((soften(to_unit(held), rng).clamp(-1, 1) + 1) * 127.5).byte()
+            print("caption accuracy", caption_accuracy(towers, tokenizer, held, held_captions),
+                  "softened", caption_accuracy(towers, tokenizer, soft, held_captions), flush=True)
+            save_file(towers.state_dict(), out / "judge.safetensors")
+
+
 # ----- denoiser
 
 @torch.no_grad()
@@ -265,7 +300,7 @@ def train_pack(out, _):
     portable_text_encoder(base / "text_encoder")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
-    towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "towers.safetensors").items()
+    towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "judge.safetensors").items()
               if k.startswith("visual.") or k in ("text_projection", "logit_scale")}
     (base / "alignment").mkdir(exist_ok=True)
     save_file(towers, base / "alignment" / "model.safetensors")
@@ -277,7 +312,7 @@ def train_pack(out, _):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("contrastive", "vae", "unet", "pack"))
+    parser.add_argument("stage", choices=("contrastive", "judge", "vae", "unet", "pack"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
