@@ -69,8 +69,8 @@ def embedded_alignment(folder):
     try:
         tower, side, projection = _image_tower(folder)
         with _quiet():
-            encoder = CLIPTextModel.from_pretrained(folder.parent / "text_encoder", dtype=torch.float32, use_safetensors=True).eval()
-            tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
+            text_encoder, tokenizer = folder.parent / "text_encoder", CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
+            encoder = CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32, use_safetensors=True).eval()
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"the alignment metric {folder} cannot be loaded ({error}): copy it again") from error
 
