@@ -53,8 +53,8 @@ def _underscored(argument):
 
 def _switched(argv, switches):
     """--overwrite alone means --overwrite true."""
-    return [f"{a}=true" if a in switches and (not after or after.startswith("--")) else a
-            for a, after in zip(argv, [*argv[1:], ""], strict=True)]
+    alone = [not after or after[0].startswith("--") for after in (argv[i + 1:i + 2] for i in range(len(argv)))]
+    return [f"{a}=true" if a in switches and last else a for a, last in zip(argv, alone, strict=True)]
 
 
 def _gathered(argv, list_flags):
