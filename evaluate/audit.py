@@ -18,12 +18,11 @@ from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.report import write_report
 from rotescope.evaluate.score import TITLE, score_samples, show_and_judge, totals
 from rotescope.evaluate.verdict import DEFAULT_RULE, Rule, check_power
-from rotescope.mitigate.generate import GenerateConfig, check
+from rotescope.mitigate.generate import GenerateConfig, check, sample_with
 from rotescope.mitigate.prompts import prompts_of
-from rotescope.mitigate.sampler import sample_to_folder
-from rotescope.models import find_lora, load_pipeline
+from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
-from rotescope.runs import folder_sha256, output_folder, sha256, versions
+from rotescope.runs import output_folder
 from rotescope.settings import parse, plain
 
 
@@ -82,7 +81,8 @@ def audit(config):
         sizes = {(m, p.group): len(config.seeds) * sum(q.group == p.group for q in prompts) for m in policies for p in prompts}
         check_power(rule, sizes)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        _sample(config, policies, prompts, draft / "samples")
+        (draft / "samples").mkdir()
+        sample_with(config, load_pipeline(config.model, config.lora).to(config.device), prompts, policies, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(
                 draft / "samples", manifest, heldout, config.descriptor, alignment, config=plain(config), title=config.title,
@@ -94,17 +94,6 @@ def audit(config):
 def _generate_config(config):
     shared = {f.name for f in fields(GenerateConfig)} & {f.name for f in fields(AuditConfig)}
     return GenerateConfig(prompts=config.train_data, **{key: getattr(config, key) for key in shared})
-
-
-def _sample(config, policies, prompts, folder):
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
-    hashes = {"model": folder_sha256(config.model)} | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
-    about = {"config": plain(config), "model": config.model, "versions": versions(), "hashes": hashes}
-    folder.mkdir()
-    with progress_bars({method: len(prompts) * len(config.seeds) for method in policies}) as advance:
-        sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance,
-                         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
-                         batch_size=config.batch_size)
 
 
 @exit_cleanly

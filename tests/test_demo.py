@@ -1,0 +1,54 @@
+"""The whole job, small; and every command that a reader can copy."""
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rotescope.demo import DemoConfig, demo
+from rotescope.evaluate.audit import AuditConfig
+from rotescope.evaluate.score import ScoreConfig
+from rotescope.mitigate.generate import GenerateConfig, named_policies
+from rotescope.settings import parse
+from rotescope.train.finetune import FinetuneConfig
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig}
+PAGES = ["README.md", "rotescope/demo.py", "evaluate/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
+         *(str(p.relative_to(ROOT)) for p in (ROOT / "train/recipes").glob("*.yaml"))]
+
+
+def commands():
+    """(page, sub-command, arguments) of each command in the README, the docstrings and the recipes."""
+    for page in PAGES:
+        text = (ROOT / page).read_text().replace("\\\n", " ")
+        for line in re.findall(r"^[# ]*(?:rotescope|accelerate launch train/finetune\.py) [^`\n]*--.*$", text, re.M):
+            words = shlex.split(line.lstrip("# "), comments=True)
+            name, rest = ("finetune", words[3:]) if words[0] == "accelerate" else (words[1], words[2:])
+            if name in CONFIGS:
+                yield pytest.param(name, rest, id=f"{page}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize(("name", "arguments"), commands())
+def test_every_command_that_a_reader_can_copy_is_understood(name, arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parse(CONFIGS[name], arguments, prog=name, description="")
+    if hasattr(config, "mitigation"):
+        assert named_policies(config.mitigation)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_a_report_of_the_promised_form(tmp_path):
+    demo(DemoConfig(str(tmp_path / "demo"), max_train_steps=2, seeds=(0,), num_inference_steps=3, sweep=False))
+    report = json.loads((tmp_path / "demo/report.json").read_text())
+    assert set(report["methods"]) == {"none", "stp", "og-stp", "dtp", "og-dtp"}
+    for method in report["methods"].values():
+        for group in ("duplicated", "control"):
+            cell = method[group]
+            assert cell["n"] == 24
+            assert cell["copy_rate_interval"][0] <= cell["copy_rate"] <= cell["copy_rate_interval"][1]
+            assert {"sim95", "alignment", "denoiser_rows"} <= set(cell)
+    assert {"schema_version", "descriptor", "copy_threshold", "seeds", "hashes"} <= set(report)
+    assert (tmp_path / "demo/report.html").stat().st_size > 100_000
+    assert (tmp_path / "demo/checkpoint/model_index.json").exists()
