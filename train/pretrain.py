@@ -184,10 +184,13 @@ def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35)
 
 
 def soften(x, rng):
-    """Each image shrunk by up to 3 and enlarged again, with a little noise: as a young autoencoder would show it."""
-    small = F.interpolate(x, size=int(rng.integers(22, 65)), mode="bilinear", antialias=True)
-    x = F.interpolate(small, size=x.shape[-1], mode="bicubic").clamp(-1, 1)
-    return x + 0.15 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
+    """Half of the images shrunk by up to 3 and enlarged again, with a little noise: as a young autoencoder would show them."""
+    half = x[::2]
+    small = F.interpolate(half, size=int(rng.integers(22, 65)), mode="bilinear", antialias=True)
+    x = x.clone()
+    noise = 0.15 * torch.rand(len(half), 1, 1, 1) * torch.randn_like(half)
+    x[::2] = F.interpolate(small, size=x.shape[-1], mode="bicubic").clamp(-1, 1) + noise
+    return x
 
 
 def train_judge(out, steps, batch=96, lr=1e-3, n=40_000, pair_share=0.35):
@@ -253,7 +256,7 @@ def average_gradients(parameters, world):
             p.grad.copy_(part.view_as(p))
 
 
-def train_unet(out, steps, batch=64, lr=1e-3, n=60_000, dropout=0.1, decay=0.9995):
+def train_unet(out, steps, batch=64, lr=1.5e-3, n=60_000, dropout=0.1, decay=0.999):
     """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided."""
     rank, world = join_processes()
     latents, captions = latents_of(out, AutoencoderKL.from_pretrained(out / "vae").eval(), n, SEEDS["unet"])
