@@ -256,13 +256,15 @@ def average_gradients(parameters, world):
             p.grad.copy_(part.view_as(p))
 
 
-def train_unet(out, steps, batch=64, lr=1.5e-3, n=60_000, dropout=0.1, decay=0.999):
+def train_unet(out, steps, batch=64, lr=1.5e-3, n=60_000, dropout=0.1, decay=0.999, start=None):
     """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided."""
     rank, world = join_processes()
     latents, captions = latents_of(out, AutoencoderKL.from_pretrained(out / "vae").eval(), n, SEEDS["unet"])
     table, batch = text_table(out), batch // world
     torch.manual_seed(SEEDS["unet"])
     unet, noising = UNet2DConditionModel(**UNET), DDPMScheduler(**SCHEDULE)
+    if start:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32).state_dict())
     average, predict, parameters = copy.deepcopy(unet).requires_grad_(False), torch.compile(unet), list(unet.parameters())
     opt = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2, fused=True)
     # warm up, hold, and fall over the last third
@@ -318,9 +320,11 @@ def main():
     parser.add_argument("stage", choices=("contrastive", "judge", "vae", "unet", "pack"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--start", help="vae, unet: go on from the weights in this folder, such as train/base/unet")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    globals()[f"train_{args.stage}"](args.out, args.steps)
+    more = {"start": args.start} if args.start else {}
+    globals()[f"train_{args.stage}"](args.out, args.steps, **more)
 
 
 if __name__ == "__main__":
