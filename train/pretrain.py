@@ -293,6 +293,14 @@ def train_unet(out, steps, batch=64, lr=1.5e-3, n=60_000, dropout=0.1, decay=0.9
 
 # ----- the result
 
+def pack_judge(out, folder):
+    towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "judge.safetensors").items()
+              if k.startswith("visual.") or k in ("text_projection", "logit_scale")}
+    folder.mkdir(exist_ok=True)
+    save_file(towers, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"embed_dim": EMBED_DIM, "vision": VISION}, indent=2) + "\n")
+
+
 def train_pack(out, _):
     """Everything in fp16, in Stable Diffusion's layout, with the image tower beside it -> train/base."""
     base = Path(__file__).parent / "base"
@@ -305,11 +313,8 @@ def train_pack(out, _):
     portable_text_encoder(base / "text_encoder")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
-    towers = {k: v.half() if v.is_floating_point() else v for k, v in load_file(out / "judge.safetensors").items()
-              if k.startswith("visual.") or k in ("text_projection", "logit_scale")}
-    (base / "alignment").mkdir(exist_ok=True)
-    save_file(towers, base / "alignment" / "model.safetensors")
-    (base / "alignment" / "config.json").write_text(json.dumps({"embed_dim": EMBED_DIM, "vision": VISION}, indent=2) + "\n")
+    if (out / "judge.safetensors").exists():  # else the one that ships stays: the denoiser alone went on
+        pack_judge(out, base / "alignment")
     files = sorted(p for p in base.rglob("*") if p.is_file() and p.suffix in (".safetensors", ".json", ".txt"))
     (base / "SHA256SUMS").write_text("".join(f"{sha256(p)}  {p.relative_to(base).as_posix()}\n" for p in files))
     print(f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB in {base}")
