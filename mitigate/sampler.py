@@ -1,6 +1,5 @@
 """Prompts × seeds × policies -> images and what happened in each step. One noise an image, whatever the batch around it."""
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -70,4 +69,4 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
                 on_sample(method)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "records.parquet")
     write_json(out / "run.json", {**(about or {}), "methods": {name: asdict(p) for name, p in policies.items()},
-                                  "seeds": list(seeds), **json.loads(json.dumps(settings))})
+                                  "seeds": list(seeds), **settings})
