@@ -16,8 +16,8 @@ import torch
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError, exit_cleanly
-from rotescope.mitigate.guidance import get_policy
 from rotescope.mitigate.prompts import prompts_of, read_prompts
+from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.models import BASE, find_lora, find_model, load_pipeline
 from rotescope.progress import progress_bars
@@ -87,7 +87,7 @@ def named_policies(texts):
               for text, name in zip(texts, names, strict=True)]
     if len(set(unique)) < len(unique):
         raise InputError(f"a mitigation is named twice: {' '.join(texts)}")
-    return {name: get_policy(text) for name, text in zip(unique, texts, strict=True)}
+    return {name: get_mitigation(text) for name, text in zip(unique, texts, strict=True)}
 
 
 def generate(config):

@@ -4,11 +4,12 @@ Guidance is eps_uncond + scale · (eps_cond − eps_uncond), diffusers' conventi
 ("Classifier-Free Guidance inside the Attraction Basin May Cause Memorization", CVPR 2025, arXiv 2411.16738) change the scale
 while a trajectory is still inside the basin, and when that ends.
 """
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 
 from rotescope.errors import InputError
+from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
 from rotescope.mitigate.transition import FirstLocalMinimum
 
 
@@ -18,7 +19,7 @@ def combine(eps_cond, eps_uncond, scale):
 
 
 @dataclass(frozen=True)
-class TransitionGuidance:
+class TransitionGuidance(Mitigation):
     """Scale `before` until the transition, the pipeline's own guidance_scale from then on; per image, one pass.
 
     transition: a timestep τ (0…999; early means strictly t > τ), or "dynamic": the first step k with
@@ -41,7 +42,7 @@ class TransitionGuidance:
         return TransitionRun(self, n, guidance_scale if self.after is None else self.after, device)
 
 
-class TransitionRun:
+class TransitionRun(GuidanceRun):
     """The state of one pipeline call: which of its n images are past their transition, and since when."""
 
     def __init__(self, policy, n, after, device):
@@ -51,17 +52,17 @@ class TransitionRun:
         self.detector = FirstLocalMinimum(n, device) if policy.transition == "dynamic" else None
 
     def branches(self, timestep):
-        """Which predictions this step needs: (cond, uncond), each a bool (n,). Tracking a gap needs both."""
+        """Tracking a gap needs both."""
         self._pass_at(timestep)
         scale = self._scale()
         tracked = ~self.past if self.detector else torch.zeros_like(self.past)
         return (scale != 0) | tracked, (scale != 1) | tracked
 
-    def guide(self, eps_cond, eps_uncond, timestep, gap):
-        """Guided prediction (n, …). gap: ‖eps_cond − eps_uncond‖₂ (n,), NaN where a branch was not computed."""
-        if self.detector:
-            self._mark(self.detector.update(gap) & ~self.past, timestep)
-        return combine(eps_cond, eps_uncond, self._scale())
+    def guide(self, step):
+        """A timestep that a multi-call scheduler repeats counts once."""
+        if self.detector and not step.repeated:
+            self._mark(self.detector.update(step.gap) & ~self.past, step.timestep)
+        return combine(step.cond, step.uncond, self._scale())
 
     def _pass_at(self, timestep):
         limit = self.policy.latest if self.detector else self.policy.transition
@@ -77,31 +78,4 @@ class TransitionRun:
         return torch.where(self.past, after, before)
 
 
-PRESETS = {  # published settings; τ belongs to Stable Diffusion 2.1 on LAION-10K and must be found anew for another model
-    "none": TransitionGuidance(transition=1000),
-    "stp": TransitionGuidance(before=0.0, transition=500),
-    "og-stp": TransitionGuidance(before=-2.0, transition=650),
-    "dtp": TransitionGuidance(before=0.0, transition="dynamic"),
-    "og-dtp": TransitionGuidance(before=-7.5, transition="dynamic"),
-}
-
-
-def get_policy(text):
-    """'og-stp' or 'og-stp:before=-3,transition=700' -> policy. Raises InputError on an unknown name, key or value."""
-    name, _, settings = text.partition(":")
-    if name not in PRESETS:
-        raise InputError(f"no mitigation is called {name!r}: take one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **dict(_setting(name, s) for s in settings.split(",") if s))
-
-
-def _setting(name, text):
-    key, equals, value = (part.strip() for part in text.partition("="))
-    keys = [f.name for f in fields(TransitionGuidance)]
-    if key not in keys or not equals:
-        raise InputError(f"{name}: {text!r} is not a setting: write key=value with one of {', '.join(keys)}")
-    if key == "transition" and value == "dynamic":
-        return key, value
-    try:
-        return key, int(value) if key in ("transition", "latest") else float(value)
-    except ValueError:
-        raise InputError(f"{name}: {key}={value!r} is not a number") from None
+PLAIN = TransitionGuidance(transition=1000)  # guidance from the first step on

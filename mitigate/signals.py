@@ -6,8 +6,19 @@ def prediction_gap(cond, uncond, factor=1.0):
     return factor * (cond - uncond).float().flatten(1).norm(dim=1)
 
 
+def noise_part(output, sample):
+    """The predicted noise of a denoiser's output: PixArt and its kin put a learned variance behind it, as many channels again."""
+    learned_variance = output.dim() == sample.dim() == 4 and output.shape[1] == 2 * sample.shape[1]
+    return output[:, :sample.shape[1]] if learned_variance else output
+
+
 def eps_factor(scheduler, timestep):
-    """Δε per unit of Δoutput at an integer timestep: 1 for ε, α for v (ε = αv + σx), α/σ for x₀ (ε = (x − αx₀)/σ)."""
+    """Δε per unit of Δoutput at a timestep.
+
+    1 for ε; α for v (ε = αv + σx); α/σ for x₀ (ε = (x − αx₀)/σ); 1 − σ for flow matching (x = (1 − σ)x₀ + σε, v = ε − x₀).
+    """
+    if scheduler.config.get("prediction_type") == "flow_prediction" or "FlowMatch" in type(scheduler).__name__:
+        return 1 - timestep / scheduler.config.num_train_timesteps
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind == "epsilon":
         return 1.0

@@ -6,14 +6,16 @@ from tiny import tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
-from rotescope.mitigate.guidance import PRESETS, TransitionGuidance, combine, get_policy
+from rotescope.mitigate.guidance import TransitionGuidance, combine
 from rotescope.mitigate.prompts import Prompt, read_prompts
+from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import noise_seed, sample
 from rotescope.mitigate.signals import eps_factor, prediction_gap
 from rotescope.mitigate.transition import FirstLocalMinimum
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 10
+PAPER = ("none", "stp", "og-stp", "dtp", "og-dtp")
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -59,8 +61,8 @@ def plain_loop(pipe, policy, scale=7.5):
 
 
 @pytest.mark.parametrize("policy", [
-    *PRESETS.values(), TransitionGuidance(1.0, "dynamic", latest=-1), TransitionGuidance(-3.0, 800),
-], ids=[*PRESETS, "released dtp", "og 800"])
+    *(get_mitigation(name) for name in PAPER), TransitionGuidance(1.0, "dynamic", latest=-1), TransitionGuidance(-3.0, 800),
+], ids=[*PAPER, "released dtp", "og 800"])
 def test_a_policy_on_a_pipeline_equals_the_plain_loop(pipe, policy):
     expected, transitions, gaps = plain_loop(pipe, policy)
     with mitigated(pipe, policy) as run:
@@ -131,11 +133,11 @@ def test_eps_factor_turns_v_and_x0_differences_into_eps():
 
 
 def test_policies_by_name_and_setting():
-    assert get_policy("og-stp:before=-3,transition=700") == TransitionGuidance(-3.0, 700)
-    assert get_policy("stp:transition=dynamic").transition == "dynamic"
+    assert get_mitigation("og-stp:before=-3,transition=700") == TransitionGuidance(-3.0, 700)
+    assert get_mitigation("stp:transition=dynamic").transition == "dynamic"
     for wrong in ("opposite", "stp:tau=3", "stp:transition=soon", "stp:before", "stp:transition=2000"):
         with pytest.raises(InputError):
-            get_policy(wrong)
+            get_mitigation(wrong)
 
 
 def test_what_cannot_work_is_refused_by_name(pipe):
@@ -153,13 +155,13 @@ def test_what_cannot_work_is_refused_by_name(pipe):
 def test_a_sample_is_the_same_in_every_batch_and_alone(pipe):
     prompts = [Prompt(t) for t in PROMPTS]
     settings = {"num_inference_steps": STEPS, "seeds": (0, 1)}
-    runs = [[np.asarray(s.image, int) for s in sample(pipe, prompts, get_policy("og-stp"), batch_size=b, **settings)]
+    runs = [[np.asarray(s.image, int) for s in sample(pipe, prompts, get_mitigation("og-stp"), batch_size=b, **settings)]
             for b in (1, 4, 64)]
     for other in runs[1:]:
         assert np.abs(np.stack(runs[0]) - np.stack(other)).max() <= 1  # a last bit, rounded
     generator = torch.Generator().manual_seed(noise_seed(PROMPTS[1], 1))
     alone = pipe(PROMPTS[1], generator=generator, num_inference_steps=STEPS).images[0]
-    plain = list(sample(pipe, prompts, get_policy("none"), **settings))[3]
+    plain = list(sample(pipe, prompts, get_mitigation("none"), **settings))[3]
     assert np.abs(np.asarray(alone, int) - np.asarray(plain.image, int)).max() <= 1
 
 
