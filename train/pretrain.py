@@ -55,6 +55,7 @@ UNET = dict(sample_size=8, in_channels=16, out_channels=16, block_out_channels=(
             down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 KL_WEIGHT = 1e-4
+PAIRS_FOR_TOWERS = 0.35  # share of scenes with two objects
 
 
 def pool(n, seed, cache, pair_share=PAIR_SHARE):
@@ -154,7 +155,7 @@ def warm_start(vae, other):
 
 # ----- text and image towers
 
-def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=0.35):
+def train_contrastive(out, steps, batch=192, lr=2e-3, n=40_000, pair_share=PAIRS_FOR_TOWERS):
     """Both towers on one stream with more pairs than usual; images get a little noise."""
     images, captions = pool(n, SEEDS["contrastive"], out, pair_share)
     held, held_captions = pool(1000, SEEDS["contrastive"] + 10, out)
@@ -193,7 +194,7 @@ def soften(x, rng):
     return x
 
 
-def train_judge(out, steps, batch=96, lr=1e-3, n=40_000, pair_share=0.35):
+def train_judge(out, steps, batch=96, lr=1e-3, n=40_000, pair_share=PAIRS_FOR_TOWERS):
     """The image tower alone on softened scenes, against the finished text tower, so that alignment is not a test of sharpness."""
     images, captions = pool(n, SEEDS["contrastive"], out, pair_share)
     held, held_captions = pool(1000, SEEDS["contrastive"] + 10, out)
@@ -223,9 +224,9 @@ def train_judge(out, steps, batch=96, lr=1e-3, n=40_000, pair_share=0.35):
 # ----- denoiser
 
 @torch.no_grad()
-def latents_of(out, vae, n, seed):
+def latents_of(out, vae, n, seed, pair_share=PAIR_SHARE):
     """Scaled latents of a stream of scenes (n, 16, 8, 8), sampled once, and caption ids; kept beside the run."""
-    images, captions = pool(n, seed, out)
+    images, captions = pool(n, seed, out, pair_share)
     file, index = out / f"latents-{seed}-{n}.safetensors", {c: i for i, c in enumerate(all_captions())}
     if not file.exists():
         torch.manual_seed(seed)
@@ -256,10 +257,16 @@ def average_gradients(parameters, world):
             p.grad.copy_(part.view_as(p))
 
 
-def train_unet(out, steps, batch=64, lr=1.5e-3, n=60_000, dropout=0.1, decay=0.999, start=None):
-    """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided."""
+def train_unet(out, steps, batch=64, lr=1.5e-3, dropout=0.1, decay=0.999, start=None):
+    """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided.
+
+    On a stream of its own and on the towers', which has more pairs: two objects at once are what it learns last.
+    """
     rank, world = join_processes()
-    latents, captions = latents_of(out, AutoencoderKL.from_pretrained(out / "vae").eval(), n, SEEDS["unet"])
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval()
+    streams = latents_of(out, vae, 60_000, SEEDS["unet"]), latents_of(out, vae, 40_000, SEEDS["contrastive"], PAIRS_FOR_TOWERS)
+    latents, captions = (torch.cat(parts) for parts in zip(*streams, strict=True))
+    n = len(latents)
     table, batch = text_table(out), batch // world
     torch.manual_seed(SEEDS["unet"])
     unet, noising = UNet2DConditionModel(**UNET), DDPMScheduler(**SCHEDULE)
@@ -325,10 +332,10 @@ def main():
     parser.add_argument("stage", choices=("contrastive", "judge", "vae", "unet", "pack"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--start", help="vae, unet: go on from the weights in this folder, such as train/base/unet")
+    parser.add_argument("--weights", help="vae, unet: go on from those in this folder, such as train/base/unet")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    more = {"start": args.start} if args.start else {}
+    more = {"start": args.weights} if args.weights else {}
     globals()[f"train_{args.stage}"](args.out, args.steps, **more)
 
 
