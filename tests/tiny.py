@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rotescope.train.pretrain import SCHEDULE
+from rotescope.train.pretrain_unet import SCHEDULE
 from rotescope.train.towers import make_tokenizer
 
 WIDTH, TOKENS = 16, 24
