@@ -1,0 +1,132 @@
+"""The seven figures as PNGs, through matplotlib."""
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+RED, BLUE, GREY = "#b3261e", "#2f5fa8", "#777777"
+SHOWN = 8  # pictures a row
+
+
+def draw_all(curves, drawn, found, folder, examples, threshold):
+    """Write figure1.png … figure7.png into `folder`; each title says whether its claim held."""
+    figures = {
+        1: (_gaps, curves), 2: (_fall_by_seed, drawn), 3: (_switched_on, curves, drawn, examples),
+        4: (_convergence, curves, examples), 5: (_basin, drawn), 6: (_moved, drawn), 7: (_tradeoff, drawn, threshold)}
+    for claim in found:
+        draw, *data = figures[claim.number]
+        figure = draw(*data)
+        verdict = "held" if claim.held else "did not hold"
+        figure.suptitle(f"{claim.says}\n{verdict}: {claim.evidence}", fontsize=8, x=0.02, ha="left")
+        figure.savefig(folder / f"figure{claim.number}.png", dpi=130)
+        plt.close(figure)
+
+
+def _axes(x, y, size=(7, 4.2)):
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _gaps(curves):
+    figure, axes = _axes("timestep (noise to image)", "prediction gap ‖eps_cond − eps_uncond‖₂")
+    for group, colour in (("control", BLUE), ("duplicated", RED)):
+        gaps, timesteps = curves.gaps("unguided", group)
+        axes.plot(timesteps, gaps.T, color=colour, alpha=0.08, linewidth=0.7)
+        axes.plot(timesteps, np.median(gaps, 0), color=colour, linewidth=2, label=f"{group}, {len(gaps)} images, median in bold")
+    axes.invert_xaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def _fall_by_seed(drawn):
+    n = len(drawn["likeness"][0])
+    timesteps = drawn["unguided"].reshape(n, -1)
+    figure, axes = _axes("duplicated caption", "timestep of the steepest fall")
+    for seed in range(timesteps.shape[1]):
+        axes.plot(range(n), timesteps[:, seed], "o", color=RED, alpha=0.6, markersize=4)
+    axes.vlines(range(n), timesteps.min(1), timesteps.max(1), color=GREY, linewidth=0.7)
+    return figure
+
+
+def _most_copied(curves, examples):
+    """Duplicated prompts, at most four, from different parts of the list, with their training images."""
+    firsts = {r.prompt_index: r for r in curves.of("none")}
+    chosen = list(firsts.values())[::max(1, len(firsts) // 4)][:4]
+    return [(r, examples[r.image_id].open()) for r in chosen]
+
+
+def _grid(rows, titles):
+    """rows: lists of PIL images -> a figure; titles over the columns."""
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=(0.85 * len(titles), 0.85 * len(rows) + 0.9), squeeze=False,
+                                layout="constrained")
+    for line, images in zip(axes, rows, strict=True):
+        for place, image in zip(line, images, strict=True):
+            place.imshow(image)
+            place.set_axis_off()
+    for place, title in zip(axes[0], titles, strict=True):
+        place.set_title(title, fontsize=7)
+    return figure
+
+
+def _switched_on(curves, drawn, examples):
+    taus = [p["transition_timestep"] for p in drawn["delayed"]]
+    rows = []
+    for record, training in _most_copied(curves, examples):
+        same = [next(r for r in curves.of(m) if (r.prompt_index, r.seed) == (record.prompt_index, record.seed))
+                for m in ("none", *(f"delayed-{t}" for t in taus))]
+        rows.append([training, *(curves.samples.open(r) for r in same)])
+    return _grid(rows, ["training", "plain", *(f"τ {t}" for t in taus)])
+
+
+def _convergence(curves, examples):
+    seeds, rows = min(4, len({r.seed for r in curves.of("none")})), []
+    for record, training in _most_copied(curves, examples):
+        pictures = [[curves.samples.open(r) for r in curves.of(m) if r.prompt_index == record.prompt_index][:seeds]
+                    for m in ("none", "unguided")]
+        rows.append([training, *pictures[0], *pictures[1]])
+    return _grid(rows, ["training", *["guided"] * seeds, *["unguided"] * seeds])
+
+
+def _basin(drawn):
+    figure, axes = _axes("guidance from this timestep on", "share of copies")
+    _band(axes, drawn["delayed"], BLUE, "delayed (no guidance before)")
+    _band(axes, drawn["opposite"], RED, "opposite guidance before")
+    axes.axhline(drawn["plain"]["copy_rate"], color=GREY, linestyle=":", label="guidance from the start")
+    axes.set_ylim(0, 1.02)
+    axes.invert_xaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def _band(axes, points, colour, label):
+    t, rate = ([p[k] for p in points] for k in ("transition_timestep", "copy_rate"))
+    low, high = zip(*(p["copy_rate_interval"] for p in points), strict=True)
+    axes.fill_between(t, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(t, rate, "o-", color=colour, label=f"{label}, n = {points[0]['n']} each, 95 % interval", markersize=4)
+
+
+def _moved(drawn):
+    figure, axes = _axes("timestep of the steepest fall", "images")
+    bins = np.linspace(0, 1000, 26)
+    for values, colour, label in ((drawn["unguided"], BLUE, "unguided"), (drawn["against"], RED, "opposite guidance")):
+        axes.hist(values, bins, color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
+    axes.invert_xaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def _tradeoff(drawn, threshold):
+    figure, axes = _axes("95th percentile of similarity to the nearest training image", "alignment with the caption")
+    for name, colour in (("delayed", BLUE), ("opposite", RED)):
+        points = drawn[name]
+        axes.plot([p["sim95"] for p in points], [p["alignment"] for p in points], "o-", color=colour, label=name, markersize=4)
+        for p in points:
+            axes.annotate(p["transition_timestep"], (p["sim95"], p["alignment"]), (3, 3), textcoords="offset points", fontsize=6)
+    axes.plot(drawn["plain"]["sim95"], drawn["plain"]["alignment"], "D", color="black", label="plain guidance")
+    axes.axvline(threshold, color=GREY, linestyle=":", label=f"copy threshold {threshold:.2f}")
+    axes.legend(frameon=False)
+    return figure
