@@ -11,6 +11,7 @@ COMMANDS = {  # name -> module, what it does
     "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
     "figures": ("rotescope.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
+    "compare": ("rotescope.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
     "audit": ("rotescope.evaluate.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),
 }

@@ -10,7 +10,6 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope import claims, plots
-from rotescope.datasets.records import Manifest
+from rotescope.dosed import dosed_prompts, provenance
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.index import embed
@@ -26,11 +25,10 @@ from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.guidance import PLAIN, TransitionGuidance, combine
 from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
-from rotescope.mitigate.prompts import prompts_of
 from rotescope.mitigate.sampler import sample_to_folder
-from rotescope.models import find_model, load_pipeline
+from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, folder_sha256, output_folder, versions, write_json
+from rotescope.runs import check_output, output_folder, versions, write_json
 from rotescope.settings import parse, plain
 
 
@@ -85,20 +83,14 @@ def policies(config):
 
 def sample_all(config, folder):
     """Sample the duplicated captions under every policy into folder/samples, the controls unguided into folder/controls."""
-    manifest = Manifest.load(Path(config.checkpoint) / "manifest.parquet")
-    prompts = {group: prompts_of(manifest, (group,)) for group in ("duplicated", "control")}
-    if any(p.group != group for group, found in prompts.items() for p in found):
-        raise InputError(f"{config.checkpoint}/manifest.parquet marks no duplicated or no control images: "
-                         "fine-tune with --duplicated and --controls")
+    manifest, prompts = dosed_prompts(config.checkpoint)
     chosen = policies(config)
     jobs = {"samples": ("duplicated", chosen), "controls": ("control", {"unguided": chosen["unguided"]})}
-    about = {"config": plain(config), "model": config.checkpoint, "versions": versions(),
-             "hashes": {"model": folder_sha256(find_model(config.checkpoint))}}
     pipe = load_pipeline(config.checkpoint).to(config.device)
     bars = {f"{group} {name}": len(prompts[group]) * len(config.seeds) for group, names in jobs.values() for name in names}
     with progress_bars(bars) as advance:
         for name, (group, methods) in jobs.items():
-            sample_to_folder(pipe, prompts[group], methods, config.seeds, folder / name, about=about,
+            sample_to_folder(pipe, prompts[group], methods, config.seeds, folder / name, about=provenance(config),
                              on_sample=lambda method, group=group: advance(f"{group} {method}"),
                              guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps)
     return manifest

@@ -130,3 +130,16 @@ def _tradeoff(drawn, threshold):
     axes.axvline(threshold, color=GREY, linestyle=":", label=f"copy threshold {threshold:.2f}")
     axes.legend(frameon=False)
     return figure
+
+
+def draw_pareto(rows, file):
+    """Copy rate against alignment on duplicated captions, the front joined."""
+    figure, axes = _axes("copy rate, duplicated captions", "alignment, duplicated captions", (8, 6))
+    for name, row in rows.items():
+        cell, colour = row["duplicated"], RED if row["front"] else GREY
+        axes.plot(cell["copy_rate"], cell["alignment"], "o", color=colour, markersize=4)
+        axes.annotate(name, (cell["copy_rate"], cell["alignment"]), (4, 3), textcoords="offset points", fontsize=7, color=colour)
+    front = sorted((r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values() if r["front"])
+    axes.plot(*zip(*front, strict=True), color=RED, linewidth=0.8)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
