@@ -10,7 +10,7 @@ from rotescope.settings import plain
 
 
 def dosed_prompts(checkpoint):
-    """A fine-tuned model's folder -> its Manifest, and {"duplicated": prompts, "control": prompts}; InputError if one is empty."""
+    """A fine-tuned model's folder -> Manifest, {"duplicated": prompts, "control": prompts}; InputError if one is empty."""
     find_model(checkpoint)
     manifest = Manifest.load(Path(checkpoint) / "manifest.parquet")
     prompts = {group: [p for p in prompts_of(manifest, (group,)) if p.group == group] for group in ("duplicated", "control")}
