@@ -45,6 +45,10 @@ def pack(out, base):
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(base)
     portable_text_encoder(base / "text_encoder")
+    for part in ("vae", "unet"):  # where it was made is nobody's business
+        config = json.loads((base / part / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (base / part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for name in ("vocab.json", "merges.txt"):  # for readers of CLIP's older layout
         (base / "tokenizer" / name).write_bytes((out / "tokenizer" / name).read_bytes())
     if (out / "judge.safetensors").exists():  # else the one that ships stays: the denoiser alone went on
