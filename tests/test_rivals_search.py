@@ -1,4 +1,6 @@
 """Search in the training set (AMG) and value neurons (NeMo): against hand arithmetic and by invariance."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -25,10 +27,6 @@ def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("amg")
     load_source(image_folder(folder / "images")).save(folder / "manifest.parquet")
     return str(folder / "manifest.parquet")
-
-
-def decoded(pipe, latents):  # noqa: F811
-    return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
 
 
 # ----- both
@@ -97,12 +95,18 @@ def test_despecification_stops_at_a_scale_of_one(pipe, manifest):  # noqa: F811
     torch.testing.assert_close(sample(pipe, strong)[0], expected, atol=1e-6, rtol=0)
 
 
-def test_dissimilarity_leads_away_from_the_training_set(pipe, manifest):  # noqa: F811
-    known = load_descriptors(manifest).double()
+def test_dissimilarity_makes_the_clean_estimate_less_like_its_neighbour(pipe, manifest):  # noqa: F811
+    sample, cond, uncond = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = SimpleNamespace(timestep=400, sample=sample, cond=cond, uncond=uncond, gap=torch.ones(5),
+                           call=SimpleNamespace(pipe=pipe))
+    clean, known = clean_estimate(pipe.scheduler, 400), load_descriptors(manifest).double()
+
+    def closeness(dissimilarity, threshold=-1e3):
+        settings = AntiMemorizationGuidance(manifest, 0.0, dissimilarity, threshold)
+        return similarity(pipe.vae, known, clean(sample, settings.begin(5, 7.5, "cpu").guide(step)))
     with torch.no_grad():
-        before, after = (similarity(pipe.vae, known, sample(pipe, m)[0]) for m in
-                         (None, AntiMemorizationGuidance(manifest, despecification=0.0, dissimilarity=20.0, threshold=-1.0)))
-    assert (after < before).all()
+        assert (closeness(1.0) < closeness(0.0)).all()
+        assert torch.equal(closeness(1.0, threshold=1e3), closeness(0.0))
 
 
 def test_amg_without_training_images_is_refused(pipe):  # noqa: F811
