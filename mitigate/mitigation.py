@@ -78,6 +78,7 @@ class PipelineCall:
                           if p.default is not p.empty}
         self._texts = None  # the prompts, once their embeddings have taken their place
         self.extra_rows = torch.zeros(self.n, dtype=torch.long)  # denoiser rows spent outside the loop
+        self.memory = {}   # mitigation -> what its `prepare` found out and its run wants to know
 
     def get(self, name, default=None):
         """An argument, or what the pipeline takes for it."""

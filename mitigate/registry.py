@@ -6,7 +6,13 @@ from dataclasses import dataclass, fields, replace
 
 from rotescope.errors import InputError
 from rotescope.mitigate import guidance
+from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation
+from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring
 from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.neurons import ValueNeurons
+from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
+from rotescope.mitigate.perturb import CaptionPerturbation
+from rotescope.mitigate.search import AntiMemorizationGuidance
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,10 @@ class Entry:
         return self.preset.families or ("sd", "sdxl", "sd3", "pixart", "flux")
 
 
+_SOMEPALLI = "Somepalli et al., NeurIPS 2023, arXiv 2305.20086"
+_KIM = "Kim & No, CVPR 2026 Findings, arXiv 2605.02908"
+_HAN = "Han et al., NeurIPS 2025, arXiv 2510.08625"
+_ZHAO = "Zhao et al., ICML 2026, arXiv 2603.00133"
 _JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
 ENTRIES = {
     "none": Entry(guidance.PLAIN, "Ho & Salimans 2022, arXiv 2207.12598", "1 ×"),
@@ -29,6 +39,28 @@ ENTRIES = {
     "og-stp": Entry(guidance.TransitionGuidance(before=-2.0, transition=650), _JAIN, "1 ×"),
     "dtp": Entry(guidance.TransitionGuidance(before=0.0, transition="dynamic"), _JAIN, "1 ×"),
     "og-dtp": Entry(guidance.TransitionGuidance(before=-7.5, transition="dynamic"), _JAIN, "1 ×"),
+    # the rivals
+    "random-token": Entry(CaptionPerturbation("random_token_addition"), _SOMEPALLI, "1 ×"),
+    "random-number": Entry(CaptionPerturbation("random_number_addition"), _SOMEPALLI, "1 ×"),
+    "word-repeat": Entry(CaptionPerturbation("caption_word_repetition"), _SOMEPALLI, "1 ×"),
+    "caption-noise": Entry(CaptionNoise(), _SOMEPALLI, "1 ×"),
+    "prompt-optimisation": Entry(PromptOptimisation(), "Wen et al., ICLR 2024, arXiv 2407.21720",
+                                 "+ 2 to 20 rows", "gradients"),
+    "prompt-reanchoring": Entry(PromptReanchoring(), "Chen et al., CVPR 2025, arXiv 2504.18032",
+                                "1.5 × and 4 to 20 rows where triggered, else + 2 rows", "gradients"),
+    "pad-change": Entry(PadChange(), _KIM, "1 ×"),
+    "pad-mask": Entry(PadMask(), _KIM, "1 ×"),
+    "attention-mask": Entry(AttentionMask(), "Ren et al., ECCV 2024, arXiv 2403.11052", "1 ×", "attention"),
+    "spike-attenuation": Entry(SpikeAttenuation(), _ZHAO, "1 ×", "attention"),
+    "guard": Entry(Guard(), _ZHAO, "1.5 ×", "attention"),
+    "sharpness-step": Entry(SharpnessStep(), _HAN, "+ 8 rows, − 1 a step before the transition"),
+    "noise-optimisation": Entry(NoiseOptimisation(), _HAN, "+ 2 to 2000 rows", "gradients"),
+    "sharpness-aware-noise": Entry(SharpnessAwareNoise(), "Jeon et al., ICML 2025, arXiv 2412.04140",
+                                   "+ 4 to 320 rows", "gradients"),
+    "amg": Entry(AntiMemorizationGuidance(), "Chen et al., CVPR 2024, arXiv 2404.00922",
+                 "1 × and 1 or 2 decodings a step", "gradients, training images"),
+    "nemo": Entry(ValueNeurons(), "Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366",
+                  "+ 10 rows, or hundreds where memorized", "attention"),
 }
 
 

@@ -1,0 +1,318 @@
+"""Prompts, embeddings, attention and initial noise: every rival against independent arithmetic and by invariance."""
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_pipeline
+
+from rotescope import mitigated
+from rotescope.errors import InputError
+from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
+from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
+from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
+from rotescope.mitigate.perturb import CaptionPerturbation, add_numbers, add_words, repeat_words
+from rotescope.mitigate.registry import get_mitigation
+
+PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
+STEPS = 4
+RIVALS = {  # numbers that make each do something to a small model with random weights
+    "rta": CaptionPerturbation(), "rna": CaptionPerturbation("random_number_addition"),
+    "cwr": CaptionPerturbation("caption_word_repetition"), "caption-noise": CaptionNoise(),
+    "prompt-optimisation": PromptOptimisation(target=0.05, iterations=3),
+    "prompt-reanchoring": PromptReanchoring(target=0.05, full=0.2, iterations=2),
+    "pad-change": PadChange(), "pad-mask": PadMask(), "attention-mask": AttentionMask(),
+    "spike-attenuation": SpikeAttenuation(), "guard": Guard(),
+    "sharpness-step": SharpnessStep(radius=5.0), "noise-optimisation": NoiseOptimisation(target=0.05, iterations=3),
+    "sharpness-aware-noise": SharpnessAwareNoise(target=0.1, weight=1e-3, iterations=2, budget=3),
+}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = tiny_pipeline().to(torch.float64)  # so that what differs is the rule, not the rounding
+    for module in pipe.unet.modules():        # random weights hardly listen to the text
+        if hasattr(module, "to_v") and module.is_cross_attention:
+            module.to_v.weight.data *= 20
+            module.to_k.weight.data *= 20
+    return pipe
+
+
+def sample(pipe, mitigation=None, rows=(0, 1, 2), **settings):
+    """-> latents (n, 4, 8, 8) and the run."""
+    call = {"prompt": [PROMPTS[r] for r in rows], "num_inference_steps": STEPS, "output_type": "latent",
+            "generator": [torch.Generator().manual_seed(r) for r in rows], **settings}
+    with mitigated(pipe, mitigation or "none") as run:
+        return pipe(**call).images, run
+
+
+@torch.no_grad()
+def delta(pipe, x, prompt, timestep, text=None):
+    """ε(x, prompt) − ε(x, ∅) of one image, with nothing of ours."""
+    ids = pipe.tokenizer([prompt, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    cond, uncond = pipe.text_encoder(ids)[0].split(1)
+    cond = cond if text is None else text
+    return pipe.unet(x, timestep, cond).sample - pipe.unet(x, timestep, uncond).sample
+
+
+def first_timestep(pipe):
+    pipe.scheduler.set_timesteps(STEPS)
+    return pipe.scheduler.timesteps[0]
+
+
+def noise(row):
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+
+
+# ----- all of them
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_an_image_does_not_depend_on_its_batch_and_the_pipeline_is_restored(pipe, name):
+    plain, _ = sample(pipe)
+    together, run = sample(pipe, RIVALS[name])
+    apart, rows = zip(*(sample(pipe, RIVALS[name], [r]) for r in (2, 0, 1)), strict=True)
+    torch.testing.assert_close(together[[2, 0, 1]], torch.cat(apart), atol=1e-6, rtol=0)
+    assert [run.denoiser_rows[i] for i in (2, 0, 1)] == [r.denoiser_rows[0] for r in rows]
+    assert together.isfinite().all()
+    assert (together - plain).flatten(1).norm(dim=1).min() > 1e-3  # it did something to each
+    assert torch.equal(sample(pipe)[0], plain)
+    assert all(p.grad is None for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
+    assert not together.requires_grad
+
+
+@pytest.mark.parametrize("name", ["prompt-optimisation", "prompt-reanchoring", "noise-optimisation", "sharpness-aware-noise"])
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradient_methods_work_where_gradients_are_off(pipe, name, off):
+    expected, _ = sample(pipe, RIVALS[name], [0])
+    with off():
+        torch.testing.assert_close(sample(pipe, RIVALS[name], [0])[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_images_of_one_prompt_go_their_own_way(pipe, name):
+    seeds = [torch.Generator().manual_seed(s) for s in (0, 9)]
+    twice, _ = sample(pipe, RIVALS[name], [0], num_images_per_prompt=2, generator=seeds)
+    alone, _ = sample(pipe, RIVALS[name], [0], generator=[torch.Generator().manual_seed(9)])
+    torch.testing.assert_close(twice[1:], alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "rows"), [
+    ("rta", 0), ("caption-noise", 0), ("pad-change", 0), ("pad-mask", 0), ("attention-mask", 0), ("spike-attenuation", 0),
+    ("guard", STEPS), ("sharpness-step", 2 * 2 * 2 - 1),  # its one step before the transition needs one branch
+])
+def test_what_each_costs_on_top_of_guidance(pipe, name, rows):
+    assert sample(pipe, RIVALS[name])[1].denoiser_rows == [2 * STEPS + rows] * 3
+
+
+# ----- captions
+
+@pytest.mark.parametrize(("change", "extra"), [
+    (lambda text, rng: add_words(text, rng, 3, ("x", "y")), {"x", "y"}), (lambda text, rng: add_numbers(text, rng, 3), None),
+    (lambda text, rng: repeat_words(text, rng, 3), {"a", "red", "bus"}),
+])
+def test_perturbations_put_words_in_and_keep_the_old_ones_in_order(change, extra):
+    text = "a red bus"
+    changed = [change(text, np.random.default_rng(s)).split() for s in range(20)]
+    for words in changed:
+        assert len(words) == 6
+        left = iter(words)
+        assert all(word in left for word in text.split())
+        assert extra is None or set(words) <= extra | set(text.split())
+    assert len({" ".join(words) for words in changed}) > 10
+
+
+def test_added_numbers_have_five_digits_at_most():
+    numbers = [int(w) for s in range(50) for w in add_numbers("", np.random.default_rng(s), 4).split()]
+    assert min(numbers) >= 0
+    assert max(numbers) < 100_000
+
+
+def test_a_perturbed_prompt_is_what_the_pipeline_gets(pipe):
+    texts = []
+    original = pipe.encode_prompt
+    pipe.encode_prompt = lambda prompt, *args, **kwargs: texts.append(prompt) or original(prompt, *args, **kwargs)
+    try:
+        sample(pipe, RIVALS["rna"])
+    finally:
+        del pipe.encode_prompt
+    assert [len(t.split()) for t in texts[0]] == [len(p.split()) + 4 for p in PROMPTS]
+
+
+# ----- embeddings
+
+def test_caption_noise_has_the_scale_that_it_says(pipe):
+    seen = {}
+    original = pipe.unet.forward
+
+    def spy(sample, timestep, encoder_hidden_states=None, **kwargs):
+        seen.setdefault("text", encoder_hidden_states)
+        return original(sample, timestep, encoder_hidden_states=encoder_hidden_states, **kwargs)
+    cond, uncond = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+    pipe.unet.forward = spy
+    try:
+        sample(pipe, CaptionNoise(0.1))
+    finally:
+        del pipe.unet.forward
+    added = seen["text"] - torch.cat([uncond, cond])
+    assert not added[:3].any()
+    assert abs(added[3:].std().item() - 0.1) < 0.01
+    assert abs(added[3:].mean().item()) < 0.01
+
+
+def test_prompt_optimisation_is_the_authors_loop_for_one_image(pipe):
+    settings, t = RIVALS["prompt-optimisation"], first_timestep(pipe)
+    for row in (0, 1):
+        ids = pipe.tokenizer([PROMPTS[row], ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        cond, uncond = pipe.text_encoder(ids)[0].detach().split(1)
+        text = cond.clone().requires_grad_()
+        descent = torch.optim.AdamW([text], lr=0.05)
+        for _ in range(settings.iterations):
+            loss = torch.norm(pipe.unet(noise(row), t, torch.cat([cond[:, :1], text[:, 1:]], 1)).sample
+                              - pipe.unet(noise(row), t, uncond).sample)
+            if loss <= settings.target:
+                break
+            text.grad = torch.autograd.grad(loss, text)[0]
+            descent.step()
+        text = torch.cat([cond[:, :1], text.detach()[:, 1:]], 1)
+        expected, _ = sample(pipe, None, [row], prompt=None, prompt_embeds=text, negative_prompt_embeds=uncond)
+        torch.testing.assert_close(sample(pipe, settings, [row])[0], expected, atol=1e-6, rtol=0)
+
+
+def test_prompt_optimisation_leaves_images_below_its_target_alone(pipe):
+    gaps = [delta(pipe, noise(r), PROMPTS[r], first_timestep(pipe)).norm().item() for r in range(3)]
+    between = sorted(gaps)[0] / 2 + sorted(gaps)[1] / 2
+    plain, _ = sample(pipe)
+    found, run = sample(pipe, PromptOptimisation(between))
+    for row, gap in enumerate(gaps):
+        assert torch.allclose(found[row], plain[row], atol=1e-9) == (gap <= between)
+        assert (run.denoiser_rows[row] == 2 * STEPS + 2) == (gap <= between)
+
+
+def test_reanchoring_is_plain_at_its_target_and_turns_away_at_its_full_magnitude():
+    settings, scale = PromptReanchoring(3.0, 5.0), 7.5
+    changed, own, uncond = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(0))
+    at = [reanchored(changed, own, uncond, torch.tensor([m]), scale, settings) for m in (3.0, 5.0, 50.0)]
+    torch.testing.assert_close(at[0], uncond + scale * (changed - uncond))
+    torch.testing.assert_close(at[1], own + scale * (changed - own))
+    torch.testing.assert_close(at[2], at[1])
+
+
+def test_reanchoring_leaves_ordinary_images_alone(pipe):
+    plain, before = sample(pipe)
+    found, after = sample(pipe, PromptReanchoring(target=1e3, full=2e3))
+    torch.testing.assert_close(found, plain, atol=1e-9, rtol=0)
+    assert after.denoiser_rows == [rows + 2 for rows in before.denoiser_rows]  # a look at x_T
+
+
+def test_padding_with_an_exclamation_mark_by_hand(pipe):
+    mark = pipe.tokenizer.get_vocab()["!"]
+    embeds = []
+    for text in (PROMPTS[1], ""):
+        ids = pipe.tokenizer(text).input_ids
+        embeds.append(pipe.text_encoder(torch.tensor([ids + [mark] * (24 - len(ids))]))[0].detach())
+        end = len(ids) - 1
+        if text:
+            embeds[0][0, end] = 0
+    expected, _ = sample(pipe, None, [1], prompt=None, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
+    torch.testing.assert_close(sample(pipe, PadChange(), [1])[0], expected, atol=1e-9, rtol=0)
+
+
+def test_padding_masked_by_hand(pipe):
+    cond, uncond = pipe.encode_prompt([PROMPTS[1]], "cpu", 1, True)
+    end = len(pipe.tokenizer(PROMPTS[1]).input_ids) - 1
+    masked = cond.clone()
+    masked[0, end + 1:end + 1 + int(0.7 * (24 - end - 1))] = 0
+    expected, _ = sample(pipe, None, [1], prompt=None, prompt_embeds=masked, negative_prompt_embeds=uncond)
+    torch.testing.assert_close(sample(pipe, PadMask(), [1])[0], expected, atol=1e-9, rtol=0)
+
+
+# ----- attention
+
+def test_masking_alone_is_the_pipelines_own_attention_mask(pipe):
+    """diffusers' encoder_attention_mask takes 10000 off the logits."""
+    ids = pipe.tokenizer([PROMPTS[0]], padding="max_length", return_tensors="pt").input_ids
+    mask = (ids != pipe.tokenizer.eos_token_id).double()
+    cond, uncond = pipe.encode_prompt([PROMPTS[0]], "cpu", 1, True)
+    pipe.scheduler.set_timesteps(STEPS)
+    x = noise(0)
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            u, c = pipe.unet(x, t, uncond).sample, pipe.unet(x, t, cond, encoder_attention_mask=mask).sample
+            x = pipe.scheduler.step(u + 7.5 * (c - u), t, x).prev_sample
+    torch.testing.assert_close(sample(pipe, AttentionMask(bos_scale=1.0), [0])[0], x, atol=1e-6, rtol=0)
+
+
+def test_scaling_the_first_logit_is_scaling_its_key():
+    query, key = torch.randn(2, 3, 4, 5, 8, generator=torch.Generator().manual_seed(0)).double()
+    scaled = key.clone()
+    scaled[..., 0, :] *= 1.25
+    found = mask_summary(query @ key.mT, torch.tensor([3, 4, 5]), 1.25).softmax(-1)
+    expected = (query @ scaled.mT)
+    for i, end in enumerate((3, 4, 5)):
+        torch.testing.assert_close(found[i, ..., :end], expected[i, ..., :end].softmax(-1))
+        assert not found[i, ..., end:].any()
+
+
+def test_spikes_by_hand():
+    logits = torch.tensor([[9.0, 1, 1, 5], [0.0, 1, 1, 1]])[None, None]  # one head, two pixels; peaks 9 | 1 1 5
+    expected = torch.tensor([[9.0, 1, 1, 1.5], [0.0, 1, 1, 0.3]])[None, None]
+    torch.testing.assert_close(attenuate_spikes(logits, 0.1, 0.3), expected)
+    torch.testing.assert_close(attenuate_spikes(logits, 2.0, 0.3), logits)  # z of the 5 is 1.15
+
+
+def test_guard_without_attenuation_is_guidance_at_the_difference_of_its_scales(pipe):
+    guarded, _ = sample(pipe, Guard(scale=1.0, repulsion=2.0))
+    plain, _ = sample(pipe, None, guidance_scale=5.5)
+    torch.testing.assert_close(guarded, plain, atol=1e-6, rtol=0)
+
+
+def test_two_edits_of_the_attention_are_refused_and_nothing_stays(pipe):
+    processors = pipe.unet.attn_processors
+    with pytest.raises(InputError, match="both edit"), mitigated(pipe, AttentionMask(), SpikeAttenuation()):
+        pipe(PROMPTS, num_inference_steps=1, output_type="latent")
+    assert pipe.unet.attn_processors == processors
+    assert "forward" not in vars(pipe.unet) or pipe.unet.forward.__qualname__ == type(pipe.unet).forward.__qualname__
+
+
+# ----- noise
+
+def test_the_sharpness_step_by_hand(pipe):
+    settings, t, x = RIVALS["sharpness-step"], first_timestep(pipe), noise(0)
+    for _ in range(settings.steps):
+        here = delta(pipe, x, PROMPTS[0], t)
+        x = x - 0.7 * (delta(pipe, x + 5.0 * here / here.norm(), PROMPTS[0], t) - here)
+    expected, _ = sample(pipe, get_mitigation("stp:transition=900"), [0], latents=x)
+    torch.testing.assert_close(sample(pipe, settings, [0])[0], expected, atol=1e-6, rtol=0)
+
+
+def test_optimised_noise_has_the_smaller_gap(pipe):
+    before, after = (np.array(sample(pipe, m)[1].prediction_gaps)[:, 0]
+                     for m in (None, NoiseOptimisation(target=0.0, learning_rate=0.05, iterations=8)))
+    assert (after < before).all()
+
+
+def test_sharpness_aware_noise_draws_again_within_its_budget(pipe):
+    never = SharpnessAwareNoise(target=-1.0, iterations=2, budget=3)
+    assert sample(pipe, never)[1].denoiser_rows == [2 * STEPS + 3 * 2 * 4] * 3   # attempts · steps · two looks of two rows
+    at_once = SharpnessAwareNoise(target=1e6)
+    found, run = sample(pipe, at_once)
+    assert run.denoiser_rows == [2 * STEPS + 4] * 3
+    torch.testing.assert_close(found, sample(pipe)[0], atol=1e-9, rtol=0)
+
+
+# ----- bad input
+
+@pytest.mark.parametrize("wrong", [
+    lambda: CaptionPerturbation("backwards"), lambda: CaptionPerturbation(n=0), lambda: PadMask(1.5),
+    lambda: PromptReanchoring(5.0, 3.0), lambda: SharpnessAwareNoise(budget=0),
+])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(InputError):
+        wrong()
+
+
+def test_what_a_pipeline_cannot_give_is_refused_by_name(pipe):
+    with mitigated(pipe, PadChange(pad="no such token")), pytest.raises(InputError, match="no token"):
+        pipe(PROMPTS)
+    with mitigated(pipe, CaptionNoise(), PadChange()), pytest.raises(InputError, match="before"):
+        pipe(PROMPTS)
+    with mitigated(pipe, CaptionPerturbation()), pytest.raises(InputError, match="prompt"):
+        pipe(prompt_embeds=torch.zeros(1, 24, 16).double(), negative_prompt_embeds=torch.zeros(1, 24, 16).double())
