@@ -10,6 +10,7 @@ COMMANDS = {  # name -> module, what it does
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
     "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
+    "detect": ("rotescope.detect", "a model and prompts -> how memorized each prompt is, and which words trigger"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
     "audit": ("rotescope.evaluate.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),
 }
