@@ -3,25 +3,34 @@
     rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation none og-stp --output_dir runs/samples
     rotescope generate --prompts prompts.txt --mitigation stp:transition=600 --seeds 0 1 --output_dir runs/stp-600
 
+    accelerate launch mitigate/generate.py --prompts prompts.txt --output_dir runs/samples --resume      # several GPUs or nodes
+
 --prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the manifest.parquet that a
 fine-tune leaves beside its checkpoint: then the duplicated and the control captions are sampled.
+A run that was stopped stays beside output_dir and goes on under --resume. Several processes share the work, on one file system,
+and make the images that one would make.
 """
+import hashlib
 import json
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.mitigate.prompts import prompts_of, read_prompts
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import sample_to_folder
+from rotescope.mitigate.unfinished import check_same, is_finished, resumable_folder
 from rotescope.models import BASE, find_lora, find_model, load_pipeline
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, folder_sha256, output_folder, sha256, versions
+from rotescope.runs import check_output, folder_sha256, sha256, versions
 from rotescope.settings import parse, plain
 
 
@@ -53,6 +62,8 @@ class GenerateConfig:
     """where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
+    resume: bool = False
+    """go on with the run that was stopped, or start it; the settings must be the same"""
 
 
 def load_prompts(file, groups, limit=None):
@@ -69,7 +80,8 @@ def load_prompts(file, groups, limit=None):
 
 def check(config):
     """Raise InputError for whatever would stop the run later -> {name: policy}."""
-    check_output(config.output_dir, config.overwrite)
+    if not (config.resume and is_finished(config.output_dir)):
+        check_output(config.output_dir, config.overwrite)
     find_model(config.model)
     if config.lora:
         find_lora(config.lora)
@@ -77,36 +89,66 @@ def check(config):
         raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise InputError(f"a seed is named twice: {' '.join(map(str, config.seeds))}")
     return named_policies(config.mitigation)
 
 
 def named_policies(texts):
-    """-> {name: policy}; a name carries its settings only where two would share it."""
+    """-> {name: policy}."""
+    return dict(zip(unique_names(texts, "mitigation"), map(get_mitigation, texts), strict=True))
+
+
+def unique_names(texts, what):
+    """NAME[:settings] -> names for files; one carries its settings only where two would share it. InputError for a repetition."""
     names = [text.partition(":")[0] for text in texts]
-    unique = [name if names.count(name) == 1 else text.replace(":", "_").replace(",", "_")
+    unique = [name if names.count(name) == 1 else re.sub(r"[^\w.=+-]", "_", text)
               for text, name in zip(texts, names, strict=True)]
     if len(set(unique)) < len(unique):
-        raise InputError(f"a mitigation is named twice: {' '.join(texts)}")
-    return {name: get_mitigation(text) for name, text in zip(unique, texts, strict=True)}
+        raise InputError(f"a {what} is named twice: {' '.join(texts)}")
+    return unique
 
 
 def generate(config):
-    """Sample as `config` says -> the samples folder."""
+    """Sample as `config` says -> the samples folder. Under `accelerate launch` every process calls it."""
     policies = check(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
-    with output_folder(config.output_dir, config.overwrite) as draft:
-        sample_with(config, pipe, prompts, policies, draft)
+    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
+    about = describe(config, prompts, policies) if state.is_main_process else {}
+    if config.resume and is_finished(config.output_dir):
+        if state.is_main_process:
+            check_same(Path(config.output_dir), about)
+        return Path(config.output_dir)
+    pipe = load_pipeline(config.model, config.lora).to(state.device if config.device == "cuda" else config.device)
+    with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
+        _sample(config, pipe, prompts, policies, draft, about, state)
     return Path(config.output_dir)
 
 
 def sample_with(config, pipe, prompts, policies, folder):
     """Sample into `folder` with bars and provenance; `config` may be any dataclass with these settings."""
-    hashes = {"model": folder_sha256(find_model(config.model))}
-    hashes |= {"lora": sha256(find_lora(config.lora))} if config.lora else {}
-    about = {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes}
-    with progress_bars({method: len(prompts) * len(config.seeds) for method in policies}) as advance:
-        sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance,
+    _sample(config, pipe, prompts, policies, folder, describe(config, prompts, policies))
+
+
+def describe(config, prompts, policies):
+    """-> what run.json says of a run."""
+    return {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes_of(config, prompts),
+            "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
+            "guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps,
+            "batch_size": config.batch_size}
+
+
+def hashes_of(config, prompts):
+    """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
+    lines = "".join(f"{p.text}\t{p.group}\t{p.image_id}\n" for p in prompts)
+    found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
+    return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
+
+
+def _sample(config, pipe, prompts, policies, folder, about, state=None):
+    totals = {method: len(prompts) * len(config.seeds) for method in policies}
+    with progress_bars(totals, disable=bool(state and not state.is_main_process)) as advance:
+        sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance, state=state,
                          guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
                          batch_size=config.batch_size)
 
@@ -114,7 +156,9 @@ def sample_with(config, pipe, prompts, policies, folder):
 @exit_cleanly
 def main(argv=None):
     config = parse(GenerateConfig, sys.argv[1:] if argv is None else argv, prog="rotescope generate", description=__doc__)
-    print(json.dumps({"samples": str(generate(config))}))
+    samples = generate(config)
+    if PartialState().is_main_process:
+        print(json.dumps({"samples": str(samples)}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
-"""Prompts × seeds × policies -> images and what happened in each step. One noise an image, whatever the batch around it."""
+"""Prompts × seeds × policies -> images and what happened in each step. One noise an image, whatever the batch around it.
+
+A run is cut into batches once and for all; a batch is what is done, lost or shared out as a whole. So a run that is killed goes
+on where it stopped, and several processes make, bit for bit, the images that one would make.
+"""
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -14,8 +19,10 @@ from rotescope.runs import write_json
 SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
-    ("transition_timestep", pa.int32()), ("prediction_gaps", pa.list_(pa.float32())), ("timesteps", pa.list_(pa.int32())),
+    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.int32()), ("prediction_gaps", pa.list_(pa.float32())),
+    ("timesteps", pa.list_(pa.int32())),
 ])
+SHARDS = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Sample:
     seed: int
     noise_seed: int
     denoiser_rows: int
+    denoiser_calls: int
     transition_timestep: int | None
     prediction_gaps: list[float]
     timesteps: list[int]
@@ -35,38 +43,77 @@ def noise_seed(prompt, seed):
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:6], "big")
 
 
-def sample(pipe, prompts, policy, seeds, *, guidance_scale=7.5, num_inference_steps=50, batch_size=64) -> Iterator[Sample]:
-    """Yields one Sample for each (prompt, seed), prompt by prompt. An image is what pipe(prompt, generator=torch.Generator()
-    .manual_seed(noise_seed)) gives alone."""
+def batches(prompts, seeds, batch_size):
+    """-> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
     jobs = [(i, seed, noise_seed(prompt.text, seed)) for i, prompt in enumerate(prompts) for seed in seeds]
+    return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
+
+
+def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
+    """Yields one Sample for each (prompt, seed), prompt by prompt. An image is what pipe(prompt, generator=torch.Generator()
+    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps."""
+    for batch in batches(prompts, seeds, batch_size):
+        yield from sample_batch(pipe, prompts, policy, batch, **settings)
+
+
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50):
+    """One batch of jobs -> a Sample for each."""
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start:start + batch_size]
-        with mitigated(pipe, policy) as run:
-            images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale,
-                          num_inference_steps=num_inference_steps,
-                          generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
-        signals = zip(run.denoiser_rows, run.transition_timesteps, run.prediction_gaps, strict=True)
-        for job, image, signal in zip(batch, images, signals, strict=True):
-            yield Sample(image, *job, *signal, run.timesteps)
+    with mitigated(pipe, policy) as run:
+        images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale,
+                      num_inference_steps=num_inference_steps,
+                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
+    signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
+    return [Sample(image, *job, *signal, run.timesteps) for job, image, signal in zip(batch, images, signals, strict=True)]
 
 
-def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, **settings):
+def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, **settings):
     """Sample every policy ({name: policy}) -> images/, records.parquet and run.json in the folder `out`.
 
-    Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each image.
+    Batches that `out` holds already are left as they are. state: accelerate's PartialState, where several processes share the
+    work. Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each
+    image that this process makes or finds.
     """
-    rows = []
-    for method, policy in policies.items():
-        (out / method / "images").mkdir(parents=True)
-        for s in sample(pipe, prompts, policy, seeds, **settings):
-            file = f"{method}/images/P{s.prompt_index:05d}-S{s.seed}.png"
-            s.image.save(out / file)
-            prompt = prompts[s.prompt_index]
-            rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
-                         "image_id": prompt.image_id})
-            if on_sample:
+    cut = batches(prompts, seeds, batch_size)
+    work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
+            for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]
+    if not (out / "records.parquet").exists():
+        for method, policy, batch, shard in work[state.process_index::state.num_processes] if state else work:
+            if not shard.exists():
+                _write_shard(pipe, prompts, method, policy, batch, shard, out, settings)
+            for _ in batch if on_sample else ():
                 on_sample(method)
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "records.parquet")
-    write_json(out / "run.json", {**(about or {}), "methods": {name: asdict(p) for name, p in policies.items()},
-                                  "seeds": list(seeds), **settings})
+    if state:
+        state.wait_for_everyone()
+    if not state or state.is_main_process:
+        _merge(out, [shard for *_, shard in work])
+        write_json(out / "run.json", {"methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(seeds),
+                                      "batch_size": batch_size, **settings, **(about or {})})
+
+
+def _write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
+    """Images, then their records under a name that appears last: where a shard is, its images are."""
+    rows, samples = [], sample_batch(pipe, prompts, policy, batch, **settings)
+    (out / method / "images").mkdir(parents=True, exist_ok=True)
+    for s in samples:
+        file = f"{method}/images/P{s.prompt_index:05d}-S{s.seed}.png"
+        s.image.save(out / file)
+        prompt = prompts[s.prompt_index]
+        rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
+                     "image_id": prompt.image_id})
+    shard.parent.mkdir(exist_ok=True)
+    _write_table(pa.Table.from_pylist(rows, SCHEMA), shard)
+
+
+def _merge(out, shards):
+    """Shards -> records.parquet, in the order of the work."""
+    if not (out / "records.parquet").exists():
+        _write_table(pa.concat_tables([SCHEMA.empty_table(), *map(pq.read_table, shards)]), out / "records.parquet")
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+
+
+def _write_table(table, file):
+    """Whole or not at all."""
+    draft = file.with_name(f".{file.name}.part")
+    pq.write_table(table, draft)
+    draft.replace(file)

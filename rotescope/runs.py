@@ -29,15 +29,20 @@ def output_folder(path, overwrite=False, min_free_mb=50):
     draft.mkdir()
     try:
         yield draft
-        if path.exists():
-            old = draft.with_suffix(".old")
-            path.rename(old)
-            draft.rename(path)
-            shutil.rmtree(old)
-        else:
-            draft.rename(path)
+        put_in_place(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def put_in_place(draft, path):
+    """Rename a finished folder to `path`; what lies there goes last."""
+    if path.exists():
+        old = draft.with_suffix(".old")
+        path.rename(old)
+        draft.rename(path)
+        shutil.rmtree(old)
+    else:
+        draft.rename(path)
 
 
 def check_output(path, overwrite=False, min_free_mb=50):

@@ -1,0 +1,63 @@
+"""Detectors of memorization by name: one score a prompt, higher = more memorized, with no look at the training images.
+
+    detector = get_detector("magnitude:n=1,steps=5")
+    scores = list(score_prompts(pipe, prompts, detector))
+
+A detector is a frozen dataclass of settings: `observe` says what it sees of each image, `score` makes one number of a prompt's n
+images, `rows` is what a prompt costs. No score has a scale that carries over from one model to the next: compare prompts under
+one model, or calibrate on prompts that are known to be ordinary.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+
+from rotescope.errors import InputError
+from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
+from rotescope.mitigate.mitigation import family
+from rotescope.mitigate.registry import _nearest, _setting
+from rotescope.mitigate.sampler import batches
+from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector, Magnitude
+
+
+@dataclass(frozen=True)
+class Entry:
+    preset: object   # with the authors' settings
+    paper: str
+    needs: str       # what it must see
+
+
+DETECTORS = {
+    "magnitude": Entry(Magnitude(), "Wen et al., ICLR 2024, arXiv 2407.21720", "predictions"),
+    "anisotropy": Entry(Anisotropy(), "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "predictions"),
+    "sail": Entry(HessianVector(), "Jeon et al., ICML 2025, arXiv 2412.04140", "derivatives"),
+    "bright-ending": Entry(BrightEnding(), "Chen et al., ICLR 2025, arXiv 2410.21665", "predictions, cross-attention"),
+    "entropy-d": Entry(AttentionEntropy(metric="D"), "Ren et al., ECCV 2024, arXiv 2403.11052", "cross-attention"),
+    "entropy-e": Entry(AttentionEntropy(metric="E"), "Ren et al., ECCV 2024, arXiv 2403.11052", "cross-attention"),
+    "confidence": Entry(Confidence(), "Webster 2023, arXiv 2305.08694", "predictions"),
+    "edges": Entry(EdgeAgreement(), "Webster 2023, arXiv 2305.08694", "images"),
+    "cliques": Entry(Cliques(), "Carlini et al., USENIX Security 2023, arXiv 2301.13188", "images"),
+}
+
+
+def get_detector(text):
+    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. InputError for an unknown name, key or value."""
+    name, _, settings = text.partition(":")
+    if name not in DETECTORS:
+        raise InputError(f"no detector is called {name!r}: {_nearest(name, DETECTORS)}")
+    preset = DETECTORS[name].preset
+    return replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
+
+
+@torch.no_grad()
+def score_prompts(pipe, prompts, detector, *, seed=1000, batch_size=64, on_image=None):
+    """Yields the score of each Prompt, in order. Its n seeds start at `seed`; the batch around an image changes nothing."""
+    if detector.families and family(pipe) not in detector.families:
+        raise InputError(f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}")
+    observed = []
+    for batch in batches(prompts, range(seed, seed + detector.n), batch_size):
+        observed += detector.observe(pipe, [prompts[i].text for i, _, _ in batch], [s for _, _, s in batch])
+        for _ in batch if on_image else ():
+            on_image()
+        while len(observed) >= detector.n:
+            yield detector.score(observed[:detector.n])
+            del observed[:detector.n]
