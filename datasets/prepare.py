@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.settings import parse
 
@@ -38,7 +39,7 @@ class PrepareConfig:
 
 
 def prepare(config):
-    """-> the manifest, written to config.output_file."""
+    """-> Source: the planned manifest, written to config.output_file, and what was left out, written beside it."""
     file = Path(config.output_file)
     if file.suffix != ".parquet":
         raise InputError(f"{file} should end in .parquet")
@@ -48,26 +49,31 @@ def prepare(config):
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = DuplicationPlan(config.duplicated_ids or config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    manifest = apply_plan(load_source(config.train_data_dir), plan)
+    source = read_source(config.train_data_dir)
+    manifest = apply_plan(source.manifest, plan)
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.part")
-    try:
-        manifest.save(draft)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-    return manifest
+    whole(file, manifest.save)
+    whole(quarantine_file(file), lambda draft: save_quarantined(source.quarantined, draft) if source.quarantined else None)
+    return Source(manifest, source.quarantined)
 
 
-def summary(manifest):
+def quarantine_file(manifest_file):
+    return Path(manifest_file).with_suffix(".quarantined.csv")
+
+
+def summary(source):
+    manifest = source.manifest
     return {"images": len(manifest), "copies": manifest.copies, "captions": len(manifest.captions()), "hash": manifest.hash,
-            "duplicated": len(manifest.group("duplicated")), "controls": len(manifest.group("control"))}
+            "duplicated": len(manifest.group("duplicated")), "controls": len(manifest.group("control")),
+            "quarantined": len(source.quarantined)}
 
 
 @exit_cleanly
 def main(argv=None):
     config = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, prog="rotescope prepare", description=__doc__)
-    print(json.dumps(summary(prepare(config)) | {"manifest": config.output_file}))
+    source = prepare(config)
+    show_quarantined(source.quarantined, quarantine_file(config.output_file))
+    print(json.dumps(summary(source) | {"manifest": config.output_file}))
 
 
 if __name__ == "__main__":
