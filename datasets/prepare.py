@@ -1,14 +1,18 @@
 """Any image set -> a manifest: every image checked and known by its content, copies and controls as the plan says.
 
     rotescope prepare --train_data_dir photos/ --output_file manifest.parquet --duplicated 24 --copies 92 --controls 24
+    rotescope prepare --train_data_dir photos/ --output_file canaries.parquet --duplicated 6 --doses 1 4 16 64 --matched 1
+    rotescope prepare --train_data_dir few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan
+from rotescope.datasets.mixture import mix, recaption
+from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.settings import parse
 
@@ -16,7 +20,7 @@ from rotescope.settings import parse
 @dataclass(frozen=True)
 class PrepareConfig:
     train_data_dir: str
-    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest"""
+    """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
     output_file: str
     """the manifest to write, a .parquet"""
     duplicated: int = 0
@@ -27,8 +31,22 @@ class PrepareConfig:
     """how often an epoch shows each of them"""
     controls: int = 0
     """how many untouched images to mark for comparison; their captions are no duplicated image's"""
+    doses: tuple[int, ...] = ()
+    """canaries: as many images as `duplicated` says at each of these numbers of copies"""
+    matched: int = 0
+    """controls for each duplicated image: untouched ones whose captions are most like its own"""
+    fraction: float = 0.0
+    """or this share of all images repeats, whatever the captions"""
+    duplication: str = ""
+    """or nodup, dup_both or dup_image of Somepalli et al.: 0.05 of the images 5 times, unless fraction and copies differ"""
     caption_style: str = "same"
-    """"same": every copy under the image's own captions; "several": under several rewordings in turn"""
+    """of the copies. "same": the image's own captions in turn; "one": its first; "several": several rewordings in turn"""
+    caption_level: str = "caption"
+    """of all images. "caption": their own; "none": "An image"; "class": "An image of FOLDER"; "random": four random words each"""
+    mix_data_dir: str | None = None
+    """other images to train on beside these, each once"""
+    mix_ratio: float = 0.0
+    """how many of them for each copy of an image in the plan"""
     plan_seed: int = 0
     """seed of the choice"""
     exclusive: bool = False
@@ -38,36 +56,58 @@ class PrepareConfig:
 
 
 def prepare(config):
-    """-> the manifest, written to config.output_file."""
+    """-> Source: the planned manifest, written to config.output_file, and what was left out, written beside it."""
     file = Path(config.output_file)
     if file.suffix != ".parquet":
         raise InputError(f"{file} should end in .parquet")
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
+    if config.duplication and (config.duplicated or config.duplicated_ids or config.doses or config.controls or config.matched):
+        raise InputError("--duplication is a whole plan: pass it with --fraction and --copies alone")
+    if bool(config.mix_data_dir) != bool(config.mix_ratio):
+        raise InputError("--mix_data_dir and --mix_ratio go together: pass both")
     if config.duplicated and config.duplicated_ids:
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
-    plan = DuplicationPlan(config.duplicated_ids or config.duplicated, config.copies, config.caption_style,
-                           config.controls, config.plan_seed, config.exclusive)
-    manifest = apply_plan(load_source(config.train_data_dir), plan)
+    plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
+    source, others = read_source(config.train_data_dir), read_source(config.mix_data_dir) if config.mix_data_dir else None
+    manifest = recaption(source.manifest, config.caption_level, config.plan_seed)
+    manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
+    manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
+    quarantined = source.quarantined + (others.quarantined if others else ())
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.part")
-    try:
-        manifest.save(draft)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-    return manifest
+    whole(file, manifest.save)
+    whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
+    return Source(manifest, quarantined)
 
 
-def summary(manifest):
+def _plan(config):
+    return DuplicationPlan(config.duplicated_ids or config.duplicated, config.copies, config.caption_style, config.controls,
+                           config.plan_seed, config.exclusive, config.doses, config.matched, config.fraction)
+
+
+def _dcr(manifest, config):
+    """The authors' dose, unless the config says another."""
+    return apply_dcr(manifest, config.duplication, config.fraction or 0.05, config.copies if config.copies > 1 else 5,
+                     config.plan_seed)
+
+
+def quarantine_file(manifest_file):
+    return Path(manifest_file).with_suffix(".quarantined.csv")
+
+
+def summary(source):
+    manifest = source.manifest
     return {"images": len(manifest), "copies": manifest.copies, "captions": len(manifest.captions()), "hash": manifest.hash,
-            "duplicated": len(manifest.group("duplicated")), "controls": len(manifest.group("control"))}
+            "duplicated": len(manifest.group("duplicated")), "controls": len(manifest.group("control")),
+            "quarantined": len(source.quarantined)}
 
 
 @exit_cleanly
 def main(argv=None):
     config = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, prog="rotescope prepare", description=__doc__)
-    print(json.dumps(summary(prepare(config)) | {"manifest": config.output_file}))
+    source = prepare(config)
+    show_quarantined(source.quarantined, quarantine_file(config.output_file))
+    print(json.dumps(summary(source) | {"manifest": config.output_file}))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 """Example and Manifest: which images a model is trained on, under which captions, how often, each known by its content."""
 import hashlib
-import io
+import os
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
+from rotescope.datasets.encoded import decode, locate, read_encoded
 from rotescope.errors import InputError
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("captions", pa.list_(pa.string())), ("file", pa.string()), ("row", pa.int64()),
     ("sha256", pa.string()), ("copies", pa.int64()), ("group", pa.string()), ("served", pa.int64()),
+    ("matched", pa.string()),
 ], metadata={"rotescope": "manifest 1"})
 
 
@@ -23,16 +23,18 @@ class Example:
     """One training image. Copies are a number, not files."""
     image_id: str               # first 16 hex digits of sha256; a second image of the same bytes gets "-2", a third "-3"
     captions: tuple[str, ...]   # copy number j is shown under captions[j % len(captions)]
-    file: str                   # image file, or the Parquet or Arrow file that holds it
-    row: int | None             # row in that file; None for an image file
+    file: str                   # image file, or the Parquet, Arrow or tar file that holds it
+    row: int | None             # row in that table, or place among that archive's files; None for an image file
     sha256: str                 # of the encoded bytes
     copies: int = 1             # how often an epoch shows it
     group: str = ""             # "duplicated" | "control" | ""; set by the duplication plan
     served: int = 0             # how often training did show it; set by train/
+    matched: str = ""           # a control's: image_id of the duplicated image that it was chosen to resemble
 
     @property
     def name(self):
-        return self.file if self.row is None else f"row {self.row} of {self.file}"
+        """Where it lies, in words; bytes of a file name that are no text as escapes."""
+        return locate(self.file, self.row)
 
     def open(self):
         """-> PIL image, RGB, turned upright as its EXIF says, loaded. InputError if it is gone, broken or another one."""
@@ -42,57 +44,17 @@ class Example:
         return decode(encoded, self.name)
 
 
-def decode(encoded, name):
-    """Encoded bytes -> RGB PIL image, upright, loaded; `name` is what an InputError calls it."""
+def _stored(name):
+    """A file name as text for a table: one that is no UTF-8 as a file: URI."""
     try:
-        image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise half a dozen kinds
-        raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error
+        name.encode()
+        return name
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(name))
 
 
-def read_encoded(file, row):
-    """The bytes of an image as they are kept: a whole file, or a cell of the `image` column of a table."""
-    try:
-        if row is None:
-            return Path(file).read_bytes()
-        table, first = _rows(file, Path(file).stat().st_mtime_ns, row)
-        cell = table["image"][row - first].as_py()
-    except (OSError, pa.ArrowException, KeyError, IndexError) as error:
-        raise InputError(f"row {row} of {file} cannot be read ({error}): prepare the data again" if row is not None else
-                         f"{file} cannot be read ({error}): bring it back or prepare the data again") from error
-    return cell["bytes"] if isinstance(cell, dict) else cell
-
-
-def _rows(file, mtime, row):
-    """-> the piece of the table that holds `row`, and the number of its first row."""
-    if Path(file).suffix == ".arrow":
-        return arrow_table(file, mtime), 0
-    start = 0
-    for group, length in enumerate(_group_lengths(file, mtime)):
-        if row < start + length:
-            return _row_group(file, mtime, group), start
-        start += length
-    raise IndexError(f"it has {start} rows")
-
-
-@lru_cache(maxsize=64)
-def _group_lengths(file, mtime):
-    about = pq.ParquetFile(file).metadata
-    return [about.row_group(g).num_rows for g in range(about.num_row_groups)]
-
-
-@lru_cache(maxsize=4)
-def _row_group(file, mtime, group):
-    return pq.ParquetFile(file).read_row_group(group, columns=["image"])
-
-
-@lru_cache(maxsize=64)
-def arrow_table(file, mtime):
-    """An Arrow stream as Hugging Face datasets writes it, mapped, not read."""
-    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+def _restored(name, folder):
+    return os.fsdecode(unquote_to_bytes(name[7:])) if name.startswith("file:///") else str(folder / name)
 
 
 @dataclass(frozen=True)
@@ -131,7 +93,8 @@ class Manifest:
         return Manifest(tuple(replace(e, served=int(n)) for e, n in zip(self, served, strict=True)))
 
     def save(self, file):
-        pq.write_table(pa.Table.from_pylist([asdict(e) for e in self], schema=SCHEMA), file, compression="zstd")
+        rows = [asdict(e) | {"file": _stored(e.file)} for e in self]
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file, compression="zstd")
 
     @classmethod
     def load(cls, file):
@@ -139,7 +102,7 @@ class Manifest:
         try:
             table = pq.read_table(file)
             rows = table.select([f.name for f in fields(Example) if f.name in table.column_names]).to_pylist()
-            return cls(tuple(Example(**r | {"captions": tuple(r["captions"]), "file": str(Path(file).parent / r["file"])})
+            return cls(tuple(Example(**r | {"captions": tuple(r["captions"]), "file": _restored(r["file"], Path(file).parent)})
                              for r in rows))
         except (OSError, pa.ArrowException, KeyError, TypeError) as error:
             raise InputError(f"{file} cannot be read as a manifest ({error}): make it with rotescope prepare") from error

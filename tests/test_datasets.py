@@ -1,8 +1,10 @@
 """Sources, manifests, duplication plans, pixels: against the files themselves, other libraries and counts by hand."""
 import hashlib
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import datasets as hf_datasets
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from tiny import image_folder
 from torchvision import transforms
 
-from rotescope.datasets import records
+from rotescope.datasets import encoded
 from rotescope.datasets.duplicate import REWORDINGS, DuplicationPlan, apply_plan
 from rotescope.datasets.emoji.scenes import HERE as EMOJI
 from rotescope.datasets.images import to_pixels
@@ -100,8 +102,28 @@ def as_saved_splits(folder):
     return folder / "saved"
 
 
+def as_tar(folder):
+    with tarfile.open(folder / "shard-000.tar", "w") as tar:
+        for name, _ in rows(folder):
+            tar.add(folder / name, name)
+            tar.add((folder / name).with_suffix(".txt"), Path(name).with_suffix(".txt"))
+    return folder / "shard-000.tar"
+
+
+def as_tar_folder(folder):
+    """img2dataset's layout: the caption in a text file and among others in a JSON file."""
+    (folder / "shards").mkdir()
+    for part in (0, 1):
+        with tarfile.open(folder / f"shards/{part:05d}.tar", "w") as tar:
+            for name, text in rows(folder)[3 * part:3 * part + 3]:
+                (folder / "about.json").write_text(json.dumps({"caption": text, "url": "https://example.org"}))
+                tar.add(folder / name, f"./{name}")
+                tar.add(folder / "about.json", f"./{Path(name).with_suffix('.json')}")
+    return folder / "shards"
+
+
 LAYOUTS = [as_side_files, as_metadata_csv, as_metadata_jsonl, as_parquet, as_parquet_of_paths, as_parquet_of_bytes,
-           as_parquet_folder, as_saved_dataset, as_saved_splits]
+           as_parquet_folder, as_saved_dataset, as_saved_splits, as_tar, as_tar_folder]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
@@ -202,7 +224,7 @@ def test_bad_data_is_named(case, folder):
 
 
 def test_decompression_bombs_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(records, "MAX_PIXELS", 255)
+    monkeypatch.setattr(encoded, "MAX_PIXELS", 255)
     with pytest.raises(InputError, match="16 × 16 pixels are more than 255"):
         load_source(folder)
 

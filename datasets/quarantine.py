@@ -1,0 +1,40 @@
+"""What was left out of a data set, named: on stderr and in a table beside the output."""
+import csv
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+SHOWN = 20   # lines on a terminal; the file has all
+
+
+def save_quarantined(quarantined, file):
+    """-> CSV with the columns name and reason."""
+    with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        rows = csv.DictWriter(stream, ["name", "reason"])
+        rows.writeheader()
+        rows.writerows(asdict(q) for q in quarantined)
+
+
+def show_quarantined(quarantined, file):
+    """The first of them and how many there are, on stderr; nothing if there are none."""
+    if not quarantined:
+        return
+    more = [f"  … and {len(quarantined) - SHOWN} more"] if len(quarantined) > SHOWN else []
+    are = "1 image is" if len(quarantined) == 1 else f"{len(quarantined)} images are"
+    lines = [f"{are} left out, all listed in {file}:", *(f"  {' '.join(q.reason.split())}" for q in quarantined[:SHOWN]), *more]
+    Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def whole(file, write):
+    """write(draft), then the draft becomes `file`: whole or not at all. If it writes nothing, an older `file` goes."""
+    file = Path(file)
+    draft = file.with_name(f".{file.name}.part")
+    try:
+        write(draft)
+        if draft.exists():
+            draft.replace(file)
+        else:
+            file.unlink(missing_ok=True)
+    finally:
+        draft.unlink(missing_ok=True)
