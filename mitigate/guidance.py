@@ -14,8 +14,36 @@ from rotescope.mitigate.transition import FirstLocalMinimum
 
 
 def combine(eps_cond, eps_uncond, scale):
-    """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space."""
-    return eps_uncond + scale.to(eps_cond.dtype).view(-1, *[1] * (eps_cond.dim() - 1)) * (eps_cond - eps_uncond)
+    """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space.
+
+    Rounded as a pipeline rounds `uncond + s * (cond − uncond)` with a number s: in half precision the product is taken in fp32.
+    """
+    dtype = torch.promote_types(eps_cond.dtype, torch.float32)
+    scale = scale.to(eps_cond.device, dtype).view(-1, *[1] * (eps_cond.dim() - 1))
+    return eps_uncond + (scale * (eps_cond - eps_uncond).to(dtype)).to(eps_cond.dtype)
+
+
+class ScaleRun(GuidanceRun):
+    """A run in which each image has a scale at each step, and that is all. Masks and scales stay on the CPU: nothing waits."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def scale(self, timestep):
+        """-> float64 (n,)."""
+        raise NotImplementedError
+
+    def tracked(self, timestep):
+        """Whose gap must be known, whatever the scale -> bool (n,)."""
+        return torch.zeros(self.n, dtype=torch.bool)
+
+    def branches(self, timestep):
+        """Scale 0 is the unconditional prediction alone, scale 1 the conditional one."""
+        scale, tracked = self.scale(timestep), self.tracked(timestep)
+        return (scale != 0) | tracked, (scale != 1) | tracked
+
+    def guide(self, step):
+        return combine(step.cond, step.uncond, self.scale(step.timestep))
 
 
 @dataclass(frozen=True)
@@ -24,57 +52,65 @@ class TransitionGuidance(Mitigation):
 
     transition: a timestep τ (0…999; early means strictly t > τ), or "dynamic": the first step k with
     d[k−2] > d[k−1] < d[k], d the prediction gap of the image, which is guided from that very step on.
-    latest: a dynamic transition that has not come by this timestep happens there. The paper states no fallback, and in its
-    released code an image whose gap has no minimum is never guided; latest=-1 gives that.
+    The paper states no fallback for a gap without a minimum, and in its released code such an image is never guided. Here:
+    latest: a dynamic transition that has not come by this timestep happens there; −1 never.
+    ordinary_gap: an image whose gap at the first step is below this is taken for ordinary and guided from that step on; 0 none.
+    min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
     after: scale after the transition; None takes the pipeline's guidance_scale.
     """
     before: float = 0.0
     transition: int | str = 500
     latest: int = 500
     after: float | None = None
+    ordinary_gap: float = 0.0
+    min_drop: float = 1e-4
 
     def __post_init__(self):
         if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
             raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
+        if self.min_drop < 0:
+            raise InputError(f"min_drop={self.min_drop}: give a fraction, 0 or more")
 
     def begin(self, n, guidance_scale, device="cpu"):
         """A fresh run for n images."""
-        return TransitionRun(self, n, guidance_scale if self.after is None else self.after, device)
+        return TransitionRun(self, n, guidance_scale if self.after is None else self.after)
 
 
-class TransitionRun(GuidanceRun):
+class TransitionRun(ScaleRun):
     """The state of one pipeline call: which of its n images are past their transition, and since when."""
 
-    def __init__(self, policy, n, after, device):
+    def __init__(self, policy, n, after):
+        super().__init__(n)
         self.policy, self.after = policy, after
-        self.past = torch.zeros(n, dtype=torch.bool, device=device)
-        self.transition_timesteps = torch.full((n,), -1, dtype=torch.long, device=device)  # -1: not yet
-        self.detector = FirstLocalMinimum(n, device) if policy.transition == "dynamic" else None
+        self.past = torch.zeros(n, dtype=torch.bool)
+        self.transition_timesteps = torch.full((n,), -1)  # −1: not yet
+        self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == "dynamic" else None
+
+    def limit(self):
+        """The timestep at which images are past their transition at the latest: a number, or one each."""
+        return self.policy.latest if self.detector else self.policy.transition
+
+    def tracked(self, timestep):
+        return ~self.past if self.detector else self.past & False
 
     def branches(self, timestep):
-        """Tracking a gap needs both."""
-        self._pass_at(timestep)
-        scale = self._scale()
-        tracked = ~self.past if self.detector else torch.zeros_like(self.past)
-        return (scale != 0) | tracked, (scale != 1) | tracked
+        self._mark(~self.past & (timestep <= torch.as_tensor(self.limit())), timestep)
+        return super().branches(timestep)
 
     def guide(self, step):
         """A timestep that a multi-call scheduler repeats counts once."""
         if self.detector and not step.repeated:
-            self._mark(self.detector.update(step.gap) & ~self.past, step.timestep)
-        return combine(step.cond, step.uncond, self._scale())
-
-    def _pass_at(self, timestep):
-        limit = self.policy.latest if self.detector else self.policy.transition
-        if timestep <= limit:
-            self._mark(~self.past, timestep)
+            gap = step.gap.cpu()
+            fires = self.detector.update(gap) | ((gap < self.policy.ordinary_gap) if step.index == 0 else False)
+            self._mark(fires & ~self.past, step.timestep)
+        return super().guide(step)
 
     def _mark(self, rows, timestep):
-        self.transition_timesteps[rows] = timestep
+        self.transition_timesteps[rows] = int(timestep)
         self.past |= rows
 
-    def _scale(self):
-        before, after = (torch.full(self.past.shape, s, device=self.past.device) for s in (self.policy.before, self.after))
+    def scale(self, timestep):
+        before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
         return torch.where(self.past, after, before)
 
 

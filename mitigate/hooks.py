@@ -7,7 +7,8 @@
 Each pipe(...) is met twice. Around it, its arguments are read, and changed where a mitigation works on prompts, embeddings or
 initial noise. Inside it, a hook on the denoiser computes only the rows that are needed and combines the two predictions itself.
 Most pipelines send the doubled batch [unconditional; conditional]: the result goes back in both halves, so that the pipeline's
-formula u + s·(c − u) leaves it as it is. FLUX calls its transformer twice: conditional, then unconditional.
+formula u + s·(c − u) leaves it as it is. FLUX calls its transformer twice, conditional, then unconditional: there the result
+replaces both outputs at the second call.
 """
 import inspect
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,12 @@ from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
 
 NAME = "rotescope"
-UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
+BATCHED = frozenset((  # denoiser arguments with one entry a row, themselves or all that they hold
+    "sample", "hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance", "attention_mask",
+    "encoder_attention_mask", "added_cond_kwargs", "class_labels", "timestep_cond", "down_block_additional_residuals",
+    "mid_block_additional_residual", "down_intrablock_additional_residuals", "block_controlnet_hidden_states",
+    "controlnet_block_samples", "controlnet_single_block_samples", "ip_adapter_image_embeds", "ip_hidden_states", "gligen"))
+UNBATCHED = frozenset(("img_ids", "txt_ids", "image_rotary_emb", "ip_adapter_masks"))
 
 
 @contextmanager
@@ -42,11 +48,13 @@ def mitigated(pipe, *mitigations):
 def check_chain(pipe, chain):
     """-> the mitigations, if they can work together and on this pipeline; else InputError."""
     denoiser, kind = denoiser_of(pipe), family(pipe)
-    if getattr(type(pipe), "_rotescope", False) or HookRegistry.check_if_exists_or_initialize(denoiser).get_hook(NAME):
+    hooks = getattr(denoiser, "_diffusers_hook", None)
+    if getattr(type(pipe), "_rotescope", False) or hooks is not None and hooks.get_hook(NAME):
         raise InputError("this pipeline already carries a mitigation: leave its `with` first")
     for m in chain:
         if not isinstance(m, Mitigation):
             raise InputError(f"{m!r} is no mitigation: give a name or a Mitigation")
+        m.check()
         if m.families and kind not in m.families:
             raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
         if chain.count(m) > 1:
@@ -59,7 +67,10 @@ def check_chain(pipe, chain):
 
 @contextmanager
 def intercepted(pipe, on_call):
-    """pipe(…) becomes on_call(PipelineCall, proceed), proceed() running it: by a subclass made for the length of the `with`."""
+    """pipe(…) becomes on_call(PipelineCall, proceed), by a subclass made for the length of the `with`.
+
+    proceed(**changed) runs the pipeline with the call's arguments, some of them changed.
+    """
     original = type(pipe)
 
     @wraps(original.__call__)
@@ -67,7 +78,7 @@ def intercepted(pipe, on_call):
         bound = inspect.signature(original.__call__).bind(self, *args, **kwargs).arguments
         bound.pop("self")
         call = PipelineCall(self, {**bound, **bound.pop("kwargs", {})})
-        return on_call(call, lambda: original.__call__(self, **call.arguments))
+        return on_call(call, lambda **changed: original.__call__(self, **{**call.arguments, **changed}))
 
     pipe.__class__ = type(original.__name__, (original,), {"__call__": __call__, "_rotescope": True})
     pipe.__class__.__module__ = original.__module__
@@ -79,19 +90,58 @@ def intercepted(pipe, on_call):
 
 def _run_call(pipe, chain, call, proceed, run):
     refuse_what_cannot_work(call)
-    guide, denoiser = next(m for m in chain if type(m).begin is not Mitigation.begin), denoiser_of(pipe)
-    hook = (TwoCallHook if call.family == "flux" else DoubledHook)(pipe, call, guide)
+    hook = hook_for(pipe, call, next(m for m in chain if type(m).begin is not Mitigation.begin))
+    call.probe = lambda mitigation: _probe(pipe, call, mitigation, proceed)
     with ExitStack() as stack:
         for m in chain:
             m.prepare(call)
         for m in chain:
             stack.enter_context(m.attach(call))
-        registry = HookRegistry.check_if_exists_or_initialize(denoiser)
-        registry.register_hook(hook, NAME)
-        stack.callback(registry.remove_hook, NAME, recurse=False)
+        stack.enter_context(hooked(denoiser_of(pipe), hook))
         result = proceed()
     run.calls.append(hook)
     return result
+
+
+def hook_for(pipe, call, mitigation):
+    return (TwoCallHook if call.family == "flux" else DoubledHook)(pipe, call, mitigation)
+
+
+@contextmanager
+def hooked(denoiser, hook):
+    """`hook` on the denoiser, and afterwards nothing that was not there before."""
+    before = {name: vars(denoiser).get(name) for name in ("forward", "_diffusers_hook")}
+    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
+    registry.register_hook(hook, NAME)
+    try:
+        yield
+    finally:
+        registry.remove_hook(NAME, recurse=False)
+        for name in (name for name, value in before.items() if value is None):
+            vars(denoiser).pop(name, None)
+
+
+def _probe(pipe, call, mitigation, proceed):
+    """The same call, under another mitigation and from the same noise -> (its hook, final latents). Its rows are counted."""
+    hook, quiet = hook_for(pipe, call, mitigation), {"output_type": "latent", "return_dict": False}
+    if call.get("callback_on_step_end") is not None:
+        quiet["callback_on_step_end"] = None
+    with hooked(denoiser_of(pipe), hook), kept_generators(call):
+        latents = proceed(**quiet)[0]
+    call.extra_rows = call.extra_rows + hook.rows
+    return hook, latents
+
+
+@contextmanager
+def kept_generators(call):
+    """Whatever is drawn inside is drawn again outside."""
+    given = call.get("generator")
+    generators = [g for g in (given if isinstance(given, list | tuple) else [given]) if g is not None]
+    states = [g.get_state() for g in generators]
+    with torch.random.fork_rng():
+        yield
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def refuse_what_cannot_work(call):
@@ -115,21 +165,25 @@ class GuidanceHook(ModelHook):
         self.timesteps, self.gaps, self.run = [], [], None
         self.rows = self.calls = torch.zeros(call.n, dtype=torch.long)
 
-    def _begin(self, timestep, device):
-        """-> is this timestep the one before?"""
+    def _needs(self, timestep, arguments, device):
+        """-> was this timestep the one before, too? And which predictions are computed: (cond, uncond), each a bool (n,)."""
         if self.run is None:
             self.run = self.mitigation.begin(self.call.n, self.call.guidance_scale, device)
-        return bool(self.timesteps) and self.timesteps[-1] == timestep
+            self.run.call = self.call
+        repeated = bool(self.timesteps) and self.timesteps[-1] == timestep
+        needs = [which.cpu() for which in self.run.branches(timestep)]
+        return repeated, needs if splittable(arguments) else [torch.ones_like(which) for which in needs]
 
     def _guide(self, timestep, repeated, sample, cond, uncond, needs, denoise):
         """Combine, and note the step -> guided prediction (n, …)."""
         gap = prediction_gap(noise_part(cond, sample), noise_part(uncond, sample), eps_factor(self.pipe.scheduler, timestep))
-        gap = gap.masked_fill(~(needs[0] & needs[1]), torch.nan)
+        both = needs[0] & needs[1]
+        gap = gap if both.all() else gap.masked_fill(~both.to(gap.device), torch.nan)
         if not repeated:
             self.timesteps.append(timestep)
             self.gaps.append(gap)
-        self.rows = self.rows + (needs[0].long() + needs[1].long()).cpu()
-        self.calls = self.calls + (needs[0] | needs[1]).long().cpu()
+        self.rows = self.rows + needs[0].long() + needs[1].long()
+        self.calls = self.calls + (needs[0] | needs[1]).long()
         return self.run.guide(Step(timestep, len(self.timesteps) - 1, repeated, sample, cond, uncond, gap, self.call, denoise))
 
     def _forward(self, rows, arguments):
@@ -139,8 +193,8 @@ class GuidanceHook(ModelHook):
             output = (sample.new_zeros(sample.shape),)
         else:
             output = self.fn_ref.original_forward(**take_rows(arguments, rows))
-        first = output[0]
-        full = first if rows.all() else first.new_zeros((len(rows), *first.shape[1:])).index_put_((rows,), first)
+        first, rows = output[0], rows.to(output[0].device)
+        full = first if len(first) == len(rows) else first.new_zeros((len(rows), *first.shape[1:])).index_put_((rows,), first)
         return full, lambda x: (x, *output[1:]) if isinstance(output, tuple) else type(output)(sample=x)
 
     def _extra(self, arguments, which, changed):
@@ -148,52 +202,58 @@ class GuidanceHook(ModelHook):
         self.rows = self.rows + 1
         return self.fn_ref.original_forward(**{**take_rows(arguments, which), **changed})[0]
 
+    def _named(self, args, kwargs):
+        """Positional arguments by their names."""
+        return {**dict(zip(inspect.signature(self.fn_ref.original_forward).parameters, args, strict=False)), **kwargs}
+
 
 class DoubledHook(GuidanceHook):
     """Stable Diffusion 1, 2, XL, 3, PixArt and whatever else sends [unconditional; conditional] at once."""
 
     def new_forward(self, module, *args, **kwargs):
-        arguments = _named(self.fn_ref.original_forward, args, kwargs)
+        arguments, n = self._named(args, kwargs), self.call.n
         sample, timestep = arguments.get("hidden_states", arguments.get("sample")), _scalar(arguments["timestep"])
-        n = self.call.n
         if len(sample) != 2 * n:
             raise InputError(f"the pipeline sent {len(sample)} rows for {n} images, not a doubled batch: it cannot be mitigated")
-        repeated = self._begin(timestep, sample.device)
-        cond, uncond = needs = self.run.branches(timestep)
-        both, pack = self._forward(torch.cat([uncond, cond]), arguments)
-        last = torch.arange(2 * n, device=sample.device) >= n
+        repeated, needs = self._needs(timestep, arguments, sample.device)
+        both, pack = self._forward(torch.cat([needs[1], needs[0]]), arguments)
+        last = torch.arange(2 * n) >= n
         guided = self._guide(timestep, repeated, sample[n:], both[n:], both[:n], needs,
                              lambda **changed: self._extra(arguments, last, changed))
         return pack(torch.cat([guided, guided]))
 
 
 class TwoCallHook(GuidanceHook):
-    """FLUX under true guidance: conditional call, then unconditional, then u' + s·(c' − u') in the pipeline.
+    """FLUX under true guidance: conditional call c, then unconditional u, then u + s·(c − u) in the pipeline.
 
-    What the second call returns makes that come out as guided = G: u' = (G − s·c') / (1 − s). Where s is the pipeline's own
-    scale and nothing was left out, u' is u itself.
+    The guided prediction G takes the place of both: u by being returned, c by being written into the tensor that the pipeline
+    holds. G + s·(G − G) is G, exactly.
     """
     pending = None
 
     def new_forward(self, module, *args, **kwargs):
-        arguments = _named(self.fn_ref.original_forward, args, kwargs)
-        sample, timestep = arguments["hidden_states"], _scalar(arguments["timestep"] * 1000)
+        arguments = self._named(args, kwargs)
+        sample = arguments["hidden_states"]
         if len(sample) != self.call.n:
             raise InputError(f"the pipeline sent {len(sample)} rows for {self.call.n} images: it cannot be mitigated")
         if self.pending is None:
-            repeated = self._begin(timestep, sample.device)
-            needs = self.run.branches(timestep)
-            cond, pack = self._forward(needs[0], arguments)
-            self.pending = repeated, needs, cond, arguments
-            return pack(cond)
-        (repeated, needs, cond, conditional), self.pending = self.pending, None
+            timestep = self._timestep(arguments)
+            repeated, needs = self._needs(timestep, arguments, sample.device)
+            held, pack = self._forward(needs[0], arguments)
+            self.pending = timestep, repeated, needs, held, arguments
+            return pack(held)
+        (timestep, repeated, needs, held, conditional), self.pending = self.pending, None
         uncond, pack = self._forward(needs[1], arguments)
-        every = torch.ones(self.call.n, dtype=torch.bool, device=sample.device)
-        guided = self._guide(timestep, repeated, sample, cond, uncond, needs,
+        every = torch.ones(self.call.n, dtype=torch.bool)
+        guided = self._guide(timestep, repeated, sample, held.clone(), uncond, needs,
                              lambda **changed: self._extra(conditional, every, changed))
-        scale = self.call.guidance_scale
-        same = (guided == uncond + scale * (cond - uncond)).flatten(1).all(1)
-        return pack(torch.where(same.view(-1, 1, 1), uncond, (guided - scale * cond) / (1 - scale)))
+        held.copy_(guided)
+        return pack(guided)
+
+    def _timestep(self, arguments):
+        """The pipeline passes t / 1000 in its own precision, too coarse in bfloat16: its own t is exact, where it keeps one."""
+        exact = getattr(self.pipe, "_current_timestep", None)
+        return _scalar(torch.round(arguments["timestep"] * 1000, decimals=2) if exact is None else exact)
 
 
 class MitigatedRun:
@@ -233,25 +293,31 @@ def _transitions(hook):
     return [-1] * hook.call.n if found is None else found.tolist()
 
 
-def _named(forward, args, kwargs):
-    """Positional arguments by their names."""
-    return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
-
-
 def _scalar(timestep):
     """A timestep, or one a row -> int where it is whole, else float."""
     t = torch.as_tensor(timestep).flatten()[0].item()
     return int(t) if t == int(t) else t
 
 
-def take_rows(value, rows, name=""):
-    """Keep `rows` (bool) of every tensor in `value` that has one entry a row; the rest is passed on as it is."""
-    if rows.all() or name in UNBATCHED:
+def take_rows(value, rows, name="", batched=False):
+    """Keep `rows` (bool) of every tensor that has one entry a row, which its name tells: lengths may coincide."""
+    batched = batched or name in BATCHED
+    if rows.all():
         return value
-    if isinstance(value, torch.Tensor):
-        return value[rows] if value.dim() and len(value) == len(rows) else value
     if isinstance(value, dict):
-        return {k: take_rows(v, rows, k) for k, v in value.items()}
+        return {k: take_rows(v, rows, k, batched) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(take_rows(v, rows) for v in value)
-    return value
+        return type(value)(take_rows(v, rows, name, batched) for v in value)
+    taken = isinstance(value, torch.Tensor) and batched and value.dim() and len(value) == len(rows)
+    return value[rows.to(value.device)] if taken else value
+
+
+def splittable(value, name=""):
+    """Is it known of every tensor whether it has one entry a row? Where it is not, all rows are computed."""
+    if name in BATCHED or name in UNBATCHED:
+        return True
+    if isinstance(value, dict):
+        return all(splittable(v, k) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(splittable(v, name) for v in value)
+    return not isinstance(value, torch.Tensor) or value.dim() == 0

@@ -20,6 +20,9 @@ class Mitigation:
     """Does nothing. Subclasses are frozen dataclasses whose fields are the settings."""
     families = None  # the pipelines that it can serve, of FAMILIES; None: all
 
+    def check(self):
+        """Raise InputError for a setting that is missing: before a model is loaded."""
+
     def prepare(self, call):
         """Before the pipeline runs: change `call`, a PipelineCall."""
 
@@ -35,6 +38,7 @@ class Mitigation:
 class GuidanceRun:
     """How a mitigation combines the predictions of one pipeline call, image by image."""
     transition_timesteps = None  # long (n,), −1 where there is none (yet)
+    call = None  # the PipelineCall, known from before the first step on
 
     def branches(self, timestep):
         """Which predictions a step needs: (cond, uncond), each a bool (n,)."""
@@ -79,6 +83,7 @@ class PipelineCall:
         self._texts = None  # the prompts, once their embeddings have taken their place
         self.extra_rows = torch.zeros(self.n, dtype=torch.long)  # denoiser rows spent outside the loop
         self.memory = {}   # mitigation -> what its `prepare` found out and its run wants to know
+        self.probe = None  # probe(mitigation) -> (hook, final latents): the same call under it, from the same noise
 
     def get(self, name, default=None):
         """An argument, or what the pipeline takes for it."""

@@ -1,20 +1,33 @@
-"""Small real parts for tests: a Stable Diffusion pipeline with random weights, and captioned images."""
+"""Small real parts for tests: pipelines of five families with random weights, and captioned images."""
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from rotescope.train.pretrain_unet import SCHEDULE
 from rotescope.train.towers import make_tokenizer
 
 WIDTH, TOKENS = 16, 24
 VAE = dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-           sample_size=16, mid_block_add_attention=False,
+           sample_size=16, mid_block_add_attention=False, shift_factor=0.0,
            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
 UNET = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
             cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=8,
@@ -31,19 +44,83 @@ def tokenizer():
 
 def tiny_pipeline(prediction_type="epsilon"):
     """-> StableDiffusionPipeline, 16 × 16 px, latents 4 × 8 × 8, always with the same random weights."""
-    words = tokenizer()
+    return _seeded(lambda: StableDiffusionPipeline(
+        AutoencoderKL(**VAE), _clip(), tokenizer(), UNet2DConditionModel(**UNET),
+        DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=prediction_type),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False))
+
+
+def tiny_sdxl():
+    """Two text encoders, pooled text and sizes beside them."""
+    return _seeded(lambda: StableDiffusionXLPipeline(
+        AutoencoderKL(**VAE), _clip(), _clip(CLIPTextModelWithProjection), tokenizer(), tokenizer(),
+        UNet2DConditionModel(**UNET | dict(cross_attention_dim=2 * WIDTH, addition_embed_type="text_time",
+                                           addition_time_embed_dim=4, projection_class_embeddings_input_dim=WIDTH + 6 * 4)),
+        DPMSolverMultistepScheduler(**SCHEDULE), add_watermarker=False))
+
+
+def tiny_sd3():
+    """A flow-matching transformer, without T5."""
+    return _seeded(lambda: StableDiffusion3Pipeline(
+        SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+                              num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=2 * WIDTH,
+                              pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8),
+        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), _clip(CLIPTextModelWithProjection), tokenizer(),
+        _clip(CLIPTextModelWithProjection), tokenizer(), None, None))
+
+
+def tiny_pixart():
+    """A transformer that predicts noise and, in as many channels again, its variance."""
+    return _seeded(lambda: PixArtAlphaPipeline(
+        tokenizer(), _t5(), AutoencoderKL(**VAE),
+        PixArtTransformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=1, attention_head_dim=8,
+                                 num_attention_heads=2, cross_attention_dim=16, caption_channels=WIDTH),
+        DPMSolverMultistepScheduler(**SCHEDULE)))
+
+
+def tiny_flux():
+    """A flow-matching transformer on 16 packed tokens, called twice a step."""
+    return _seeded(lambda: FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), _clip(), tokenizer(), _t5(), tokenizer(),
+        FluxTransformer2DModel(patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+                               num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH,
+                               axes_dims_rope=(4, 4, 8))))
+
+
+TINY = {"sd": tiny_pipeline, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "pixart": tiny_pixart, "flux": tiny_flux}
+SETTINGS = {  # what a tiny pipeline has to be told when it is called
+    "sd": {}, "sdxl": {}, "sd3": {"max_sequence_length": TOKENS},
+    "pixart": {"use_resolution_binning": False, "clean_caption": False, "height": 16, "width": 16},
+    "flux": {"negative_prompt": "", "height": 16, "width": 16, "max_sequence_length": TOKENS},
+}
+
+
+@lru_cache(maxsize=5)
+def cached_pipeline(kind):
+    """A tiny pipeline of a family in float64, made once: a test leaves it as it found it."""
+    return TINY[kind]().to(torch.float64)
+
+
+def _seeded(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=TOKENS, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id))
-        pipe = StableDiffusionPipeline(
-            AutoencoderKL(**VAE), text, words, UNet2DConditionModel(**UNET),
-            DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=prediction_type),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe = make()
+    for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
+        part.eval()  # T5 drops out otherwise
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _clip(kind=CLIPTextModel):
+    words = tokenizer()
+    return kind(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=TOKENS, projection_dim=WIDTH, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id))
+
+
+def _t5():
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer()), d_model=WIDTH, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2))
 
 
 def image_folder(folder, n=6, side=16):
