@@ -5,10 +5,10 @@ import typing
 from dataclasses import dataclass, fields, replace
 
 from rotescope.errors import InputError
-from rotescope.mitigate import guidance
+from rotescope.mitigate import calibrated, guidance, probed, relatives
 from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import FAMILIES, Mitigation
 from rotescope.mitigate.neurons import ValueNeurons
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
 from rotescope.mitigate.perturb import CaptionPerturbation
@@ -24,7 +24,8 @@ class Entry:
 
     @property
     def families(self):
-        return self.preset.families or ("sd", "sdxl", "sd3", "pixart", "flux")
+        """Where the contract test runs it."""
+        return self.preset.families or tuple(FAMILIES)
 
 
 _SOMEPALLI = "Somepalli et al., NeurIPS 2023, arXiv 2305.20086"
@@ -39,6 +40,12 @@ ENTRIES = {
     "og-stp": Entry(guidance.TransitionGuidance(before=-2.0, transition=650), _JAIN, "1 ×"),
     "dtp": Entry(guidance.TransitionGuidance(before=0.0, transition="dynamic"), _JAIN, "1 ×"),
     "og-dtp": Entry(guidance.TransitionGuidance(before=-7.5, transition="dynamic"), _JAIN, "1 ×"),
+    "dtp-released": Entry(guidance.TransitionGuidance(before=1.0, transition="dynamic", latest=-1, min_drop=0.0), _JAIN, "1 ×"),
+    "og-dtp-released": Entry(probed.ProbedTransition(), _JAIN, "2 ×, half of it a probe"),
+    "dtp-calibrated": Entry(calibrated.CalibratedTransition(), f"this project, after {_JAIN}", "1 ×", "a calibration file"),
+    **{f"cfg-{shape}": Entry(relatives.ScheduledGuidance(shape), f"a baseline in {_JAIN}", "1 ×") for shape in relatives.SHAPES},
+    "beta-cfg": Entry(relatives.BetaGuidance(), "Malarz et al. 2025, arXiv 2502.10574", "1 ×"),
+    "tcfg": Entry(relatives.TangentialGuidance(), "Kwon et al., CVPR 2025, arXiv 2503.18137", "1 ×"),
     # the rivals
     "random-token": Entry(CaptionPerturbation("random_token_addition"), _SOMEPALLI, "1 ×"),
     "random-number": Entry(CaptionPerturbation("random_number_addition"), _SOMEPALLI, "1 ×"),
@@ -70,7 +77,9 @@ def get_mitigation(text):
     if name not in ENTRIES:
         raise InputError(f"no mitigation is called {name!r}: {_nearest(name, ENTRIES)}")
     preset = ENTRIES[name].preset
-    return replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
+    mitigation = replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
+    mitigation.check()
+    return mitigation
 
 
 def _setting(name, preset, text):

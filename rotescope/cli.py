@@ -9,6 +9,8 @@ COMMANDS = {  # name -> module, what it does
     "demo": ("rotescope.demo", "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
     "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
+    "mitigations": ("rotescope.mitigate.mitigations", "every mitigation by name: its paper, cost, needs and model families"),
+    "calibrate": ("rotescope.mitigate.calibrate", "ordinary prompts -> what their prediction gaps are, for dtp-calibrated"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
     "figures": ("rotescope.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
     "compare": ("rotescope.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
@@ -19,7 +21,7 @@ COMMANDS = {  # name -> module, what it does
 
 
 def usage():
-    rows = "\n".join(f"  {name:10s} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:11s} {what}" for name, (_, what) in COMMANDS.items())
     return (f"usage: rotescope COMMAND [options]\n\nWhat did this fine-tune learn by rote? (rotescope {__version__})\n\n"
             f"{rows}\n\n"
             "rotescope COMMAND --help tells more.  Start with: rotescope demo --output_dir runs/demo")

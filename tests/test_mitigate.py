@@ -1,17 +1,29 @@
 """Policies against a plain loop, hand arithmetic and invariance."""
+import json
+from math import pi, sqrt
+
 import numpy as np
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
+from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance
+from oracle import Transition, plain_loop
+from scipy.stats import beta
 from tiny import tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
+from rotescope.mitigate import calibrate, mitigations
+from rotescope.mitigate.calibrated import CalibratedTransition, Calibration
 from rotescope.mitigate.guidance import TransitionGuidance, combine
+from rotescope.mitigate.mitigation import Step
+from rotescope.mitigate.probed import ProbedTransition
 from rotescope.mitigate.prompts import Prompt, read_prompts
-from rotescope.mitigate.registry import get_mitigation
+from rotescope.mitigate.registry import ENTRIES, get_mitigation
+from rotescope.mitigate.relatives import SHAPES, beta_density, damp
 from rotescope.mitigate.sampler import noise_seed, sample
 from rotescope.mitigate.signals import eps_factor, prediction_gap
-from rotescope.mitigate.transition import FirstLocalMinimum
+from rotescope.mitigate.transition import FirstLocalMinimum, local_minima
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 10
@@ -33,60 +45,18 @@ def images(pipe, prompts=PROMPTS, rows=None, **settings):
     return pipe(prompts, generator=noise, num_inference_steps=STEPS, output_type="latent", **settings).images
 
 
-@torch.no_grad()
-def plain_loop(pipe, policy, scale=7.5):
-    """The oracle: one image at a time, both branches at every step, the paper's rules in their plainest form."""
-    finished, transitions, gaps = [], [], []
-    for i, prompt in enumerate(PROMPTS):
-        ids = pipe.tokenizer([prompt, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        cond, uncond = pipe.text_encoder(ids)[0].split(1)
-        pipe.scheduler.set_timesteps(STEPS)
-        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64)  # init_noise_sigma is 1
-        d, transition = [], None
-        for t in pipe.scheduler.timesteps:
-            u, c = pipe.unet(x, t, uncond).sample, pipe.unet(x, t, cond).sample
-            alpha_bar = pipe.scheduler.alphas_cumprod[t]
-            to_eps = alpha_bar ** 0.5 if pipe.scheduler.config.prediction_type == "v_prediction" else 1
-            d.append(float((c - u).norm() * to_eps))
-            if policy.transition == "dynamic":
-                turned = len(d) > 2 and d[-3] > d[-2] < d[-1] or t <= policy.latest
-            else:
-                turned = t <= policy.transition
-            transition = int(t) if turned and transition is None else transition
-            x = pipe.scheduler.step(u + (policy.before if transition is None else scale) * (c - u), t, x).prev_sample
-        finished.append(x)
-        transitions.append(transition)
-        gaps.append(d)
-    return torch.cat(finished), transitions, np.array(gaps)
-
-
 @pytest.mark.parametrize("policy", [
-    *(get_mitigation(name) for name in PAPER), TransitionGuidance(1.0, "dynamic", latest=-1), TransitionGuidance(-3.0, 800),
-], ids=[*PAPER, "released dtp", "og 800"])
+    *(get_mitigation(name) for name in (*PAPER, "dtp-released")), TransitionGuidance(-3.0, 800),
+], ids=[*PAPER, "dtp-released", "og 800"])
 def test_a_policy_on_a_pipeline_equals_the_plain_loop(pipe, policy):
-    expected, transitions, gaps = plain_loop(pipe, policy)
+    expected, rules, gaps = plain_loop(pipe, "sd", PROMPTS, lambda: Transition(policy), STEPS)
     with mitigated(pipe, policy) as run:
         found = images(pipe)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert run.transition_timesteps == transitions
+    assert run.transition_timesteps == [rule.timestep for rule in rules]
     known = ~np.isnan(run.prediction_gaps)
     np.testing.assert_allclose(np.array(run.prediction_gaps)[known], gaps[known], rtol=1e-5)
     assert known.any()
-
-
-def test_plain_guidance_through_the_hook_is_the_pipeline_bit_for_bit_and_it_is_restored(pipe):
-    before = images(pipe)
-    with mitigated(pipe, "none") as run:
-        assert torch.equal(images(pipe), before)
-    assert run.denoiser_rows == [2 * STEPS] * 3
-    assert torch.equal(images(pipe), before)
-
-
-def test_an_image_does_not_depend_on_its_batch(pipe):
-    with mitigated(pipe, "og-dtp"):
-        together = images(pipe)
-        apart = torch.cat([images(pipe, [PROMPTS[i]], rows=[i]) for i in (2, 0, 1)])
-    torch.testing.assert_close(together[[2, 0, 1]], apart, atol=1e-5, rtol=0)
 
 
 def test_a_branch_that_is_not_needed_costs_nothing(pipe):
@@ -116,6 +86,191 @@ def test_the_first_local_minimum_is_strict_and_the_first(curve, expected):
     detector = FirstLocalMinimum(1)
     fired = [k for k, gap in enumerate(curve) if detector.update(torch.tensor([float(gap)])).item()]
     assert (fired[0] if fired else None) == expected
+
+
+@pytest.mark.parametrize(("curve", "min_drop", "expected"), [
+    ([3, 2, 2.0001, 1, 5], 0.0, 2), ([3, 2, 2.0001, 1, 5], 0.01, 4), ([2.0001, 2, 5], 0.01, None), ([3, 2, 2.1], 0.05, None),
+])
+def test_rounding_does_not_make_a_minimum(curve, min_drop, expected):
+    detector = FirstLocalMinimum(1, min_drop)
+    fired = [k for k, gap in enumerate(curve) if detector.update(torch.tensor([float(gap)])).item()]
+    assert (fired[0] if fired else None) == expected
+
+
+def test_without_a_minimum_the_stated_fallback_is_taken(pipe):
+    """With min_drop = 9 no gap has a minimum: guided from `latest` on, never at all, or, below ordinary_gap, from the start."""
+    plain = images(pipe)
+    for latest, expected in ((400, 400), (-1, None)):
+        with mitigated(pipe, f"dtp:min_drop=9,latest={latest}") as run:
+            images(pipe)
+        assert all(t is None if expected is None else expected - 100 < t <= expected for t in run.transition_timesteps)
+    with mitigated(pipe, "dtp:min_drop=9,latest=-1,ordinary_gap=1e9") as run:
+        assert torch.equal(images(pipe), plain)  # ordinary prompts are what they were, bit for bit
+    assert run.transition_timesteps == [pipe.scheduler.timesteps[0].item()] * 3
+    first = [gaps[0] for gaps in run.prediction_gaps]
+    with mitigated(pipe, f"dtp:min_drop=9,latest=-1,ordinary_gap={sorted(first)[1]}") as run:
+        mixed = images(pipe)
+    below = [gap < sorted(first)[1] for gap in first]
+    assert [t is not None for t in run.transition_timesteps] == below
+    assert [torch.equal(*pair) for pair in zip(mixed, plain, strict=True)] == below
+
+
+def test_a_scheduler_that_calls_twice_has_as_many_steps_as_timesteps():
+    pipe = tiny_pipeline().to(torch.float64)
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with mitigated(pipe, "dtp:latest=-1") as run:
+        images(pipe)
+    assert run.denoiser_calls == [2 * STEPS - 1] * 3
+    assert run.timesteps == sorted(set(run.timesteps), reverse=True)
+    assert len(run.timesteps) == STEPS == len(run.prediction_gaps[0])
+
+
+def test_the_probe_of_the_released_variant_by_hand(pipe):
+    """Opposite guidance all the way, the angle between successive latents, its first minimum; then a run of its own."""
+    trail, turns = [], []
+    with mitigated(pipe, TransitionGuidance(-7.5, 0)):
+        pipe(PROMPTS[0], generator=generators()[0], num_inference_steps=STEPS, output_type="latent",
+             callback_on_step_end=lambda p, i, t, tensors: trail.append(tensors["latents"]) or {})
+    trail = [torch.randn(1, 4, 8, 8, generator=generators()[0], dtype=torch.float64), *trail]
+    for old, new in zip(trail, trail[1:], strict=False):
+        turns.append(1 - float((old * new).sum() / sqrt(float((old * old).sum() * (new * new).sum()))))
+    found = [k for k in range(1, STEPS - 1) if turns[k - 1] > turns[k] < turns[k + 1]]
+    step = (found[1] if found[0] == 1 and len(found) > 1 else found[0]) if found else 5
+    timestep = pipe.scheduler.timesteps[step].item()
+    with mitigated(pipe, TransitionGuidance(-7.5, timestep)):
+        expected = images(pipe)[:1]
+    with mitigated(pipe, "og-dtp-released") as run:
+        found = images(pipe)
+    torch.testing.assert_close(found[:1], expected, atol=1e-5, rtol=0)
+    assert run.transition_timesteps[0] == timestep
+    assert run.denoiser_rows == [4 * STEPS] * 3
+
+
+def test_where_the_probe_finds_its_step():
+    assert local_minima([1, 3, 2, 4, 1, 1, 0]) == [2]
+    index = ProbedTransition()._index
+    assert [index(c) for c in ([3, 1, 2, 0, 4], [3, 1, 2], [3, 2, 1], [3, 2, 1, 2, 0, 1])] == [3, 1, 5, 2]
+
+
+@pytest.mark.parametrize(("shape", "at_800", "at_500", "at_200"), [
+    ("invlinear", .8, .5, .2), ("linear", .2, .5, .8), ("cosine", 1 - .80902, 1, 1.80902), ("sine", 1.80902, 1, 1 - .80902),
+    ("v-shape", .2, .5, .2), ("a-shape", .8, .5, .8),
+])
+def test_the_six_schedules_by_hand(shape, at_800, at_500, at_200):
+    assert [SHAPES[shape](t / 1000) for t in (800, 500, 200)] == pytest.approx([at_800, at_500, at_200], abs=1e-5)
+
+
+def test_schedules_and_beta_cfg_equal_the_plain_loop(pipe):
+    rules = {
+        "cfg-cosine": lambda t, d, c, u: u + 7.5 * (np.cos(pi * t / 1000) + 1) * (c - u),
+        "beta-cfg": lambda t, d, c, u: u + 7.5 * beta.pdf(1 - t / 1000, 2, 3) * (c - u) / d[-1],
+        "beta-cfg:gamma=0,a=1.5": lambda t, d, c, u: u + 7.5 * beta.pdf(1 - t / 1000, 1.5, 3) * (c - u),
+    }
+    for name, rule in rules.items():
+        with mitigated(pipe, name):
+            found = images(pipe)[:1]
+        torch.testing.assert_close(found, plain_loop(pipe, "sd", PROMPTS[:1], lambda r=rule: r, STEPS)[0], atol=1e-5, rtol=0)
+    assert beta_density(0.3, 2, 3) == pytest.approx(beta.pdf(0.3, 2, 3))
+
+
+def test_tangential_damping_is_that_of_diffusers():
+    cond, uncond = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for c, u in ((cond, uncond), (cond, cond + 0.01 * uncond), (cond, 3 * uncond)):
+        ours = combine(c, damp(c, u), torch.full((5,), 7.5))
+        torch.testing.assert_close(ours, normalized_guidance(c, u, 7.5), atol=2e-4, rtol=1e-4)  # theirs in fp32, by SVD
+    torch.testing.assert_close(damp(cond, cond.clone()), cond)  # nothing to damp
+
+
+def test_tangential_damping_leaves_a_learned_variance_alone():
+    sample, (cond, uncond) = torch.zeros(2, 4, 8, 8), torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    guided = get_mitigation("tcfg").begin(2, 7.5, "cpu").guide(
+        Step(500, 0, False, sample, cond, uncond, gap=None, call=None, denoise=None))
+    scale = torch.full((2,), 7.5)
+    assert torch.equal(guided[:, 4:], combine(cond, uncond, scale)[:, 4:])
+    assert torch.equal(guided[:, :4], combine(cond[:, :4], damp(cond[:, :4], uncond[:, :4]), scale))
+
+
+# ----- what is ordinary
+
+def calibration(file, gaps, timesteps, scale=7.5, steps=STEPS):
+    file.write_text(json.dumps(Calibration.of(gaps, timesteps, scale, steps).as_json()))
+    return file
+
+
+def test_calibration_by_hand():
+    gaps = np.exp(np.arange(8.0)[:, None] * [1, 2])  # log d: 0…7 and 0…14
+    known = Calibration.of(gaps, [999, 899], 7.5, 10)
+    assert known.mean == pytest.approx([3.5, 7.0])
+    assert known.deviation == pytest.approx([sqrt(6), 2 * sqrt(6)])
+    assert known.scores == pytest.approx((np.arange(8) - 3.5) / sqrt(6))
+    assert known.z(torch.tensor([np.exp(5.25)]), 949).item() == pytest.approx(0)  # halfway between the two
+    assert known.z(torch.tensor([np.exp(7.0)]), 100).item() == pytest.approx(0)   # beyond them the last counts
+    with pytest.raises(InputError, match="too few"):
+        Calibration.of(gaps[:7], [999, 899], 7.5, 10)
+
+
+def test_only_an_image_that_stands_out_is_touched(pipe, tmp_path):
+    """Ordinary gaps scattered about those of the first prompt, far below those of the others or far above."""
+    with mitigated(pipe, "none") as run:
+        plain = images(pipe)
+    gaps, timesteps = np.array(run.prediction_gaps), run.timesteps[:3]
+    scatter = np.exp(np.linspace(-.1, .1, 20))[:, None]
+    settings = "before=-2,transition=500,quantile=0.9"
+    for factor, held in ((100.0, False), (0.01, True)):
+        file = calibration(tmp_path / f"{held}.json", factor * gaps[:1, :3] * scatter, timesteps)
+        with mitigated(pipe, f"dtp-calibrated:calibration={file},{settings}") as run:
+            found = images(pipe)
+        assert run.denoiser_rows == [2 * STEPS] * 3
+        with mitigated(pipe, TransitionGuidance(-2.0, 500)):
+            expected = images(pipe) if held else plain
+        torch.testing.assert_close(found, expected, atol=1e-5 if held else 0, rtol=0)
+        assert all((t <= 500) == held for t in run.transition_timesteps)
+    with pytest.raises(InputError, match="guidance_scale=7.5, not 5"), mitigated(pipe, CalibratedTransition(str(file))):
+        images(pipe, guidance_scale=5.0)
+
+
+def test_calibrate_measures_the_first_steps_of_plain_guidance(tmp_path, monkeypatch):
+    pipe, prompts = tiny_pipeline(), [Prompt(t) for t in PROMPTS]
+    gaps, timesteps = calibrate.first_gaps(pipe, prompts, (0, 1, 2), watch=3, guidance_scale=7.5, num_inference_steps=STEPS,
+                                           batch_size=4)
+    noise = torch.Generator().manual_seed(noise_seed(PROMPTS[1], 2))
+    with mitigated(pipe, "none") as run:
+        pipe(PROMPTS[1], generator=noise, num_inference_steps=STEPS, output_type="latent")
+    assert timesteps == run.timesteps[:3]
+    np.testing.assert_allclose(gaps[5], run.prediction_gaps[0][:3], rtol=1e-3)
+    assert len(gaps) == 9
+
+
+def test_calibrate_on_the_embedded_model(tmp_path, capsys):
+    (tmp_path / "ordinary.txt").write_text("\n".join(PROMPTS))
+    file = tmp_path / "calibration.json"
+    command = ["--prompts", str(tmp_path / "ordinary.txt"), "--output_file", str(file), "--num_inference_steps", "5",
+               "--watch", "2", "--device", "cpu"]
+    calibrate.main(command)
+    assert json.loads(capsys.readouterr().out) == {"calibration": str(file)}
+    known = Calibration.load(file)
+    assert len(known.scores) == 12
+    assert len(known.mean) == 2
+    assert get_mitigation(f"dtp-calibrated:calibration={file}").calibration == str(file)
+    for wrong in ([], ["--overwrite", "--watch", "9"], ["--overwrite", "--output_file", "/no/such/f.json"]):
+        with pytest.raises(SystemExit):
+            calibrate.main([*command, *wrong])
+
+
+@pytest.mark.parametrize("text", ["dtp-calibrated", "dtp-calibrated:calibration=gone.json"])
+def test_a_calibration_that_is_not_there_is_named(text):
+    with pytest.raises(InputError, match="rotescope calibrate"):
+        get_mitigation(text)
+
+
+def test_every_mitigation_is_listed(capsys):
+    mitigations.main([])
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} " in shown for name in ENTRIES)
+    mitigations.main(["--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(ENTRIES)
+    assert all(row["paper"] and row["cost"] and row["families"] for row in rows)
 
 
 def test_combine_by_hand():

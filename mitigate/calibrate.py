@@ -1,0 +1,125 @@
+"""Measure the prediction gaps of prompts that are known to be ordinary, for the mitigation dtp-calibrated.
+
+    rotescope calibrate --model runs/demo/checkpoint --prompts ordinary.txt --output_file calibration.json
+    rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation dtp-calibrated:calibration=calibration.json
+
+Ordinary are prompts of which you know that the model does not replicate an image: captions of your own that are in no training
+set, or held-out ones. A hundred images or more; only the first `watch` steps of each are sampled. The file holds for the model,
+guidance_scale and roughly the number of steps that it was made with.
+"""
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rotescope.errors import InputError, exit_cleanly
+from rotescope.mitigate.calibrated import Calibration
+from rotescope.mitigate.generate import load_prompts
+from rotescope.mitigate.hooks import mitigated
+from rotescope.mitigate.sampler import noise_seed
+from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.progress import progress_bars
+from rotescope.runs import write_json
+from rotescope.settings import parse, plain
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    prompts: str
+    """file of ordinary prompts, or a checkpoint's manifest.parquet"""
+    output_file: str
+    """the calibration, a JSON file"""
+    model: str = str(BASE)
+    """model folder in diffusers' layout, or its name on the hub"""
+    lora: str | None = None
+    """LoRA file or folder, on top of the model"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """one image a prompt and a seed"""
+    watch: int = 4
+    """how many of the first steps are looked at"""
+    guidance_scale: float = 7.5
+    """as it will be when sampling"""
+    num_inference_steps: int = 50
+    """as it will be when sampling"""
+    batch_size: int = 64
+    """images at a time"""
+    groups: tuple[str, ...] = ("control",)
+    """which prompts of a manifest that has a duplication plan"""
+    max_prompts: int | None = None
+    """take only so many prompts"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model runs"""
+    overwrite: bool = False
+    """replace output_file"""
+
+
+def check(config):
+    """Raise InputError for whatever would stop the run later."""
+    file = Path(config.output_file)
+    if file.exists() and not config.overwrite:
+        raise InputError(f"{file} exists: name another file or pass --overwrite")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{file.parent} is no folder: name a file in one that exists")
+    find_model(config.model)
+    if config.lora:
+        find_lora(config.lora)
+    if not 1 <= config.watch <= config.num_inference_steps:
+        raise InputError(f"watch={config.watch}: give a number of steps from 1 to num_inference_steps")
+
+
+def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_steps, batch_size=64, on_image=lambda n: None):
+    """-> gaps (images, watch) as lists, and the timesteps, of the first distinct timesteps of plain guidance."""
+    jobs, gaps, timesteps = [(p.text, noise_seed(p.text, seed)) for p in prompts for seed in seeds], [], []
+    pipe.set_progress_bar_config(disable=True)
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start:start + batch_size]
+        with mitigated(pipe, "none") as run:
+            pipe([text for text, _ in batch], guidance_scale=guidance_scale, num_inference_steps=num_inference_steps,
+                 generator=[torch.Generator().manual_seed(seed) for _, seed in batch], output_type="latent",
+                 callback_on_step_end=stop_after(watch))
+        gaps += [row[:watch] for row in run.prediction_gaps]
+        timesteps = run.timesteps[:watch]
+        on_image(len(batch))
+    return gaps, timesteps
+
+
+def stop_after(watch):
+    """A callback that ends the denoising loop once `watch` distinct timesteps have passed."""
+    seen = set()
+
+    def callback(pipe, index, timestep, tensors):
+        seen.add(float(timestep))
+        pipe._interrupt = len(seen) >= watch
+        return tensors
+    return callback
+
+
+def calibrate(config):
+    """-> the calibration's file."""
+    check(config)
+    prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
+    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    settings = {k: getattr(config, k) for k in ("watch", "guidance_scale", "num_inference_steps", "batch_size")}
+    with progress_bars({"ordinary": len(prompts) * len(config.seeds)}) as advance:
+        done = 0
+
+        def on_image(n):
+            nonlocal done
+            done += n
+            advance("ordinary", to=done)
+        gaps, timesteps = first_gaps(pipe, prompts, config.seeds, on_image=on_image, **settings)
+    known = Calibration.of(gaps, timesteps, config.guidance_scale, config.num_inference_steps)
+    write_json(config.output_file, known.as_json() | {"config": plain(config)})
+    return Path(config.output_file)
+
+
+@exit_cleanly
+def main(argv=None):
+    config = parse(CalibrateConfig, sys.argv[1:] if argv is None else argv, prog="rotescope calibrate", description=__doc__)
+    print(json.dumps({"calibration": str(calibrate(config))}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A dynamic rule that knows what is ordinary: opposite guidance only for images whose gap stands out from that of such prompts.
+
+The printed rule of Jain et al. waits for a local minimum of the prediction gap d, which other models than Stable Diffusion 1.4
+show at once, or never. Here d is compared with what prompts that are known to be ordinary show at the same timestep.
+"""
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rotescope.errors import InputError
+from rotescope.mitigate.guidance import ScaleRun
+from rotescope.mitigate.mitigation import Mitigation
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Gaps d of ordinary images over the first steps of plain guidance: mean and deviation of log d, and how far they stray."""
+    timesteps: tuple[float, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    scores: tuple[float, ...]     # of each ordinary image, ascending
+    guidance_scale: float
+    num_inference_steps: int
+
+    @classmethod
+    def of(cls, gaps, timesteps, guidance_scale, num_inference_steps):
+        """gaps (images, steps) -> Calibration. InputError for fewer than 8 images, or gaps that do not differ."""
+        logs = np.log(np.maximum(np.asarray(gaps, float), 1e-12))
+        if len(logs) < 8 or not (logs.std(0) > 0).all():
+            raise InputError(f"{len(logs)} ordinary images are too few, or all alike: give 8 different ones or more, better 100")
+        mean, deviation = logs.mean(0), logs.std(0, ddof=1)
+        scores = np.sort(running_mean((logs - mean) / deviation).max(1))
+        return cls(*(tuple(map(float, row)) for row in (timesteps, mean, deviation, scores)), guidance_scale, num_inference_steps)
+
+    @classmethod
+    def load(cls, file):
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            return cls(**{name: tuple(map(float, v)) if isinstance(v := content[name], list) else v
+                          for name in cls.__dataclass_fields__})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is no calibration ({error}): make one with rotescope calibrate") from error
+
+    def as_json(self):
+        return {"schema_version": 1, **asdict(self)}
+
+    def z(self, gap, timestep):
+        """Gap (n,) -> standard deviations above the ordinary at this timestep, between the calibrated ones interpolated."""
+        at = [np.interp(timestep, self.timesteps[::-1], row[::-1]) for row in (self.mean, self.deviation)]
+        return (gap.double().clamp_min(1e-12).log() - at[0]) / at[1]
+
+
+def running_mean(z):
+    """(images, steps) -> the mean of each row up to each step."""
+    return np.cumsum(z, 1) / np.arange(1, z.shape[1] + 1)
+
+
+@dataclass(frozen=True)
+class CalibratedTransition(Mitigation):
+    """Plain guidance for an image whose gap looks ordinary; scale `before` until `transition` for one whose gap does not.
+
+    As long as the timestep is within what was calibrated, the score of an image is the running mean of z = (log d − μ_t) / σ_t.
+    Where it exceeds the `quantile` of ordinary images' highest scores, the image is held back from that very step on. So
+    1 − quantile is the share of ordinary images that are touched at all; the others are plain guidance, bit for bit.
+    calibration: what `rotescope calibrate` wrote, for this model and guidance_scale.
+    """
+    calibration: str = ""
+    before: float = -2.0
+    transition: int = 650
+    quantile: float = 0.95
+
+    def check(self):
+        if not self.calibration:
+            raise InputError("dtp-calibrated needs calibration=FILE: make one with rotescope calibrate")
+        if not 0 < self.quantile < 1:
+            raise InputError(f"quantile={self.quantile}: give a number between 0 and 1")
+        Calibration.load(self.calibration)
+
+    def begin(self, n, guidance_scale, device):
+        known = Calibration.load(self.calibration)
+        if abs(known.guidance_scale - guidance_scale) > 1e-6:
+            raise InputError(f"{self.calibration} holds for guidance_scale={known.guidance_scale}, not {guidance_scale}")
+        return CalibratedRun(self, known, n, guidance_scale)
+
+
+class CalibratedRun(ScaleRun):
+    """Which images of one pipeline call were found to stand out, and whether they are still held back."""
+
+    def __init__(self, policy, known, n, guidance_scale):
+        super().__init__(n)
+        self.policy, self.known, self.after = policy, known, guidance_scale
+        self.threshold = float(np.quantile(known.scores, policy.quantile))
+        self.total, self.steps = torch.zeros(n, dtype=torch.float64), 0
+        self.held = torch.zeros(n, dtype=torch.bool)
+        self.transition_timesteps = torch.full((n,), -1)
+
+    def scale(self, timestep):
+        before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
+        return torch.where(self.held & (timestep > self.policy.transition), before, after)
+
+    def tracked(self, timestep):
+        return torch.full((self.n,), timestep >= self.known.timesteps[-1])
+
+    def guide(self, step):
+        if step.timestep >= self.known.timesteps[-1] and not step.repeated:
+            self.total += self.known.z(step.gap.cpu(), step.timestep)
+            self.steps += 1
+            self.held |= self.total / self.steps > self.threshold
+        guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
+        self.transition_timesteps[guided_now] = int(step.timestep)
+        return super().guide(step)
