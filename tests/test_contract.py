@@ -1,0 +1,90 @@
+"""Every entry of the registry, on every family that it claims: the promises of mitigate/mitigation.py and CONTRIBUTING.md.
+
+An entry is tested as soon as it is registered. One that needs something of its own (a file, another setting to be quick) says so
+in READY.
+"""
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+from test_mitigate import calibration
+from test_pipelines import images
+from tiny import TINY, cached_pipeline
+
+from rotescope import mitigated
+from rotescope.errors import InputError
+from rotescope.mitigate.mitigation import FAMILIES, Mitigation, denoiser_of
+from rotescope.mitigate.registry import ENTRIES, get_mitigation
+
+PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]
+STEPS, APART = 3, (2, 3)
+READY = {  # name -> function(tmp_path) -> what stands behind the colon
+    "dtp-calibrated": lambda folder: "calibration=" + str(
+        calibration(folder / "c.json", np.exp(np.random.default_rng(0).normal(0.5, 0.3, (9, 2))), [999, 666], steps=STEPS)),
+}
+CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families if kind in TINY]
+
+
+def ready(name, folder):
+    settings = READY[name](folder) if name in READY else ""
+    return get_mitigation(f"{name}:{settings}" if settings else name)
+
+
+def traces(pipe):
+    """All that a mitigation could leave behind."""
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    modules = {(name, inner): (set(vars(m)), *(set(getattr(m, h)) for h in ("_forward_hooks", "_forward_pre_hooks")))
+               for name, part in parts.items() for inner, m in part.named_modules()}
+    grads = {(name, inner): (w.requires_grad, w.grad is None, w._version) for name, part in parts.items()
+             for inner, w in part.named_parameters()}
+    processors = {name: id(p) for name, p in getattr(denoiser_of(pipe), "attn_processors", {}).items()}
+    return type(pipe), modules, grads, processors, vars(denoiser_of(pipe)).get("forward"), dict(pipe.scheduler.config)
+
+
+@pytest.mark.parametrize(("name", "kind"), CLAIMS, ids=[f"{name}-{kind}" for name, kind in CLAIMS])
+def test_the_contract(name, kind, tmp_path):
+    pipe, mitigation = cached_pipeline(kind), ready(name, tmp_path)
+    images(pipe, PROMPTS[:1], kind=kind, num_inference_steps=2)  # FLUX itself leaves a hook registry behind
+    before, settings = traces(pipe), copy.deepcopy(mitigation)
+    with mitigated(pipe, mitigation) as run:
+        together = images(pipe, PROMPTS, kind=kind, num_inference_steps=STEPS)
+        apart = torch.cat([images(pipe, [PROMPTS[i]], [i], kind, num_inference_steps=STEPS) for i in APART])
+    with mitigated(pipe, mitigation) as again:
+        repeated = images(pipe, PROMPTS, kind=kind, num_inference_steps=STEPS)
+    assert torch.isfinite(together).all()
+    assert torch.equal(repeated, together)  # the same seeds, the same images
+    torch.testing.assert_close(together[list(APART)], apart, atol=1e-5, rtol=0)  # alone, or among others
+    n = len(PROMPTS)
+    for record in (run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps):
+        assert len(record) == n + len(APART)
+    assert run.denoiser_rows[n:] == [run.denoiser_rows[i] for i in APART]
+    assert again.denoiser_rows == run.denoiser_rows[:n]
+    if re.fullmatch(r"(1|0\.\d+) ×( at .*)?", ENTRIES[name].cost):
+        assert max(run.denoiser_rows) <= 2 * STEPS  # never dearer than plain guidance
+    assert traces(pipe) == before
+    assert mitigation == settings
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if len(entry.families) < len(FAMILIES)])
+def test_a_family_that_is_not_served_is_refused_and_the_pipeline_untouched(name, tmp_path):
+    kind = next(kind for kind in TINY if kind not in ENTRIES[name].families)
+    pipe, mitigation = cached_pipeline(kind), ready(name, tmp_path)
+    before = traces(pipe)
+    with pytest.raises(InputError, match="serves"), mitigated(pipe, mitigation):
+        pass
+    assert traces(pipe) == before
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_says_what_it_is(name):
+    entry = ENTRIES[name]
+    assert isinstance(entry.preset, Mitigation)
+    assert entry.paper
+    assert entry.cost
+    assert set(entry.families) <= set(FAMILIES)
+    assert type(entry.preset).__doc__
+    assert hash(entry.preset) == hash(copy.deepcopy(entry.preset))
+    with pytest.raises(InputError, match="no_such_setting"):
+        get_mitigation(f"{name}:no_such_setting=1")
