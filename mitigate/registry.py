@@ -27,6 +27,15 @@ class Entry:
         """Where the contract test runs it."""
         return self.preset.families or tuple(FAMILIES)
 
+    @property
+    def ready(self):
+        """Does the preset run as it is? Else it needs a setting of the user's own, such as a file."""
+        try:
+            self.preset.check()
+        except InputError:
+            return False
+        return True
+
 
 _SOMEPALLI = "Somepalli et al., NeurIPS 2023, arXiv 2305.20086"
 _KIM = "Kim & No, CVPR 2026 Findings, arXiv 2605.02908"

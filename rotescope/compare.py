@@ -138,7 +138,7 @@ def compare(config):
 
 def _every(pipe):
     kind = family(pipe)
-    return ("none", *(n for n, e in ENTRIES.items() if n != "none" and kind in e.families and "training images" not in e.needs))
+    return ("none", *(n for n, e in ENTRIES.items() if n != "none" and kind in e.families and e.ready))
 
 
 def _sample_all(config, pipe, prompts, methods, folder):

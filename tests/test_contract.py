@@ -11,9 +11,10 @@ import pytest
 import torch
 from test_mitigate import calibration
 from test_pipelines import images
-from tiny import TINY, cached_pipeline
+from tiny import TINY, cached_pipeline, image_folder
 
 from rotescope import mitigated
+from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import FAMILIES, Mitigation, denoiser_of
 from rotescope.mitigate.registry import ENTRIES, get_mitigation
@@ -23,13 +24,19 @@ STEPS, APART = 3, (2, 3)
 READY = {  # name -> function(tmp_path) -> what stands behind the colon
     "dtp-calibrated": lambda folder: "calibration=" + str(
         calibration(folder / "c.json", np.exp(np.random.default_rng(0).normal(0.5, 0.3, (9, 2))), [999, 666], steps=STEPS)),
+    "amg": lambda folder: f"training={training_manifest(folder)}",
+    "noise-optimisation": lambda folder: "iterations=50",
 }
 CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families if kind in TINY]
 
 
+def training_manifest(folder):
+    load_source(image_folder(folder / "images")).save(folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
 def ready(name, folder):
-    settings = READY[name](folder) if name in READY else ""
-    return get_mitigation(f"{name}:{settings}" if settings else name)
+    return get_mitigation(f"{name}:{READY[name](folder)}" if name in READY else name)
 
 
 def traces(pipe):
