@@ -45,8 +45,8 @@ def tokenizer():
 def tiny_pipeline(prediction_type="epsilon"):
     """-> StableDiffusionPipeline, 16 × 16 px, latents 4 × 8 × 8, always with the same random weights."""
     return _seeded(lambda: StableDiffusionPipeline(
-        AutoencoderKL(**VAE), _clip(), tokenizer(), UNet2DConditionModel(**UNET),
-        DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=prediction_type),
+        text_encoder=_clip(), vae=AutoencoderKL(**VAE), tokenizer=tokenizer(), unet=UNet2DConditionModel(**UNET),
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=prediction_type),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False))
 
 
