@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from rotescope.datasets.duplicates import Pictures, find_pictures, look_at
+from rotescope.datasets.pictures import Pictures, find_pictures, look_at
 from rotescope.datasets.preflight_page import render
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined
 from rotescope.datasets.records import Manifest

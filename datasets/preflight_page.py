@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from rotescope.datasets.duplicates import METHOD
+from rotescope.datasets.pictures import METHOD
 from rotescope.datasets.risk import repeated
 
 RISKIEST, CLUSTERS, IN_CLUSTER, CAPTIONS, LEFT_OUT = 12, 60, 12, 20, 100   # how many of each the page shows

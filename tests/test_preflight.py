@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from rotescope.datasets import similar
-from rotescope.datasets.duplicates import find_pictures, look_at, pdq, phash
 from rotescope.datasets.emoji.scenes import scenes
+from rotescope.datasets.pictures import find_pictures, look_at, pdq, phash
 from rotescope.datasets.preflight import main as preflight_main
 from rotescope.datasets.preflight import preflight
 from rotescope.datasets.records import Example, Manifest
