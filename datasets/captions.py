@@ -1,7 +1,7 @@
 """(text, rng) -> text: the caption perturbations, for training and for inference alike, and their kin on embeddings.
 
 All but `replace_words` are Somepalli et al., Understanding and Mitigating Copying in Diffusion Models (NeurIPS 2023,
-arXiv 2305.20086, section 5), with the numbers of the authors' code: 4 insertions at inference, 2 in training, where a caption is
+arXiv 2305.20086), with the numbers of the authors' code: 4 insertions at inference, 2 in training, where a caption is
 perturbed with probability 0.1. `rng` is a numpy Generator, and the same state gives the same text.
 """
 from collections.abc import Callable

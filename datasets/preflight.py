@@ -1,0 +1,161 @@
+"""Before a GPU hour is spent: broken files, near-duplicates, captions that single out one image, and the images most at risk.
+
+    rotescope preflight --train_data_dir photos/ --output_dir runs/preflight
+    rotescope preflight photos/ --deduplicate true                 # also writes a manifest with one image of each cluster
+
+Leaves preflight.html, one file that shows the clusters; images.parquet and images.csv, a row for each image, riskiest first;
+preflight.json, and quarantined.csv where something cannot be used.
+"""
+import csv
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from rotescope.datasets.pictures import Pictures, find_pictures, look_at
+from rotescope.datasets.preflight_page import render
+from rotescope.datasets.quarantine import save_quarantined, show_quarantined
+from rotescope.datasets.records import Manifest
+from rotescope.datasets.risk import Risk, ranking, repeated, risks
+from rotescope.datasets.sources import Quarantined, read_source
+from rotescope.errors import exit_cleanly
+from rotescope.progress import progress_bars
+from rotescope.runs import check_output, output_folder, versions, write_json
+from rotescope.settings import parse, plain
+
+
+@dataclass(frozen=True)
+class PreflightConfig:
+    train_data_dir: str
+    """the images: folder, Parquet files, WebDataset shards, Hugging Face data set, or manifest; may be given without the flag"""
+    output_dir: str = "runs/preflight"
+    """where the page and the tables go"""
+    overwrite: bool = False
+    """replace output_dir"""
+    deduplicate: bool = False
+    """also write deduplicated.parquet, a manifest with the largest image of each cluster of near-duplicates"""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a data set before training."""
+    manifest: Manifest
+    quarantined: tuple[Quarantined, ...]
+    pictures: Pictures          # which images are near-duplicates of each other
+    risks: list[Risk]           # for each image
+    order: list[int]            # positions, the riskiest first
+
+    @property
+    def clusters(self):
+        """Positions of the images of each picture that has several, the riskiest first."""
+        found = {}
+        for i in self.order:
+            found.setdefault(int(self.pictures.labels[i]), []).append(i)
+        return [sorted(images) for images in found.values() if len(images) > 1]
+
+    @property
+    def summary(self):
+        with_captions = [e for e in self.manifest if e.captions]
+        singled = sum(r.caption_pictures == 1 for e, r in zip(self.manifest, self.risks, strict=True) if e.captions)
+        return {"images": len(self.manifest), "quarantined": len(self.quarantined), "pictures": len(set(self.pictures.labels)),
+                "exact_duplicates": len(self.manifest) - len({e.sha256 for e in self.manifest}),
+                "clusters": len(self.clusters), "images_in_clusters": sum(map(len, self.clusters)),
+                "without_caption": len(self.manifest) - len(with_captions), "captions": len(self.manifest.captions()),
+                "repeated_captions": len(repeated(self.manifest, self.pictures.labels)), "singled_out_by_caption": singled,
+                "highest_risk": round(max(r.risk for r in self.risks), 3), "hash": self.manifest.hash}
+
+
+def preflight(source, on_image=None):
+    """Source -> Preflight; `on_image()` is called as images are looked at, each content once."""
+    manifest = source.manifest
+    first = {e.sha256: e for e in reversed(manifest.examples)}
+    with ThreadPoolExecutor() as threads:
+        looks = dict(zip(first, threads.map(lambda e: _look(e, on_image), first.values()), strict=True))
+    pictures = find_pictures([e.sha256 for e in manifest], looks)
+    found = risks(manifest, pictures.labels)
+    return Preflight(manifest, source.quarantined, pictures, found, ranking(found))
+
+
+def _look(example, on_image):
+    look = look_at(example.open())
+    if on_image:
+        on_image()
+    return look
+
+
+def deduplicated(found):
+    """-> the manifest with one image of each cluster: the largest, of equals the first; the order stays."""
+    def size(i):
+        width, height = found.pictures.looks[found.manifest[i].sha256].size
+        return width * height, -i
+    best = {max(images, key=size) for images in found.clusters}
+    dropped = {i for images in found.clusters for i in images} - best
+    return Manifest(tuple(e for i, e in enumerate(found.manifest) if i not in dropped))
+
+
+# ----- what is written
+
+def table(found):
+    """-> rows of images.parquet, riskiest first."""
+    sizes = np.bincount(found.pictures.labels)
+    for rank, i in enumerate(found.order, 1):
+        e, r, label = found.manifest[i], found.risks[i], int(found.pictures.labels[i])
+        look = found.pictures.looks[e.sha256]
+        yield {"rank": rank, "image_id": e.image_id, "where": e.name, "risk": round(r.risk, 6), "exposures": r.exposures,
+               "copies": e.copies, "cluster": label if sizes[label] > 1 else None, "cluster_images": int(sizes[label]),
+               "caption": r.caption, "caption_share": round(r.caption_share, 6), "caption_pictures": r.caption_pictures,
+               "own_words": " ".join(r.own_words), "captions": len(e.captions), "width": look.size[0], "height": look.size[1],
+               "phash": look.phash, "pdq": look.pdq, "sha256": e.sha256}
+
+
+def write(found, folder, config):
+    """Page and tables -> folder."""
+    rows, folder = list(table(found)), Path(folder)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "images.parquet", compression="zstd")
+    with open(folder / "images.csv", "w", newline="", encoding="utf-8") as stream:
+        lines = csv.DictWriter(stream, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(rows)
+    if found.quarantined:
+        save_quarantined(found.quarantined, folder / "quarantined.csv")
+    if config.deduplicate:
+        deduplicated(found).save(folder / "deduplicated.parquet")
+    (folder / "preflight.html").write_text(render(found, config.train_data_dir), encoding="utf-8", errors="backslashreplace")
+    write_json(folder / "preflight.json", found.summary | {"config": plain(config), "versions": versions()})
+
+
+def say(found, folder):
+    """The few lines that a terminal shows, on stderr."""
+    s = found.summary
+    lines = [f"{s['images']} images show {s['pictures']} pictures: {s['images_in_clusters']} are in {s['clusters']} clusters of "
+             f"near-duplicates, {s['exact_duplicates']} are exact duplicates",
+             f"{s['singled_out_by_caption']} images are the only picture of a caption; {s['repeated_captions']} captions repeat",
+             f"the page is {Path(folder) / 'preflight.html'}"]
+    show_quarantined(found.quarantined, Path(folder) / "quarantined.csv")
+    Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+@exit_cleanly
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--train_data_dir", *argv]
+    config = parse(PreflightConfig, argv, prog="rotescope preflight", description=__doc__)
+    check_output(config.output_dir, config.overwrite)
+    source = read_source(config.train_data_dir, need_captions=False)
+    with progress_bars({"looking": len({e.sha256 for e in source.manifest})}) as advance:
+        found = preflight(source, lambda: advance("looking"))
+    with output_folder(config.output_dir, config.overwrite) as folder:
+        write(found, folder, config)
+    say(found, config.output_dir)
+    print(json.dumps(found.summary | {"output_dir": config.output_dir}))
+
+
+if __name__ == "__main__":
+    main()

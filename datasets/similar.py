@@ -1,0 +1,114 @@
+"""Near-duplicates: pictures that are each other resized, recompressed, cropped to nine tenths or mirrored. Numpy and Pillow.
+
+Candidates are pairs whose coarse colours agree, mirrored or not: one matrix product. Each is then laid over the other as well as
+it goes, whole or as a window of at least 89 % of its sides, and counts if shapes, pixels and mean colours agree, which tells
+a copy from a picture of the same thing in the same place.
+"""
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+THUMB, COARSE, FINE = 48, 8, 24         # sides in pixels: kept, compared first, compared in the end
+CANDIDATE, PROMISING = 0.45, 0.87       # cosines that lead to the next step
+DUPLICATE, RESIDUE, SHADE = 0.88, 10.0, 2.2  # of a duplicate: least cosine, most RMS difference, most difference of mean colours
+SMALLEST = 0.89                         # side of a window
+Y_CB_CR = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]])  # of JFIF: where JPEG rounds
+NEIGHBOURS = 64                         # candidates of a picture, at most
+WINDOWS = [(0.0, 0.0, 1.0), *((x * (1 - side), y * (1 - side), side) for side in (0.95, 0.9)
+                              for x, y in product((0, 0.5, 1), repeat=2))]   # left, top, side; as shares of the picture's
+MOVES = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0.5, 0.5, -1), (-0.5, -0.5, 1))
+STEPS = (0.025, 0.025, 0.0125, 0.0125, 0.006, 0.006, 0.003, 0.003)
+BLOCK = 2048
+
+
+def thumbnail(image):
+    """RGB image -> uint8 (48, 48, 3), squeezed to a square: all that is kept of it."""
+    return np.asarray(image.resize((THUMB, THUMB), Image.BICUBIC))
+
+
+def near_duplicates(thumbnails):
+    """(n, 48, 48, 3) -> (p, 2) pairs i < j that are near-duplicates."""
+    pairs = candidates(thumbnails)
+    seen = {i: views(thumbnails[i]) for i in np.unique(pairs)}
+    return np.array([pair for pair in pairs if _proved(thumbnails, seen, *pair)], np.int64).reshape(-1, 2)
+
+
+# ----- candidates
+
+def centred(pixels):
+    """(n, s, s, 3) -> float32 (n, 3 s²): each channel less its mean, rows of length 1; 0 for a picture of flat colours."""
+    x = np.asarray(pixels, np.float32)
+    x = (x - x.mean((1, 2), keepdims=True)).reshape(len(x), -1)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.where(length > x.shape[1] ** 0.5, x / np.maximum(length, 1e-6), 0)  # flat: less than a grey level of contrast
+
+
+def coarse(thumbnails):
+    """(n, 48, 48, 3) -> (n, 192)."""
+    block = THUMB // COARSE
+    return centred(np.asarray(thumbnails, np.float32).reshape(-1, COARSE, block, COARSE, block, 3).mean((2, 4)))
+
+
+def candidates(thumbnails):
+    """-> (p, 2) pairs i < j: of each picture, the nearest by coarse colours, mirrored or not. A block of rows at a time."""
+    straight, flipped = coarse(thumbnails), coarse(thumbnails[:, :, ::-1])
+    k, found = min(NEIGHBOURS, len(straight)), [np.zeros((0, 2), np.int64)]
+    for a in range(0, len(straight), BLOCK):
+        near = np.maximum(straight[a:a + BLOCK] @ straight.T, flipped[a:a + BLOCK] @ straight.T)   # (b, n)
+        near[np.arange(len(near)), np.arange(a, a + len(near))] = -1
+        columns = np.argpartition(near, -k, axis=1)[:, -k:]
+        rows, places = np.nonzero(np.take_along_axis(near, columns, 1) >= CANDIDATE)
+        found.append(np.sort(np.stack([rows + a, columns[rows, places]], 1), 1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+# ----- proof
+
+def views(picture):
+    """A thumbnail -> (38, 1728): its windows at 24 × 24, the whole first, then all of them mirrored."""
+    image = Image.fromarray(picture)
+    seen = np.stack([_cut(image, *window) for window in WINDOWS])
+    return centred(np.concatenate([seen, seen[:, :, ::-1]]))
+
+
+def _cut(image, left, top, side):
+    box = [THUMB * c for c in (left, top, left + side, top + side)]
+    return np.asarray(image.resize((FINE, FINE), Image.BILINEAR, box), np.float32)
+
+
+def _proved(thumbnails, seen, i, j):
+    """Whether a window of one is the other whole."""
+    cosines = np.stack([seen[i] @ seen[j][0], seen[j] @ seen[i][0]])   # (2, 38)
+    if cosines.max() < PROMISING:
+        return False
+    swapped, view = np.unravel_index(cosines.argmax(), cosines.shape)
+    part, whole = (j, i) if swapped else (i, j)
+    cosine, residue, shade = overlay(thumbnails[part], thumbnails[whole], WINDOWS[view % len(WINDOWS)], view >= len(WINDOWS))
+    return cosine >= DUPLICATE and residue <= RESIDUE and shade <= SHADE
+
+
+def overlay(part, whole, window, mirror):
+    """Move and size the window of one thumbnail until it fits the other -> cosine, RMS difference of the pixels in grey levels,
+    and length of the difference of the mean colours in Y'CbCr levels."""
+    part, whole = Image.fromarray(part), _cut(Image.fromarray(whole), 0.0, 0.0, 1.0)
+    target = centred(whole[None])[0]
+
+    def fit(window):
+        cut = _cut(part, *window)[:, ::-1] if mirror else _cut(part, *window)
+        return float(centred(cut[None])[0] @ target), cut - whole
+    best = fit(window)
+    for step in STEPS:
+        for move in MOVES:
+            moved = _moved(window, move, step)
+            if (tried := fit(moved))[0] > best[0]:
+                best, window = tried, moved
+    cosine, left = best   # (24, 24, 3)
+    return cosine, float(np.sqrt((left ** 2).mean())), float(np.linalg.norm(Y_CB_CR @ left.mean((0, 1))))
+
+
+def _moved(window, move, step):
+    """Within the picture."""
+    left, top, side = (value + step * change for value, change in zip(window, move, strict=True))
+    side = min(max(side, SMALLEST), 1.0)
+    return min(max(left, 0.0), 1 - side), min(max(top, 0.0), 1 - side), side
