@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
-from safetensors.torch import load_file
 from tiny import image_folder, tiny_pipeline
 from torchvision import transforms
+from training import arguments, config_of, largest_difference, saved_pipeline, weights
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
@@ -28,14 +28,16 @@ from rotescope.errors import RunError
 from rotescope.models import load_pipeline
 from rotescope.settings import parse
 from rotescope.train import finetune as module
+from rotescope.train.families import Predictor
 from rotescope.train.finetune import FinetuneConfig, finetune, main
 from rotescope.train.latents import Preprocessing, encode
-from rotescope.train.loop import DenoisingLoss, global_batches, shuffled_passes, training_steps
-from rotescope.train.objective import TARGETS, add_noise, loss_per_sample, min_snr_weight, rates
+from rotescope.train.loop import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
+from rotescope.train.objective import TARGETS, add_noise, draw_levels, loss_per_sample, min_snr_weight, noise_schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "train/recipes").rglob("*.yaml"))
 HASHES = {"vae": "v", "text": "t"}
+UNIFORM = draw_levels(noise_schedule(DDPMScheduler()))
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +47,12 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def any_base(request, tmp_path_factory):
-    return saved(request.param, tmp_path_factory)
+    return saved_pipeline(tmp_path_factory.mktemp("base"), request.param)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return saved("epsilon", tmp_path_factory)
-
-
-def saved(prediction_type, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(prediction_type)
-    tiny_pipeline(prediction_type).save_pretrained(folder)
-    return folder
-
-
-def config_of(base, images, out, **changes):
-    """Two of six images, three times an epoch; five steps of four. The epsilon keeps AdamW from blowing up rounding errors."""
-    return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data_dir": str(images), "output_dir": str(out),
-                             "duplicated": 2, "copies": 3, "controls": 2, "max_train_steps": 5, "train_batch_size": 4,
-                             "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
-
-
-def weights(folder):
-    return load_file(Path(folder) / "unet/diffusion_pytorch_model.safetensors")
-
-
-def largest_difference(one, other):
-    assert one.keys() == other.keys()
-    return max((one[k] - other[k]).abs().max().item() for k in one)
+    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 def sample(pipe, prompt="a cat on a red background"):
@@ -83,12 +63,14 @@ def sample(pipe, prompt="a cat on a red background"):
 
 # ----- objective
 
-@pytest.mark.parametrize("prediction_type", TARGETS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_objective_agrees_with_diffusers(prediction_type):
     scheduler = DDPMScheduler(prediction_type=prediction_type)
+    schedule = noise_schedule(scheduler)
+    assert (schedule.target, len(schedule)) == (prediction_type, 1000)
     x0, noise = torch.randn(2, 8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 1, 10, 100, 400, 700, 998, 999])
-    alpha, sigma = rates(scheduler.alphas_cumprod, t)
+    alpha, sigma = schedule.rates(t)
     torch.testing.assert_close(add_noise(x0, noise, alpha, sigma), scheduler.add_noise(x0, noise, t))
     expected = {"epsilon": noise, "v_prediction": scheduler.get_velocity(x0, noise, t), "sample": x0}[prediction_type]
     torch.testing.assert_close(TARGETS[prediction_type](x0, noise, alpha, sigma), expected)
@@ -98,7 +80,7 @@ def test_loss_and_min_snr_by_hand():
     """alpha² = 0.9 and 0.5: signal-to-noise 9 and 1; gamma 5 caps the first."""
     losses = loss_per_sample(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[0.0, 0.0]]]]))
     assert losses.tolist() == [5.0]  # (1 + 9) / 2
-    alpha, sigma = rates(torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
+    alpha, sigma = torch.tensor([0.9, 0.5]).sqrt(), torch.tensor([0.1, 0.5]).sqrt()
     by_hand = {"epsilon": [5 / 9, 1], "v_prediction": [5 / 10, 1 / 2], "sample": [5, 1]}
     for kind, expected in by_hand.items():
         torch.testing.assert_close(min_snr_weight(kind, alpha, sigma, 5.0), torch.tensor(expected, dtype=torch.float32))
@@ -109,40 +91,15 @@ def test_loss_and_min_snr_by_hand():
 def test_latents_and_embeddings_are_the_pipelines_own(images):
     pipe, manifest = frozen(tiny_pipeline()), load_source(images)
     encoded = encode(manifest, pipe, Preprocessing(16, random_flip=True), HASHES, batch_size=4)
+    every, moments = torch.arange(len(manifest)), encoded.images["moments"]
     pixels = torch.stack([transforms.ToTensor()(Image.open(e.file)) * 2 - 1 for e in manifest])
     for flip, x in enumerate((pixels, pixels.flip(3))):
         posterior = pipe.vae.encode(x).latent_dist
         expected = torch.cat([posterior.mean, posterior.std], 1) * pipe.vae.config.scaling_factor
-        torch.testing.assert_close(encoded.moments[:, flip], expected)
+        torch.testing.assert_close(moments[every][:, flip], expected)
     own, empty = pipe.encode_prompt([e.captions[0] for e in manifest], "cpu", 1, True)
-    torch.testing.assert_close(encoded.embeddings[[rows[0] for rows in encoded.captions]], own)
-    torch.testing.assert_close(encoded.embeddings[:1], empty[:1])
-
-
-def test_cache_is_used_and_its_key_is_honest(images, tmp_path):
-    pipe, manifest = tiny_pipeline(), load_source(images)
-
-    def kept(**changes):
-        settings = {"preprocessing": Preprocessing(16), "hashes": HASHES, "manifest": manifest} | changes
-        before = set(tmp_path.iterdir())
-        seen = []
-        encoded = encode(settings["manifest"], pipe, settings["preprocessing"], settings["hashes"], tmp_path, seen.append)
-        return encoded, len(set(tmp_path.iterdir()) - before), bool(seen)
-
-    first, files, worked = kept()
-    assert (files, worked) == (2, True)
-    second, files, worked = kept()
-    assert (files, worked) == (0, False)
-    assert torch.equal(first.moments, second.moments)
-    assert torch.equal(first.embeddings, second.embeddings)
-    assert kept(hashes=HASHES | {"vae": "another"})[1:] == (1, True)
-    assert kept(hashes=HASHES | {"text": "another"})[1:] == (1, False)
-    assert kept(preprocessing=Preprocessing(8))[1:] == (1, True)
-    assert kept(manifest=Manifest(manifest.examples[1:]))[1:] == (2, True)
-    for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:-1])
-    assert kept()[1:] == (0, True)
-    assert torch.equal(kept()[0].moments, first.moments)
+    torch.testing.assert_close(encoded.texts["text"][torch.tensor(encoded.captions)[:, 0]], own)
+    torch.testing.assert_close(encoded.texts["text"][torch.tensor([0])], empty[:1])
 
 
 def frozen(pipe):
@@ -155,8 +112,8 @@ def frozen(pipe):
 
 def test_an_epoch_shows_each_image_exactly_as_often_as_planned():
     copies = torch.tensor([1, 5, 1, 3, 2])
-    passes = shuffled_passes(copies, 8, torch.Generator().manual_seed(0))
-    shown = torch.cat([next(passes) for _ in range(6)], 1)  # 48 showings: four epochs of 12
+    passes = ShuffledPasses(copies, torch.Generator().manual_seed(0))
+    shown = torch.cat([passes.take(8) for _ in range(6)], 1)  # 48 showings: four epochs of 12
     for epoch in shown.split(12, 1):
         assert Counter(epoch[0].tolist()) == dict(enumerate(copies.tolist()))
     for image in range(5):
@@ -168,9 +125,9 @@ def test_captions_take_turns_and_are_dropped_as_often_as_asked(images):
     encoded = encode(manifest, tiny_pipeline(), Preprocessing(16), HASHES)
     index = next(i for i, e in enumerate(manifest) if e.group)
     copies = [e.copies for e in manifest]
-    batch = next(global_batches(encoded, copies, 15, caption_dropout=0))
+    batch = next(GlobalBatches(encoded, copies, 15, UNIFORM, caption_dropout=0))
     assert Counter(batch.captions[batch.images == index].tolist()) == dict.fromkeys(encoded.captions[index], 2)
-    stream = global_batches(encoded, copies, 1000, caption_dropout=0.3)
+    stream = GlobalBatches(encoded, copies, 1000, UNIFORM, caption_dropout=0.3)
     dropped = torch.cat([next(stream).captions == 0 for _ in range(10)]).float().mean()
     assert abs(dropped - 0.3) < 0.02  # 10,000 draws: more than four standard deviations
 
@@ -196,12 +153,12 @@ def plain_loop(pipe, manifest, batches, snr_gamma, lr=1e-2, warmup=2):
             posterior = pipe.vae.encode(pixels).latent_dist
             x0 = (posterior.mean + posterior.std * batch.posterior_noise) * pipe.vae.config.scaling_factor
             context = pipe.encode_prompt(captions, "cpu", 1, False)[0]
-        noisy = scheduler.add_noise(x0, batch.noise, batch.timesteps)
+        noisy = scheduler.add_noise(x0, batch.noise, batch.levels)
         velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(x0, batch.noise, batch.timesteps) if velocity else batch.noise
-        losses = F.mse_loss(pipe.unet(noisy, batch.timesteps, context).sample, target, reduction="none").mean((1, 2, 3))
+        target = scheduler.get_velocity(x0, batch.noise, batch.levels) if velocity else batch.noise
+        losses = F.mse_loss(pipe.unet(noisy, batch.levels, context).sample, target, reduction="none").mean((1, 2, 3))
         if snr_gamma:
-            snr = compute_snr(scheduler, batch.timesteps)
+            snr = compute_snr(scheduler, batch.levels)
             capped = torch.stack([snr, snr_gamma * torch.ones_like(snr)], 1).min(1).values
             losses = losses * capped / (snr + 1 if velocity else snr)
         losses.mean().backward()
@@ -219,7 +176,7 @@ def test_equals_a_plain_loop(any_base, images, tmp_path, snr_gamma):
     manifest = apply_plan(load_source(images), DuplicationPlan(2, 3, controls=2))
     encoded, copies = encode(manifest, pipe, Preprocessing(16), HASHES), [e.copies for e in manifest]
     start = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    plain_loop(pipe, manifest, islice(global_batches(encoded, copies, 4, caption_dropout=0.1), 5), snr_gamma)
+    plain_loop(pipe, manifest, islice(GlobalBatches(encoded, copies, 4, UNIFORM, caption_dropout=0.1), 5), snr_gamma)
     assert largest_difference(start, trained) > 1e-3
     assert largest_difference(dict(pipe.unet.state_dict()), trained) < 1e-5
 
@@ -240,36 +197,27 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(base, images, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(base, images, tmp_path):
-    """Gloo on the CPU: the same global batches, so the same weights, and only one of the two writes."""
-    one = finetune(config_of(base, images, tmp_path / "one"), progress=False)
+def test_accelerate_launches_two_processes(base, images, tmp_path):
+    """As a user types it; tests/test_train_processes.py compares the weights."""
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     script = [str(ROOT / "train/finetune.py"), *arguments(config_of(base, images, tmp_path / "two", train_batch_size=2))]
     done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, timeout=240, env=os.environ | {
         "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
-    assert largest_difference(weights(one), weights(tmp_path / "two")) < 1e-5
-    served = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (one, tmp_path / "two")]
-    assert served[0] == served[1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
-
-
-def arguments(config):
-    given = {k: v for k, v in vars(config).items() if v is not None and k != "lora_layers"}
-    return [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(base, images):
     pipe, manifest = load_pipeline(base), load_source(images)
     encoded = encode(manifest, pipe, Preprocessing(16), HASHES)
-    encoded.embeddings[0] = torch.nan
+    encoded.texts["text"].parts[0][0] = torch.nan
     accelerator, unet = Accelerator(), pipe.unet.requires_grad_(True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-4)
     before = {k: v.clone() for k, v in unet.state_dict().items()}
-    steps = training_steps(accelerator, unet, accelerator.prepare(optimizer), torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
-                           global_batches(encoded, [1] * 6, 4, caption_dropout=1.0),
-                           DenoisingLoss(encoded, DDPMScheduler().alphas_cumprod, "epsilon", accelerator.device))
+    steps = training_steps(accelerator, Predictor(pipe, ("unet",)), accelerator.prepare(optimizer),
+                           torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+                           GlobalBatches(encoded, [1] * 6, 4, UNIFORM, caption_dropout=1.0),
+                           DenoisingLoss(encoded, noise_schedule(DDPMScheduler()), accelerator.device))
     with pytest.raises(RunError, match="the loss is nan at step 1, learning rate 0.0003"):
         next(steps)
     assert largest_difference(before, unet.state_dict()) == 0
@@ -290,7 +238,7 @@ def test_full_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):
 @pytest.mark.parametrize("alpha", [None, 1, 9])
 def test_lora_loads_in_a_stock_pipeline_with_equal_output(base, images, tmp_path, alpha, monkeypatch):
     trained, save = [], module.save_lora
-    monkeypatch.setattr(module, "save_lora", lambda unet, folder: trained.append(unet) or save(unet, folder))
+    monkeypatch.setattr(module, "save_lora", lambda job, folder: trained.append(job.pipe.unet) or save(job, folder))
     config = config_of(base, images, tmp_path / "out", lora=True, rank=3, lora_alpha=alpha, adam_epsilon=1e-8)
     out = finetune(config, progress=False)
     stock, plain = StableDiffusionPipeline.from_pretrained(base), StableDiffusionPipeline.from_pretrained(base)
@@ -333,6 +281,18 @@ def test_recipes_parse_and_open_with_their_command(recipe):
     assert f"{words[1]} {ROOT / words[2]}" == f"--config {recipe}"
     config = parse(FinetuneConfig, [words[1], str(ROOT / words[2]), *words[3:]], prog="finetune", description="")
     assert replace(config, **yaml.safe_load(recipe.read_text()) | {"lora_layers": config.lora_layers}) == config
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.name.startswith("s")], ids=lambda f: f.name)
+def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tmp_path):
+    """Their settings, but for what size demands: a tiny model, six images of 16 px, three steps of two, a dose of 2 x 3."""
+    config = parse(FinetuneConfig, ["--config", str(recipe)], prog="finetune", description="")
+    dose = {"duplicated": 2, "copies": 3} if config.duplicated else {}
+    twin = replace(config, pretrained_model_name_or_path=str(base), train_data_dir=str(images), output_dir=str(tmp_path / "out"),
+                   resolution=16, train_batch_size=2, max_train_steps=3, checkpointing_steps=2, lr_warmup_steps=1, **dose)
+    out = finetune(twin, progress=False)
+    assert sample(StableDiffusionPipeline.from_pretrained(out)).isfinite().all()
+    assert (out / "checkpoint-2").is_dir()
 
 
 @pytest.mark.parametrize(("argv", "embedded"), [
@@ -399,6 +359,12 @@ def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsy
     assert "pass --overwrite" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
     assert (finetune(replace(config, overwrite=True), progress=False) / "unet").exists()
+
+
+@pytest.mark.parametrize(("steps", "said"), [(2, True), (3, False)])
+def test_a_run_shorter_than_its_plan_is_announced(base, images, tmp_path, capsys, steps, said):
+    finetune(config_of(base, images, tmp_path / "out", max_train_steps=steps), progress=False)  # 8 or 12 samples of 10
+    assert ("warning: the plan takes 10 samples" in capsys.readouterr().err) == said
 
 
 def test_long_captions_are_announced(base, images, tmp_path, capsys):

@@ -8,21 +8,24 @@ Without a model, data or config it trains the embedded model on the embedded dat
 import sys
 import time
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
+from rich.console import Console
 
-from rotescope.errors import exit_cleanly
+from rotescope.datasets.duplicate import check_served
+from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.progress import progress_bars
-from rotescope.runs import output_folder
 from rotescope.settings import parse
 from rotescope.train.checkpoint import save_full, save_lora, save_record
-from rotescope.train.job import DTYPES, EMBEDDED, FinetuneConfig, check
+from rotescope.train.job import check
 from rotescope.train.latents import encode
-from rotescope.train.loop import DenoisingLoss, global_batches, training_steps
+from rotescope.train.place import checkpoints, clear_work, result_folder
+from rotescope.train.recipe import DTYPES, EMBEDDED, FinetuneConfig
+from rotescope.train.resume import restore, save_checkpoint
+from rotescope.train.run import batch_size, start, total_steps
+from rotescope.train.sharded import check_sharding, settle
+from rotescope.train.watch import is_first_process, open_hub, report, upload, visiting, watched
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -33,59 +36,77 @@ def finetune(config, on_step=None, progress=True):
     `on_step(StepResult)` is called after each step. InputError before anything expensive, RunError when the loss is no number.
     """
     started = time.time()
-    job = check(config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision,
-                              gradient_accumulation_steps=config.gradient_accumulation_steps)
-    losses, served = [], torch.zeros(len(job.manifest), dtype=torch.long)
-    bars = {"reading images": len(job.manifest), "fine-tuning": config.max_train_steps}
+    job, repository = check(config), open_hub(config)
+    if is_first_process() and not config.resume_from_checkpoint:
+        clear_work(config.output_dir)
+    with watched(config) as accelerator:
+        check_sharding(accelerator, config)
+        run = _train(job, accelerator, on_step, progress)
+        about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses),
+                 "wall_seconds": round(time.time() - started, 1)}
+        with run.averaged():
+            if accelerator.is_main_process:
+                _save(job, run.served, about)
+        if accelerator.is_main_process and repository:
+            upload(config, repository)
+        accelerator.wait_for_everyone()
+    return Path(config.output_dir)
+
+
+def _train(job, accelerator, on_step, progress):
+    """-> the Run after its last step."""
+    torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
+    size = batch_size(job.config, accelerator)
+    steps = total_steps(job.config, job.manifest, size)
+    _warn_of_a_short_run(job.manifest, steps * size)
+    bars = {"reading images": len(job.manifest), "fine-tuning": steps}
     with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
-        encoded = _encode(job, accelerator, lambda done: advance("reading images", to=done))
-        for result in _steps(job, encoded, accelerator):
-            losses.append(result.loss)
-            served += result.images.bincount(minlength=len(served))
+        run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
+        if job.resume:
+            restore(run, job.resume)
+        for result in _trained(run):
             advance("fine-tuning", f"loss {result.loss:.4f}", to=result.step)
             if on_step:
                 on_step(result)
-    if accelerator.is_main_process:
-        _save(job, served, {"processes": accelerator.num_processes, "steps": len(losses), "losses": losses[-100:],
-                            "wall_seconds": round(time.time() - started, 1)})
-    accelerator.wait_for_everyone()
-    return Path(config.output_dir)
+    return run
+
+
+def _warn_of_a_short_run(manifest, samples):
+    """Not an error: a few steps show whether a run runs."""
+    try:
+        check_served(manifest, samples)
+    except InputError as error:
+        if is_first_process():
+            Console(stderr=True).print(f"warning: {error}", markup=False, soft_wrap=True)
+
+
+def _trained(run):
+    """The steps of a run, each followed by what is due after it."""
+    config = run.job.config
+    try:
+        for result in run.steps():
+            yield result
+            report(run, result)
+            if config.checkpointing_steps and run.step % config.checkpointing_steps == 0:
+                save_checkpoint(run, config.output_dir, config.checkpoints_total_limit)
+    except RunError as error:
+        kept = checkpoints(config.output_dir)
+        raise RunError(f"{error}; {kept[-1]} is the last good checkpoint" if kept else str(error)) from error
+    settle(run.accelerator, run.model, run.job)
 
 
 def _encode(job, accelerator, show):
     """Latents and embeddings, on the CPU; VAE and text encoder visit the accelerator for it."""
-    frozen = (job.pipe.vae, job.pipe.text_encoder)
-    for part in frozen:
-        part.to(accelerator.device)
-    with accelerator.main_process_first() if job.config.cache_dir else nullcontext():
-        encoded = encode(job.manifest, job.pipe, job.preprocessing, job.hashes, job.config.cache_dir, show)
-    for part in frozen:
-        part.to("cpu")
-    return encoded
-
-
-def _steps(job, encoded, accelerator):
-    """Iterator of StepResult; the UNet is trained in place."""
-    config, noise = job.config, job.noise.config
-    optimizer = torch.optim.AdamW(job.parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-                                  weight_decay=config.adam_weight_decay, eps=config.adam_epsilon, fused=True)
-    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps,
-                             num_training_steps=config.max_train_steps)
-    unet, optimizer = accelerator.prepare(job.pipe.unet, optimizer)
-    size = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    batches = global_batches(encoded, [e.copies for e in job.manifest], size, num_train_timesteps=noise.num_train_timesteps,
-                             caption_dropout=config.caption_dropout, seed=config.seed)
-    loss = DenoisingLoss(encoded, job.noise.alphas_cumprod, noise.prediction_type, accelerator.device, config.snr_gamma)
-    batches = islice(batches, config.max_train_steps)
-    yield from training_steps(accelerator, unet, optimizer, schedule, batches, loss, config.max_grad_norm)
-    job.pipe.unet = accelerator.unwrap_model(unet, keep_fp32_wrapper=False).cpu()
+    first = accelerator.main_process_first() if job.config.cache_dir else nullcontext()
+    with visiting(job.frozen(), accelerator.device), first:
+        return encode(job.manifest, job.pipe, job.preprocessing, job.hashes, job.config.cache_dir, show,
+                      texts=not job.config.train_text_encoder)
 
 
 def _save(job, served, about):
     config = job.config
-    with output_folder(config.output_dir, config.overwrite) as folder:
-        weights = save_lora(job.pipe.unet, folder) if config.lora else save_full(job.pipe, folder, DTYPES[config.save_dtype])
+    with result_folder(config.output_dir, config.overwrite) as folder:
+        weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
                  **about, "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(served), weights, about)

@@ -1,25 +1,65 @@
 """What the denoiser is asked for: noisy latents, the target, the loss of each sample. Pure.
 
-    x_t = alpha_t x_0 + sigma_t noise      alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t)     (DDPM, eq. 4)
+    x_t = alpha_t x_0 + sigma_t noise
+    diffusion        alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t)     (DDPM, eq. 4)
+    flow matching    alpha_t = 1 - sigma_t, sigma_t from 1 to 0                       (Esser et al. 2024, eq. 13)
 """
-import torch.nn.functional as F
+from dataclasses import dataclass
 
-TARGETS = {  # diffusers' prediction_type -> target
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+
+TARGETS = {  # diffusers' prediction_type, or flow -> target
     "epsilon": lambda x0, noise, alpha, sigma: noise,
     "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,  # Salimans & Ho 2022, appendix D
     "sample": lambda x0, noise, alpha, sigma: x0,
+    "flow": lambda x0, noise, alpha, sigma: noise - x0,                          # Esser et al. 2024, eq. 14: d x_t / d sigma_t
 }
 MIN_SNR_DIVISOR = {  # Hang et al. 2023, section 3.4: min(snr, gamma) weighs the x_0 loss; over this, the loss on the target
     "epsilon": lambda snr: snr,
     "v_prediction": lambda snr: snr + 1,
     "sample": lambda snr: 1.0,
 }
+WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
 
 
-def rates(alphas_cumprod, timesteps):
-    """-> alpha, sigma, each (B, 1, 1, 1)."""
-    alpha_bar = alphas_cumprod[timesteps][:, None, None, None]
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The T noise levels that a model is trained on, and what it is trained to predict."""
+    alpha: torch.Tensor      # (T,)
+    sigma: torch.Tensor      # (T,)
+    timesteps: torch.Tensor  # (T,) as the model is told them
+    target: str              # key of TARGETS
+
+    def __len__(self):
+        return len(self.timesteps)
+
+    def rates(self, levels):
+        """levels: (B,) from 0 to T - 1 -> alpha, sigma, each (B, 1, 1, 1)."""
+        return self.alpha[levels][:, None, None, None], self.sigma[levels][:, None, None, None]
+
+
+def noise_schedule(scheduler):
+    """That of the training behind a pipeline's scheduler."""
+    if "FlowMatch" in type(scheduler).__name__:
+        flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+        return NoiseSchedule(1 - flow.sigmas, flow.sigmas, flow.timesteps, "flow")
+    ddpm = DDPMScheduler.from_config(scheduler.config)
+    alpha_bar = ddpm.alphas_cumprod
+    return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), torch.arange(len(alpha_bar)), ddpm.config.prediction_type)
+
+
+def draw_levels(schedule, scheme="none", logit_mean=0.0, logit_std=1.0, mode_scale=1.29):
+    """-> (size, generator) -> (size,) levels: uniform for diffusion, by the scheme's density for flow matching (Esser, 3.1)."""
+    def uniform(size, generator):
+        return torch.randint(len(schedule), (size,), generator=generator)
+
+    def dense(size, generator):
+        share = compute_density_for_timestep_sampling(scheme, size, logit_mean, logit_std, mode_scale, generator=generator)
+        return (share * len(schedule)).long().clamp(0, len(schedule) - 1)
+    return dense if schedule.target == "flow" else uniform
 
 
 def add_noise(x0, noise, alpha, sigma):
@@ -35,3 +75,8 @@ def min_snr_weight(prediction_type, alpha, sigma, gamma):
     """-> (B,) weights of the losses; gamma 5 is the paper's."""
     snr = (alpha / sigma).square().flatten()
     return snr.clamp(max=gamma) / MIN_SNR_DIVISOR[prediction_type](snr)
+
+
+def flow_weight(scheme, sigma):
+    """-> (B,) weights of the losses of flow matching (Esser et al. 2024, section 3.1)."""
+    return compute_loss_weighting_for_sd3(scheme, sigma.flatten())

@@ -1,0 +1,139 @@
+"""Latents and embeddings on disk: found by content, whole or absent, the same as computed anew."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tiny import image_folder, tiny_pipeline
+from training import config_of, largest_difference, saved_pipeline, weights
+
+from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import load_source
+from rotescope.train import latents
+from rotescope.train.finetune import finetune
+from rotescope.train.latents import Preprocessing, Rows, encode
+
+HASHES = {"vae": "v", "text": "t"}
+SMALL = Preprocessing(16)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def manifest(images):
+    return load_source(images)
+
+
+@pytest.fixture
+def kept(pipe, manifest, tmp_path):
+    """A call -> what was encoded, the keys of each file that is new, how many images were read."""
+    def call(manifest=manifest, preprocessing=SMALL, hashes=HASHES):
+        before, seen = set(tmp_path.rglob("*.safetensors")), []
+        encoded = encode(manifest, pipe, preprocessing, hashes, tmp_path, seen.append)
+        new = sorted(set(tmp_path.rglob("*.safetensors")) - before)
+        return encoded, [len(json.loads(safe_open(f, "pt").metadata()["keys"])) for f in new], max(seen, default=0)
+    return call
+
+
+def assert_same(one, other):
+    for ours, theirs in ((one.images, other.images), (one.texts, other.texts)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k][torch.arange(len(ours[k]))], theirs[k][torch.arange(len(theirs[k]))]) for k in ours)
+    assert (one.captions, one.words) == (other.captions, other.words)
+
+
+def test_a_second_run_reads_what_the_first_computed(kept, pipe, manifest):
+    first, files, _ = kept()
+    assert sorted(files) == [6, 7]  # images; captions and the empty one
+    second, files, worked = kept()
+    assert (files, worked) == ([], 0)
+    assert_same(first, second)
+    assert_same(first, encode(manifest, pipe, Preprocessing(16), HASHES))
+
+
+def test_the_key_is_content_model_and_preprocessing(kept, manifest):
+    kept()
+    assert kept(hashes=HASHES | {"vae": "another"})[1:] == ([6], 6)
+    assert kept(hashes=HASHES | {"text": "another"})[1:] == ([7], 0)
+    assert kept(preprocessing=Preprocessing(8))[1:] == ([6], 6)
+    flipped, files, _ = kept(preprocessing=Preprocessing(16, random_flip=True))
+    assert (files, flipped.images["moments"].shape[1]) == ([6], 2)
+
+
+def test_only_what_is_missing_is_computed(kept, manifest):
+    """Fewer images, more copies, new captions: nothing is read twice."""
+    part, _, read = kept(manifest=Manifest(manifest.examples[:4]))
+    assert read == 4
+    whole, files, read = kept()
+    assert (sorted(files), read) == ([2, 2], 6)
+    assert kept(manifest=Manifest(manifest.examples[::-1]))[1:] == ([], 0)
+    reworded = apply_plan(manifest, DuplicationPlan(2, 9, captions="several", controls=1))
+    assert kept(manifest=reworded)[1:] == ([8], 0)  # four new wordings of two captions
+    for rows, theirs in ((part.images["moments"], whole.images["moments"]),):
+        torch.testing.assert_close(rows[torch.arange(4)], theirs[torch.arange(4)])
+
+
+def test_a_damaged_or_half_written_file_is_made_again(kept, tmp_path):
+    first = kept()[0]
+    for file in tmp_path.rglob("*.safetensors"):
+        content = file.read_bytes()
+        file.unlink()  # `first` is mapped from it
+        file.write_bytes(content[:-1])
+    again, _, read = kept()
+    assert read == 6
+    assert_same(first, again)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_tables_are_mapped_not_read(kept, tmp_path):
+    encoded = kept()[0]
+    maps = Path("/proc/self/maps").read_text()
+    assert all(str(file) in maps for file in tmp_path.rglob("*.safetensors"))
+    assert encoded.images["moments"].parts[0].isfinite().all()
+
+
+def test_many_chunks_are_one_table(kept, manifest, monkeypatch):
+    monkeypatch.setattr(latents, "CHUNK", 2)
+    pieces, files, _ = kept()
+    assert sorted(files) == [1, 2, 2, 2, 2, 2, 2]
+    monkeypatch.setattr(latents, "CHUNK", 256)
+    assert_same(pieces, kept()[0])
+
+
+def test_rows_are_gathered_from_parts():
+    parts = (torch.arange(6.0).view(3, 2), torch.arange(6.0, 10.0).view(2, 2))
+    rows = Rows(parts, torch.tensor([[1, 1], [0, 0], [0, 2], [1, 0]]))
+    assert rows[torch.tensor([0, 3, 1])].tolist() == [[8, 9], [6, 7], [0, 1]]
+    assert (len(rows), rows.shape) == (4, (4, 2))
+
+
+def test_geometry_is_what_sdxl_asks_for(tmp_path):
+    """By hand: 40 x 20 px to 16 x 16 px: resized to 32 x 16, so 8 px are cut left and right; off the middle, mirrored."""
+    Image.new("RGB", (40, 20)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a cat")
+    example = load_source(tmp_path)[0]
+    assert Preprocessing(16)(example)[1].tolist() == [[20, 40, 0, 8, 16, 16]]
+    here, there = Preprocessing(16, center_crop=False, random_flip=True)(example)[1][:, 3].tolist()
+    assert here + there == 16
+
+
+def test_a_cache_changes_no_weight(images, tmp_path):
+    base = saved_pipeline(tmp_path / "base")
+    config = config_of(base, images, tmp_path / "plain", random_flip=True)
+    plain = weights(finetune(config, progress=False))
+    for name in ("first", "second"):
+        config = replace(config, output_dir=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
+        assert largest_difference(plain, weights(finetune(config, progress=False))) == 0

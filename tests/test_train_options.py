@@ -1,0 +1,147 @@
+"""The options that users of diffusers' training scripts know."""
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import image_folder, tiny_pipeline
+from training import arguments, config_of, largest_difference, saved_pipeline, weights
+
+from rotescope.datasets.sources import load_source
+from rotescope.train.finetune import finetune, main
+from rotescope.train.latents import Preprocessing, encode
+from rotescope.train.loop import GlobalBatches
+from rotescope.train.objective import draw_levels, noise_schedule
+from rotescope.train.place import checkpoints
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return saved_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def plain(base, images, tmp_path_factory):
+    return weights(finetune(config_of(base, images, tmp_path_factory.mktemp("plain") / "out"), progress=False))
+
+
+SCHEDULES = {  # of a run of 10 steps with 2 of warm-up: learning rate over its peak at step k = 0 … 9
+    "constant": lambda k: 1,
+    "constant_with_warmup": lambda k: min(1, k / 2),
+    "linear": lambda k: min(k / 2, (10 - k) / 8),
+    "cosine": lambda k: k / 2 if k < 2 else (1 + math.cos(math.pi * (k - 2) / 8)) / 2,
+    "cosine_with_restarts": lambda k: k / 2 if k < 2 else (1 + math.cos(math.pi * ((k - 2) / 4 % 1))) / 2,
+    "polynomial": lambda k: k / 2 if k < 2 else (1e-7 / 1e-2) + (1 - 1e-7 / 1e-2) * ((10 - k) / 8) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rates_are_those_of_their_formulas(base, images, tmp_path, name):
+    config = config_of(base, images, tmp_path / "out", lr_scheduler=name, lr_warmup_steps=2, lr_num_cycles=2, lr_power=2.0,
+                       train_batch_size=2, num_train_epochs=2, lora=True)  # 2 epochs of 10 samples: 10 steps
+    steps = []
+    finetune(config, on_step=steps.append, progress=False)
+    assert [s.lr / 1e-2 for s in steps] == pytest.approx([SCHEDULES[name](k) for k in range(10)])
+
+
+def test_learning_rate_is_for_a_sample_if_asked(base, images, tmp_path):
+    steps = []
+    finetune(config_of(base, images, tmp_path / "out", scale_lr=True, gradient_accumulation_steps=3, max_train_steps=1),
+             on_step=steps.append, progress=False)
+    assert steps[0].lr == pytest.approx(1e-2 * 12)
+
+
+def test_noise_offset_is_one_draw_for_each_image_and_channel(images):
+    encoded = encode(load_source(images), tiny_pipeline(), Preprocessing(16), {"vae": "v", "text": "t"})
+    uniform = draw_levels(noise_schedule(DDPMScheduler()))
+    batches = [next(GlobalBatches(encoded, [1] * 6, 512, uniform, noise_offset=offset)) for offset in (0.0, 0.3)]
+    offset = batches[1].noise - batches[0].noise
+    assert offset.std((2, 3)).max() < 1e-6
+    assert offset.mean((2, 3)).std() == pytest.approx(0.3, rel=0.1)
+    assert torch.equal(batches[0].posterior_noise, batches[1].posterior_noise)
+
+
+def test_eight_bit_adam_trains_much_as_the_other_and_resumes(base, images, tmp_path, plain):
+    config = config_of(base, images, tmp_path / "out", use_8bit_adam=True, checkpointing_steps=3)
+    trained, start = weights(finetune(config, progress=False)), weights(base)
+    moved = largest_difference(start, plain)
+    assert 0 < largest_difference(trained, plain) < moved / 4
+    (tmp_path / "out/rotescope.json").unlink()
+    again = weights(finetune(replace(config, resume_from_checkpoint="latest"), progress=False))
+    assert [c.name for c in checkpoints(tmp_path / "out")] == ["checkpoint-3"]
+    assert largest_difference(trained, again) == 0
+
+
+@pytest.fixture
+def another_precision():
+    """Accelerate keeps the first precision of a process for good."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("another_precision")
+def test_half_precision_trains_float32_weights(base, images, tmp_path, plain):
+    trained = weights(finetune(config_of(base, images, tmp_path / "out", mixed_precision="bf16"), progress=False))
+    assert all(w.dtype == torch.float32 for w in trained.values())
+    assert 0 < largest_difference(trained, plain) < largest_difference(weights(base), plain) / 4
+
+
+@pytest.mark.usefixtures("another_precision")
+def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_path):
+    loras = []
+    for name, precision in (("whole", "no"), ("half", "bf16")):
+        AcceleratorState._reset_state()
+        config = config_of(base, images, tmp_path / name, mixed_precision=precision, lora=True)
+        loras.append(load_file(finetune(config, progress=False) / "pytorch_lora_weights.safetensors"))
+    assert all(w.dtype == torch.float32 for w in loras[1].values())
+    moved = max(w.abs().max() for name, w in loras[0].items() if "lora_B" in name or ".up." in name)
+    assert 0 < largest_difference(*loras) < moved / 4
+
+
+def test_validation_images_are_the_models_and_change_nothing(base, images, tmp_path, plain):
+    prompts = ("a cat on a red background", "a bus")
+    config = config_of(base, images, tmp_path / "out", validation_prompts=prompts, validation_steps=2, num_validation_images=3)
+    assert largest_difference(weights(finetune(config, progress=False)), plain) == 0
+    assert sorted(p.name for p in (tmp_path / "out/validation").iterdir()) == [f"step-00000{k}.png" for k in (2, 4, 5)]
+    grid = np.asarray(Image.open(tmp_path / "out/validation/step-000005.png"))
+    assert grid.shape == (2 * 16, 3 * 16, 3)
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    expected = stock(prompts[1], num_inference_steps=25, generator=torch.Generator().manual_seed(2)).images[0]
+    assert np.abs(grid[16:, 32:].astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_trackers_get_the_losses(base, images, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    steps = []
+    config = config_of(base, images, tmp_path / "out", report_to="tensorboard", validation_prompts=("a cat",), hub_token="secret")
+    finetune(config, on_step=steps.append, progress=False)
+    events = accumulator.EventAccumulator(str(tmp_path / "out/logs/rotescope")).Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([s.loss for s in steps])
+    assert [e.step for e in events.Scalars("lr")] == [1, 2, 3, 4, 5]
+    assert events.Images("validation")[0].width == 16
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"report_to": "notebook"}, "--report_to notebook: install it, or take one of"),
+    ({"push_to_hub": True, "hub_model_id": "someone/model"}, "--push_to_hub: the hub does not open someone/model"),
+    ({"checkpointing_steps": 0}, "--checkpointing_steps 0: it should be 1 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0")])
+def test_bad_options_are_one_line(base, images, tmp_path, changes, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config_of(base, images, tmp_path / "out", **changes)))
+    assert left.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "out").exists()

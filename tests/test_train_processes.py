@@ -1,0 +1,76 @@
+"""Two processes train as one; the launch files load."""
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from tiny import image_folder
+from training import config_of, in_processes, largest_difference, saved_pipeline, weights
+
+from rotescope.datasets.records import Manifest
+from rotescope.errors import InputError
+from rotescope.train.finetune import finetune
+from rotescope.train.place import checkpoints
+from rotescope.train.sharded import NEEDS_WHOLE_WEIGHTS, check_sharding
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes": ("MULTI_GPU", 16), "fsdp": ("FSDP", 8),
+                "deepspeed_zero2": ("DEEPSPEED", 8)}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return saved_pipeline(tmp_path_factory.mktemp("base"))
+
+
+def test_two_processes_train_as_one(base, images, tmp_path):
+    """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes."""
+    settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2}
+    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
+    seen = in_processes(config_of(base, images, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
+    assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
+    assert largest_difference(weights(one), weights(tmp_path / "two")) < 1e-5
+    counts = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (one, tmp_path / "two")]
+    assert counts[0] == counts[1]
+    assert counts[0] == [sum(i in images for share in seen for images, _ in share) for i in range(6)]  # what the models saw
+    assert len(seen[0]) == len(seen[1]) == 10                                                          # 5 steps of 2 parts
+    moments = [{(i, t) for images, times in share for i, t in zip(images, times, strict=True)} for share in seen]
+    assert not moments[0] & moments[1]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one", "two"]
+    assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize("name", LAUNCH_FILES)
+def test_accelerate_takes_the_launch_files(name):
+    file = ROOT / f"train/accelerate/{name}.yaml"
+    launch = load_config_from_file(str(file))
+    assert (str(launch.distributed_type).split(".")[-1], launch.num_processes) == LAUNCH_FILES[name]
+    assert file.read_text().startswith(f"# accelerate launch --config_file train/accelerate/{name}.yaml ")
+    assert name != "fsdp" or launch.fsdp_config["fsdp_use_orig_params"]
+    assert name != "deepspeed_zero2" or launch.deepspeed_config["zero_stage"] == 2
+
+
+def test_every_launch_file_is_known():
+    assert sorted(p.stem for p in (ROOT / "train/accelerate").glob("*.yaml")) == sorted(LAUNCH_FILES)
+
+
+class Sharded:
+    """What check_sharding asks of an Accelerator."""
+    def __init__(self, kind):
+        self.distributed_type = kind
+
+
+@pytest.mark.parametrize("option", NEEDS_WHOLE_WEIGHTS)
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_needs_whole_weights_is_refused_in_shards(base, images, tmp_path, kind, option):
+    value = {"checkpointing_steps": 1, "use_ema": True, "validation_prompts": ("a cat",), "resume_from_checkpoint": "latest"}
+    config = config_of(base, images, tmp_path / "out", **{option: value[option]})
+    with pytest.raises(InputError, match=f"--{option} does not go with {kind.value}"):
+        check_sharding(Sharded(kind), config)
+    check_sharding(Sharded(DistributedType.MULTI_CPU), config)

@@ -1,0 +1,198 @@
+"""A training that is killed and resumed equals one that was not; a checkpoint is whole or absent."""
+import json
+import random
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from tiny import image_folder
+from training import config_of, in_process, largest_difference, saved_pipeline, weights
+
+from rotescope.errors import InputError, RunError
+from rotescope.train.finetune import finetune
+from rotescope.train.loop import DenoisingLoss
+from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
+from rotescope.train.resume import STATE, flattened, unflattened
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return saved_pipeline(tmp_path_factory.mktemp("base"))
+
+
+def assert_same_state(one, other):
+    """Two checkpoints agree in every tensor and number, to the bit."""
+    assert json.loads((one / RECORD).read_text()) == json.loads((other / RECORD).read_text())
+    names = sorted(p.relative_to(one) for p in one.rglob("*.safetensors"))
+    assert names == sorted(p.relative_to(other) for p in other.rglob("*.safetensors"))
+    for name in names:
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
+
+
+def killed_and_resumed(config, deaths):
+    """Start again after each death until a run ends by itself -> how many died. Every checkpoint ever seen is whole."""
+    died = 0
+    for die in [*deaths, None]:
+        process = in_process(config, die=die)
+        process.join(120)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        died += process.exitcode != 0
+        for folder in checkpoints(config.output_dir):
+            assert load_file(folder / STATE)
+            assert json.loads((folder / RECORD).read_text())["step"] == int(folder.name.split("-")[1])
+            assert UNet2DConditionModel.from_pretrained(folder / "unet")
+        if process.exitcode == 0:
+            return died
+    return died
+
+
+def deaths(n, seed=0):
+    """n random moments: half of them in saving, half soon after some step."""
+    rng = random.Random(seed)
+    return [("line", rng.randint(1, 120)) if i % 2 else ("step", rng.randint(1, 3), rng.uniform(0, 0.02)) for i in range(n)]
+
+
+def compare_with_uninterrupted(base, images, tmp_path, kills, steps, **changes):
+    config = config_of(base, images, tmp_path / "killed", max_train_steps=steps, checkpointing_steps=2, use_ema=True,
+                       checkpoints_total_limit=2, resume_from_checkpoint="latest", lr_scheduler="cosine", lr_warmup_steps=2,
+                       **changes)
+    whole = in_process(replace(config, output_dir=str(tmp_path / "whole")))
+    died = killed_and_resumed(config, deaths(kills))
+    whole.join(120)
+    assert whole.exitcode == 0
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0
+    ours, theirs = checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "killed")
+    assert [c.name for c in ours] == [c.name for c in theirs] == [f"checkpoint-{steps - 2}", f"checkpoint-{steps}"]
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same_state(one, other)
+    records = [json.loads((tmp_path / name / "rotescope.json").read_text()) for name in ("whole", "killed")]
+    assert records[0]["losses"] == records[1]["losses"]
+    assert not [p for p in (tmp_path / "killed").iterdir() if p.name.startswith(".")]
+    return died
+
+
+def test_killed_a_few_times_it_ends_as_if_it_had_not_been(base, images, tmp_path):
+    assert compare_with_uninterrupted(base, images, tmp_path, kills=4, steps=12) >= 3
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_as_if_it_had_not_been(base, images, tmp_path):
+    assert compare_with_uninterrupted(base, images, tmp_path, kills=24, steps=60) >= 20
+
+
+@pytest.mark.parametrize("changes", [{"lora": True}, {"use_ema": True, "gradient_accumulation_steps": 2, "random_flip": True}],
+                         ids=["lora", "ema"])
+def test_goes_on_from_a_checkpoint_by_path(base, images, tmp_path, changes):
+    config = config_of(base, images, tmp_path / "whole", checkpointing_steps=1, **changes)
+    finetune(config, progress=False)
+    finetune(replace(config, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3")),
+             progress=False)
+    assert_same_state(tmp_path / "whole/checkpoint-5", tmp_path / "resumed/checkpoint-5")
+    assert len(checkpoints(tmp_path / "resumed")) == 2
+
+
+def test_a_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):
+    config = config_of(base, images, tmp_path / "out", checkpointing_steps=5, lora=True)
+    finetune(config, progress=False)
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    pipe.load_lora_weights(tmp_path / "out/checkpoint-5", weight_name="pytorch_lora_weights.safetensors")
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.suffix == ".safetensors"] == ["pytorch_lora_weights.safetensors"]
+
+
+def test_the_average_is_what_diffusers_average_is(base, images, tmp_path):
+    """By hand from the weights after each step: decay 0.5 once (1 + step) / (10 + step) exceeds it, the lesser before."""
+    config = config_of(base, images, tmp_path / "out", checkpointing_steps=1, use_ema=True, ema_decay=0.15)
+    average = weights(base)
+    finetune(config, progress=False)
+    for step in range(1, 6):
+        decay = min(0.15, step / (9 + step)) if step > 1 else 0.0
+        now = weights(tmp_path / f"out/checkpoint-{step}")
+        average = {k: decay * average[k] + (1 - decay) * now[k] for k in now}
+    assert largest_difference(average, weights(tmp_path / "out")) < 1e-6
+    assert largest_difference(now, weights(tmp_path / "out")) > 1e-5
+
+
+def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_unasked(base, images, tmp_path):
+    config = config_of(base, images, tmp_path / "out", checkpointing_steps=2, resume_from_checkpoint="latest")
+    finetune(config, progress=False)
+    (tmp_path / "out/rotescope.json").unlink()
+    with pytest.raises(InputError, match="holds an unfinished run: go on with --resume_from_checkpoint latest"):
+        finetune(replace(config, resume_from_checkpoint=None), progress=False)
+    finetune(replace(config, resume_from_checkpoint=None, overwrite=True, checkpointing_steps=5), progress=False)
+    assert [c.name for c in checkpoints(tmp_path / "out")] == ["checkpoint-5"]
+    assert (tmp_path / "out/rotescope.json").exists()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"resume_from_checkpoint": "checkpoint-9"}, "no checkpoint at checkpoint-9"),
+    ({"seed": 1}, "its --seed is 0, this one's 1"), ({"train_batch_size": 2}, "its global batch is 4, this one's 2"),
+    ({"copies": 2}, "its data is"), ({"lora": True}, "its --lora is False, this one's True")])
+def test_another_runs_checkpoint_is_bad_input(base, images, tmp_path, changes, message):
+    config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
+    finetune(config, progress=False)
+    other = {"output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(tmp_path / "out/checkpoint-1"), **changes}
+    with pytest.raises(InputError, match=message):
+        finetune(replace(config, **other), progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("file", [STATE, RECORD, "unet/diffusion_pytorch_model.safetensors"])
+def test_a_damaged_checkpoint_is_bad_input(base, images, tmp_path, file):
+    config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
+    finetune(config, progress=False)
+    damaged = tmp_path / "out/checkpoint-1" / file
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(InputError, match="checkpoint-1 cannot be read"):
+        finetune(replace(config, output_dir=str(tmp_path / "other"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-1")),
+                 progress=False)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(base, images, tmp_path, monkeypatch):
+    """From the fourth step on the model is asked about images that are no numbers."""
+    steps, loss = [], DenoisingLoss.__call__
+    monkeypatch.setattr(DenoisingLoss, "__call__",
+                        lambda self, *args: loss(self, *args) * (torch.nan if len(steps) >= 3 else 1))
+    config = config_of(base, images, tmp_path / "out", checkpointing_steps=2)
+    with pytest.raises(RunError, match=r"the loss is nan at step 4, learning rate 0.01: .*checkpoint-2 is the last good"):
+        finetune(config, on_step=steps.append, progress=False)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
+    assert all(w.isfinite().all() for w in weights(tmp_path / "out/checkpoint-2").values())
+
+
+def test_trees_are_flattened_and_rebuilt():
+    tree = {"a": {"b": torch.ones(2), "c": {"d": 3, "e": torch.zeros(1)}}, "f": None}
+    tensors, rest = flattened(tree)
+    assert (sorted(tensors), rest) == (["a/b", "a/c/e"], {"a/c/d": 3, "f": None})
+    again = unflattened(tensors, rest)
+    assert again["a"]["c"]["d"] == 3
+    assert torch.equal(again["a"]["b"], torch.ones(2))
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    def broken():
+        with durable_folder(tmp_path / "checkpoint-1") as folder:
+            (folder / "half").touch()
+            raise KeyError
+    with pytest.raises(KeyError):
+        broken()
+    assert not list(tmp_path.iterdir())
+    for content in ("first", "second"):
+        with durable_folder(tmp_path / "checkpoint-1") as folder:
+            (folder / content).touch()
+    assert [p.name for p in (tmp_path / "checkpoint-1").iterdir()] == ["second"]
+    (tmp_path / "mine").touch()
+    with result_folder(tmp_path, overwrite=False) as folder:
+        (folder / "rotescope.json").touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "mine", "rotescope.json"]
+    clear_work(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "rotescope.json"]

@@ -1,0 +1,112 @@
+"""Short trainings of tiny models for tests: their configs, their weights, and processes of their own that can be killed."""
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_pipeline
+
+from rotescope.train.finetune import FinetuneConfig, finetune
+from rotescope.train.loop import DenoisingLoss
+
+SAVING = ("resume.py", "place.py", "checkpoint.py")
+NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore", "_restore", "identity", "_state")
+
+
+def saved_pipeline(folder, prediction_type="epsilon"):
+    tiny_pipeline(prediction_type).save_pretrained(folder)
+    return folder
+
+
+def config_of(base, images, out, **changes):
+    """Two of six images, three times an epoch; five steps of four. The epsilon keeps AdamW from blowing up rounding errors."""
+    return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data_dir": str(images), "output_dir": str(out),
+                             "duplicated": 2, "copies": 3, "controls": 2, "max_train_steps": 5, "train_batch_size": 4,
+                             "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
+
+
+def arguments(config):
+    given = {k: v for k, v in vars(config).items() if v not in (None, ()) and k != "lora_layers"}
+    return [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in given.items()]
+
+
+def weights(folder):
+    return load_file(Path(folder) / "unet/diffusion_pytorch_model.safetensors")
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max((one[k] - other[k]).abs().max().item() for k in one)
+
+
+# ----- processes of their own: a server imports everything once and forks, so that each starts in a moment
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["rotescope.train.finetune"])
+
+
+def in_process(config, environment=None, die=None, seen=None):
+    """A started process that trains as `config` says, kills itself by SIGKILL as `die` says, and writes its samples to `seen`."""
+    process = SERVER.Process(target=_train, args=(config, environment or {}, die, seen))
+    process.start()
+    return process
+
+
+def in_processes(config, n, folder):
+    """Train in n processes that work together over gloo -> the samples that each of them saw, a list a part of a batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [in_process(config, common | {"RANK": str(i), "LOCAL_RANK": str(i)}, seen=folder / f"seen-{i}.json")
+                 for i in range(n)]
+    for process in processes:
+        process.join(240)
+    assert [p.exitcode for p in processes] == [0] * n
+    return [json.loads((folder / f"seen-{i}.json").read_text()) for i in range(n)]
+
+
+def _train(config, environment, die, seen):
+    """die: ("step", k, seconds) so long after its k-th step, or ("line", n) at the n-th line run in the files that save."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    if die and die[0] == "line":
+        _die_at_line(die[1])
+    steps = []
+
+    def on_step(result):
+        steps.append(result.step)
+        if die and die[0] == "step" and len(steps) == die[1]:
+            threading.Timer(die[2], _die).start()
+    samples, loss = [], DenoisingLoss.__call__
+
+    def noted(self, denoiser, batch):
+        samples.append([batch.images.tolist(), batch.levels.tolist()])
+        return loss(self, denoiser, batch)
+    DenoisingLoss.__call__ = noted
+    finetune(config, progress=False, on_step=on_step)
+    if seen:
+        seen.write_text(json.dumps(samples))
+
+
+def _die_at_line(n):
+    lines = iter(range(1, n + 1))
+
+    def trace(frame, event, _):
+        if Path(frame.f_code.co_filename).name not in SAVING or frame.f_code.co_name.startswith(NOT_SAVING):
+            return None
+        if event == "line" and next(lines, n) == n:
+            _die()
+        return trace
+    sys.settrace(trace)
+
+
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)

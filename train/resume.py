@@ -1,0 +1,150 @@
+"""Checkpoints of a training in progress: whole or absent, and resumed to the end equal to the uninterrupted run, bit for bit.
+
+    checkpoint-500/state.safetensors   weights (of a LoRA), optimizer, moving average, random states, place in the data, counts
+    checkpoint-500/state.json          step, losses, and what a run that resumes must have in common with this one
+    checkpoint-500/unet/               the trained model, or pytorch_lora_weights.safetensors: loads in a stock pipeline
+"""
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rotescope.errors import InputError, RunError
+from rotescope.train.checkpoint import load_trained, save_trained
+from rotescope.train.place import RECORD, checkpoints, discard, durable_folder
+
+STATE = "state.safetensors"
+ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layers", "use_ema", "use_8bit_adam", "caption_dropout",
+         "resolution", "center_crop", "random_flip")  # what the state depends on; other options may change from start to start
+
+
+def save_checkpoint(run, out, limit=None):
+    """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`."""
+    random_states = _random_states(run.accelerator)
+    if run.accelerator.is_main_process:
+        tensors, rest = flattened(_state(run, random_states))
+        if not all(w.isfinite().all() for w in run.job.parameters):
+            raise RunError(f"the weights are no numbers after step {run.step}: lower --learning_rate")
+        with durable_folder(Path(out) / f"checkpoint-{run.step}") as folder:
+            save_trained(run.job, folder)
+            save_file(tensors, folder / STATE)
+            record = {"step": run.step, "losses": list(run.losses), "alike": identity(run), "rest": rest}
+            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for old in checkpoints(out)[:-limit] if limit else ():
+            discard(old)
+    run.accelerator.wait_for_everyone()
+
+
+def restore(run, folder):
+    """Put a run that has not begun where the checkpoint stands. InputError if it is damaged or another run's."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        _check_alike(folder, record["alike"], identity(run))
+        state = unflattened(load_file(folder / STATE), record["rest"])
+        _restore_weights(run, state, folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be read ({error}): resume from another checkpoint") from error
+    run.step, run.served = record["step"], state["served"]
+    run.losses.extend(record["losses"])
+    run.batches.restore(state["batches"])
+    _restore_optimizer(run, state)
+    _restore_random(run.accelerator, state["random"])
+
+
+def identity(run):
+    """What two runs must have in common for one to go on where the other stopped."""
+    config, job = run.job.config, run.job
+    options = {name: getattr(config, name) for name in ALIKE}
+    return json.loads(json.dumps({"model": job.hashes["base"], "data": job.manifest.hash, "global batch": run.batches.size,
+                                  **{f"--{k}": v for k, v in options.items()}}))
+
+
+def _check_alike(folder, theirs, ours):
+    for what in ours:
+        if theirs.get(what) != ours[what]:
+            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}")
+
+
+def _state(run, random_states):
+    state = {"optimizer": run.optimizer.state_dict()["state"], "batches": run.batches.state(), "random": random_states,
+             "served": run.served}
+    if run.job.config.lora:
+        state["weights"] = dict(enumerate(run.job.parameters))
+    if run.ema:
+        state["ema"] = dict(enumerate(run.ema.shadow_params))
+    if run.accelerator.scaler is not None:
+        state["scaler"] = run.accelerator.scaler.state_dict()
+    return state
+
+
+@torch.no_grad()
+def _restore_weights(run, state, folder):
+    if not run.job.config.lora:
+        load_trained(run.job, folder)
+    for i, w in enumerate(run.job.parameters if run.job.config.lora else ()):
+        w.copy_(state["weights"][str(i)])
+
+
+def _restore_optimizer(run, state):
+    """Optimizer, learning rate, gradient scaler and moving average. The schedule is a function of the step alone."""
+    groups = run.optimizer.state_dict()["param_groups"]
+    optimizer = {int(i): values for i, values in state.get("optimizer", {}).items()}
+    run.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+    run.schedule.last_epoch = run.step
+    rates = [base * factor(run.step) for base, factor in zip(run.schedule.base_lrs, run.schedule.lr_lambdas, strict=True)]
+    for group, lr in zip(run.optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+    run.schedule._last_lr = rates
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    if run.ema:
+        shadows = [state["ema"][str(i)] for i in range(len(run.ema.shadow_params))]
+        run.ema.shadow_params = [s.to(p.device) for s, p in zip(shadows, run.job.parameters, strict=True)]
+        run.ema.optimization_step = run.step
+
+
+def _random_states(accelerator):
+    """-> states of torch's own generators, a row a process. The data has a generator of its own."""
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {k: accelerator.gather(v[None].to(accelerator.device)).cpu() for k, v in states.items()}
+
+
+def _restore_random(accelerator, states):
+    def own(rows):
+        return rows[accelerator.process_index % len(rows)]
+    torch.set_rng_state(own(states["cpu"]))
+    if "cuda" in states and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(own(states["cuda"]), accelerator.device)
+
+
+# ----- trees of tensors and numbers, as two flat dicts
+
+def flattened(tree, prefix=""):
+    """Nested dict -> {path: tensor on the CPU, contiguous and its own}, {path: anything else}."""
+    tensors, rest = {}, {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            for flat, more in zip((tensors, rest), flattened(value, f"{path}/"), strict=True):
+                flat.update(more)
+        elif isinstance(value, torch.Tensor):
+            tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            rest[path] = value
+    return tensors, rest
+
+
+def unflattened(tensors, rest):
+    """The inverse; keys are text."""
+    tree = {}
+    for path, value in {**tensors, **rest}.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree

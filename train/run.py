@@ -1,0 +1,109 @@
+"""A training in progress: what changes from step to step, held together so that it can be kept and taken up again."""
+import math
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+
+from rotescope.train.job import Job
+from rotescope.train.loop import DenoisingLoss, GlobalBatches, training_steps
+from rotescope.train.mitigations import TrainingMitigation
+from rotescope.train.objective import draw_levels
+
+
+@dataclass
+class Run:
+    job: Job
+    accelerator: Accelerator
+    model: torch.nn.Module                    # prepared
+    optimizer: torch.optim.Optimizer          # prepared
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    batches: GlobalBatches
+    loss: DenoisingLoss
+    ema: EMAModel | None
+    total: int                                # steps of the whole run
+    served: torch.Tensor                      # (n,) how often each image was shown
+    losses: deque = field(default_factory=lambda: deque(maxlen=100))
+    step: int = 0
+
+    def steps(self):
+        """Iterator of StepResult up to the last; the model is trained in place."""
+        config = self.job.config
+        batches = islice(self.batches, max(0, self.total - self.step))
+        for result in training_steps(self.accelerator, self.model, self.optimizer, self.schedule, batches, self.loss,
+                                     config.max_grad_norm, self.step):
+            self.step = result.step
+            self.losses.append(result.loss)
+            self.served += result.images.bincount(minlength=len(self.served))
+            if self.ema:
+                self.ema.step(self.job.parameters)
+            yield result
+
+    @contextmanager
+    def averaged(self):
+        """The model with the moving average for its weights, if there is one, and in eval mode."""
+        if self.ema:
+            self.ema.store(self.job.parameters)
+            self.ema.copy_to(self.job.parameters)
+        self.job.predictor.eval()
+        try:
+            yield
+        finally:
+            self.job.predictor.train()
+            if self.ema:
+                self.ema.restore(self.job.parameters)
+
+
+def batch_size(config, accelerator):
+    """Samples of an optimizer step, of all processes together."""
+    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+
+
+def total_steps(config, manifest, size):
+    """Optimizer steps of the whole run, by `size` samples each."""
+    epochs = config.num_train_epochs
+    return config.max_train_steps if epochs is None else math.ceil(epochs * manifest.copies / size)
+
+
+def start(job, encoded, accelerator):
+    """-> the Run before its first step."""
+    config, size = job.config, batch_size(job.config, accelerator)
+    _place(job, accelerator)
+    total, optimizer = total_steps(config, job.manifest, size), _optimizer(config, job.parameters, size)
+    schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,
+                             num_cycles=config.lr_num_cycles, power=config.lr_power)
+    model, optimizer = accelerator.prepare(job.predictor, optimizer)
+    mitigation = TrainingMitigation(config.rand_noise_lam, config.mixup_noise_lam, config.hard_threshold)
+    levels = draw_levels(job.noise, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale)
+    batches = GlobalBatches(encoded, [e.copies for e in job.manifest], size, levels, caption_dropout=config.caption_dropout,
+                            noise_offset=config.noise_offset, seed=config.seed, mitigation=mitigation)
+    loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation)
+    ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
+    return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total,
+               torch.zeros(len(job.manifest), dtype=torch.long))
+
+
+def _place(job, accelerator):
+    """As in diffusers' scripts, the weights under a LoRA may be as imprecise as the arithmetic; its own stay in float32."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    for weight in job.predictor.parameters() if half else ():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(half)
+    if job.config.train_text_encoder:  # all encoders work in every step, the untrained too
+        for part in job.frozen("text_encoder"):
+            part.to(accelerator.device)
+
+
+def _optimizer(config, parameters, size):
+    lr = config.learning_rate * (size if config.scale_lr else 1)
+    settings = {"lr": lr, "betas": (config.adam_beta1, config.adam_beta2), "weight_decay": config.adam_weight_decay,
+                "eps": config.adam_epsilon}
+    if config.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings, fused=True)

@@ -1,0 +1,108 @@
+"""What can be seen of a training while it goes on: numbers at the trackers, validation images; and the upload."""
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from diffusers.utils import make_image_grid
+from huggingface_hub import create_repo, upload_folder
+
+from rotescope.errors import InputError, RunError
+from rotescope.settings import plain
+
+
+@contextmanager
+def watched(config):
+    """An Accelerator whose trackers, if any, are open."""
+    out = Path(config.output_dir)
+    project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
+                              gradient_accumulation_steps=config.gradient_accumulation_steps,
+                              # the last layer of SDXL's text encoders is not used
+                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)])
+    if config.report_to:
+        shown = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in plain(config).items() if k != "hub_token"}
+        accelerator.init_trackers(config.tracker_project_name, config=shown)
+    try:
+        yield accelerator
+    finally:
+        if config.report_to:
+            accelerator.end_training()
+
+
+def report(run, result):
+    """What is due at the trackers after a step."""
+    config = run.job.config
+    if config.report_to:
+        run.accelerator.log({"loss": result.loss, "lr": result.lr}, step=result.step)
+    if config.validation_prompts and (result.step % config.validation_steps == 0 or result.step == run.total):
+        if run.accelerator.is_main_process:
+            show(run, validation_images(run))
+        run.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def validation_images(run):
+    """-> PIL images, num_validation_images of each prompt in turn; number j of a prompt always starts from the same noise."""
+    config, pipe, side = run.job.config, run.job.pipe, run.job.preprocessing.resolution
+    seeds = [config.seed + j for j in range(config.num_validation_images)]
+    pipe.set_progress_bar_config(disable=True)
+    with run.averaged(), visiting(run.job.frozen(), run.accelerator.device), run.accelerator.autocast():
+        return [pipe(prompt, num_inference_steps=25, height=side, width=side,
+                     generator=torch.Generator().manual_seed(seed)).images[0]
+                for prompt in config.validation_prompts for seed in seeds]
+
+
+def show(run, images):
+    """OUTPUT_DIR/validation/step-….png, a row a prompt, and the single images at the trackers."""
+    config = run.job.config
+    file = Path(config.output_dir) / "validation" / f"step-{run.step:06d}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".part")
+    make_image_grid(images, len(config.validation_prompts), config.num_validation_images).save(draft, "PNG")
+    draft.replace(file)
+    for tracker in run.accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"validation": np.stack([np.asarray(i) for i in images])}, step=run.step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({"validation": images}, step=run.step)
+
+
+@contextmanager
+def visiting(parts, device):
+    """Frozen parts on the accelerator, and then back where they were."""
+    homes = [part.device for part in parts]
+    for part in parts:
+        part.to(device)
+    try:
+        yield
+    finally:
+        for part, home in zip(parts, homes, strict=True):
+            part.to(home)
+
+
+def is_first_process():
+    """Whether this is the process that writes, asked before there is an Accelerator."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def open_hub(config):
+    """-> the repository to upload to, made if need be, or None; InputError, before training, if the hub does not let us."""
+    if not (config.push_to_hub and is_first_process()):
+        return None
+    name = config.hub_model_id or Path(config.output_dir).name
+    try:
+        return create_repo(name, exist_ok=True, token=config.hub_token).repo_id
+    except Exception as error:  # offline, no token, no such organisation: one kind each
+        raise InputError(f"--push_to_hub: the hub does not open {name} ({error}): log in with `hf auth login`") from error
+
+
+def upload(config, repository):
+    try:
+        upload_folder(repo_id=repository, folder_path=config.output_dir, token=config.hub_token, commit_message="Add the model",
+                      ignore_patterns=["checkpoint-*", "manifest.parquet", ".*", "logs/*"])
+    except Exception as error:
+        raise RunError(f"the model is in {config.output_dir}, but the upload to {repository} failed ({error})") from error
