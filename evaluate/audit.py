@@ -15,8 +15,9 @@ from rotescope.datasets.sources import load_source
 from rotescope.errors import exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
+from rotescope.evaluate.options import MeasureConfig
 from rotescope.evaluate.report import write_report
-from rotescope.evaluate.score import TITLE, score_samples, show_and_judge, totals
+from rotescope.evaluate.score import score_samples, show_and_judge, totals
 from rotescope.evaluate.verdict import DEFAULT_RULE, Rule, check_power
 from rotescope.mitigate.generate import GenerateConfig, check, sample_with
 from rotescope.mitigate.prompts import prompts_of
@@ -26,34 +27,18 @@ from rotescope.runs import output_folder
 from rotescope.settings import parse, plain
 
 
-@dataclass(frozen=True)
-class AuditConfig:
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(MeasureConfig):
     model: str
     """model folder in diffusers' layout, or its name on the hub"""
-    train_data: str
-    """the captioned images that it was trained on: a folder, a Parquet file or a manifest"""
-    output_dir: str
-    """samples/, report.html and report.json go here"""
     lora: str | None = None
     """LoRA file or folder, on top of the model"""
-    heldout_data: str | None = None
-    """pictures that the model never saw: they measure chance and fidelity"""
     mitigation: tuple[str, ...] = ("none",)
     """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed"""
     max_prompts: int | None = None
     """sample only so many captions of each group"""
-    fail_on: str | None = None
-    """exit with 1 if this rule is broken: [METHOD:]METRIC>LIMIT, METRIC one of copy_rate, own_copy_rate, copies, sim95"""
-    descriptor: str = "auto"
-    """auto, pixels, or sscd (an optional package); auto: pixels up to 128 px, else sscd where it is installed"""
-    alignment: str = "auto"
-    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE:FILE.safetensors, none, or auto: the model's own"""
-    copy_quantile: float = 0.99
-    """a copy is closer to a training image than this share of the training images are to any other"""
-    copy_threshold: float | None = None
-    """a similarity of your own instead"""
     guidance_scale: float = 7.5
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
@@ -62,10 +47,6 @@ class AuditConfig:
     """images at a time"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model runs"""
-    title: str = TITLE
-    """heading of the report"""
-    overwrite: bool = False
-    """replace output_dir"""
 
 
 def audit(config):

@@ -17,6 +17,7 @@ from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import choose, get_descriptor
 from rotescope.evaluate.fidelity import fidelity
 from rotescope.evaluate.index import build_index, embed, unique
+from rotescope.evaluate.options import TITLE, MeasureConfig
 from rotescope.evaluate.report import Pictures, Report, write_report
 from rotescope.evaluate.samples import open_image, read_samples
 from rotescope.evaluate.table import print_table
@@ -26,7 +27,6 @@ from rotescope.runs import check_output, output_folder, versions
 from rotescope.settings import parse, plain
 
 SCHEMA_VERSION = "1.0"
-TITLE = "What did this model learn by rote?"
 
 
 def score_samples(samples_dir, manifest, heldout=None, descriptor="auto", alignment="auto", sweep=None, config=None, title=TITLE,
@@ -109,32 +109,12 @@ def _pictures(samples, manifest):
 
 # ----- command line
 
-@dataclass(frozen=True)
-class ScoreConfig:
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(MeasureConfig):
     generated: str
     """what rotescope generate wrote, or any folder of images"""
-    train_data: str
-    """the training images: a folder, a Parquet file or a manifest"""
-    output_dir: str
-    """report.html and report.json go here"""
-    heldout_data: str | None = None
-    """pictures that the model never saw: they measure chance and fidelity"""
     sweep: str | None = None
     """a second samples folder with one method a transition, for the trade-off curves"""
-    descriptor: str = "auto"
-    """auto, pixels, or sscd (an optional package); auto: pixels up to 128 px, else sscd where it is installed"""
-    alignment: str = "auto"
-    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE:FILE.safetensors, none, or auto: the model's own"""
-    copy_quantile: float = 0.99
-    """a copy is closer to a training image than this share of the training images are to any other"""
-    copy_threshold: float | None = None
-    """a similarity of your own instead"""
-    fail_on: str | None = None
-    """exit with 1 if this rule is broken: [METHOD:]METRIC>LIMIT, METRIC one of copy_rate, own_copy_rate, copies, sim95"""
-    title: str = TITLE
-    """heading of the report"""
-    overwrite: bool = False
-    """replace output_dir"""
 
 
 def show_and_judge(report, output_dir, fail_on):
