@@ -8,6 +8,7 @@ from rotescope.errors import InputError, exit_cleanly
 COMMANDS = {  # name -> module, what it does
     "demo": ("rotescope.demo", "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
+    "index": ("rotescope.evaluate.indexing", "embed training images once, for every later score and audit"),
     "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
