@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rotescope.errors import InputError
-from rotescope.evaluate.descriptors import square
+from rotescope.evaluate.descriptor import square
 from rotescope.runs import sha256
 
 WEIGHTS = "model.safetensors"
@@ -81,7 +81,7 @@ def embedded_alignment(folder):
     def images(pictures):
         x = np.stack([np.asarray(square(p, side, Image.BICUBIC), np.float32) for p in pictures])  # (n, side, side, 3)
         return tower(torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1)
-    return Alignment("embedded contrastive model (in-domain)", sha256(folder / WEIGHTS), _in_batches(images), _in_batches(texts))
+    return Alignment("embedded contrastive model (in-domain)", sha256(folder / WEIGHTS), in_batches(images), in_batches(texts))
 
 
 def _image_tower(folder):
@@ -117,8 +117,8 @@ def open_clip_alignment(name):
         raise InputError(f"{file} does not hold weights of {architecture} ({error}): name the right pair") from error
     model, tokenizer = model.eval(), open_clip.get_tokenizer(architecture)
     return Alignment(f"open_clip {architecture}", sha256(file),
-                     _in_batches(lambda pictures: model.encode_image(torch.stack([transform(p) for p in pictures]))),
-                     _in_batches(lambda captions: model.encode_text(tokenizer(captions))))
+                     in_batches(lambda pictures: model.encode_image(torch.stack([transform(p) for p in pictures]))),
+                     in_batches(lambda captions: model.encode_text(tokenizer(captions))))
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _in_batches(function, size=128):
+def in_batches(function, size=128):
     @torch.no_grad()
     def run(items):
         return torch.cat([function(list(items[i:i + size])).float() for i in range(0, len(items), size)]).numpy()

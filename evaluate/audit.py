@@ -6,54 +6,46 @@
 Exit code 0: passed, or no rule was given; 1: the rule of --fail_on is broken; 2: wrong input; 3: the run failed. Where the data
 have a duplication plan, its duplicated and control captions are sampled; else every training image's first caption.
 """
+import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 
 from rotescope.datasets.sources import load_source
-from rotescope.errors import exit_cleanly
+from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.report import write_report
-from rotescope.evaluate.score import TITLE, score_samples, show_and_judge, totals
-from rotescope.evaluate.verdict import DEFAULT_RULE, Rule, check_power
-from rotescope.mitigate.generate import GenerateConfig, check, sample_with
+from rotescope.evaluate.options import MeasureConfig
+from rotescope.evaluate.rules import check_ids, check_power, parse_rules
+from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
+from rotescope.evaluate.scoring import score_samples, totals
+from rotescope.mitigate.generate import GenerateConfig, check, named_policies, sample_with
 from rotescope.mitigate.prompts import prompts_of
-from rotescope.models import load_pipeline
+from rotescope.models import find_model, load_pipeline
 from rotescope.progress import progress_bars
 from rotescope.runs import output_folder
 from rotescope.settings import parse, plain
 
+ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 
-@dataclass(frozen=True)
-class AuditConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(MeasureConfig):
     model: str
     """model folder in diffusers' layout, or its name on the hub"""
-    train_data: str
-    """the captioned images that it was trained on: a folder, a Parquet file or a manifest"""
-    output_dir: str
-    """samples/, report.html and report.json go here"""
     lora: str | None = None
     """LoRA file or folder, on top of the model"""
-    heldout_data: str | None = None
-    """pictures that the model never saw: they measure chance and fidelity"""
+    base: str | None = None
+    """the base model, to tell what this fine-tune memorized: a folder, a name, or auto: the LoRA's adapter off, or the base that
+    the checkpoint's rotescope.json names; sampled plainly on the same prompts and seeds"""
     mitigation: tuple[str, ...] = ("none",)
     """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed"""
     max_prompts: int | None = None
     """sample only so many captions of each group"""
-    fail_on: str | None = None
-    """exit with 1 if this rule is broken: [METHOD:]METRIC>LIMIT, METRIC one of copy_rate, own_copy_rate, copies, sim95"""
-    descriptor: str = "auto"
-    """auto, pixels, or sscd (an optional package); auto: pixels up to 128 px, else sscd where it is installed"""
-    alignment: str = "auto"
-    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE:FILE.safetensors, none, or auto: the model's own"""
-    copy_quantile: float = 0.99
-    """a copy is closer to a training image than this share of the training images are to any other"""
-    copy_threshold: float | None = None
-    """a similarity of your own instead"""
     guidance_scale: float = 7.5
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
@@ -62,33 +54,64 @@ class AuditConfig:
     """images at a time"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model runs"""
-    title: str = TITLE
-    """heading of the report"""
-    overwrite: bool = False
-    """replace output_dir"""
 
 
 def audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
-    policies, rule = check(_generate_config(config)), Rule.parse(config.fail_on or DEFAULT_RULE)
+    policies, rules, base = check(_generate_config(config)), parse_rules(config.fail_on), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
-    get_descriptor(config.descriptor)
+    get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest = load_source(config.train_data)
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    check_ids(rules, {e.image_id for e in manifest})
     prompts = prompts_of(manifest, limit=config.max_prompts)
     if config.fail_on:
         sizes = {(m, p.group): len(config.seeds) * sum(q.group == p.group for q in prompts) for m in policies for p in prompts}
-        check_power(rule, sizes)
+        check_power(rules, sizes)
+    announce(rules)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        (draft / "samples").mkdir()
-        sample_with(config, load_pipeline(config.model, config.lora).to(config.device), prompts, policies, draft / "samples")
-        with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
+        folders = sample(config, base, prompts, policies, draft)
+        with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
-                draft / "samples", manifest, heldout, config.descriptor, alignment, config=plain(config), title=config.title,
-                rule=rule, copy_quantile=config.copy_quantile, copy_threshold=config.copy_threshold, on_image=on_image)
-        write_report(report, draft)
+                folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
+                rule=rules, on_image=on_image, **measuring(config) | {"alignment": alignment})
+        write_all(report, draft, config)
     return report
+
+
+def find_base(config):
+    """What --base names -> a model, ADAPTER_OFF, or None. InputError if it cannot be told or is not there."""
+    if config.base != "auto":
+        if config.base:
+            find_model(config.base)
+        return config.base
+    if config.lora:
+        return ADAPTER_OFF
+    about = Path(config.model) / "rotescope.json"
+    base = json.loads(about.read_text(encoding="utf-8")).get("base") if about.is_file() else None
+    if not base:
+        raise InputError(f"{config.model} does not say what it was fine-tuned from: name its base with --base")
+    find_model(base)
+    return base
+
+
+def sample(config, base, prompts, policies, folder):
+    """-> {"samples": folder, and "base": folder if there is a base}."""
+    folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
+    for made in folders.values():
+        made.mkdir()
+    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    sample_with(config, pipe, prompts, policies, folders["samples"])
+    if base:
+        plainly = named_policies(("none",))
+        if base == ADAPTER_OFF:
+            pipe.disable_lora()
+            sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"])
+        else:
+            pipe = load_pipeline(base).to(config.device)
+            sample_with(replace(config, model=base, lora=None), pipe, prompts, plainly, folders["base"])
+    return folders
 
 
 def _generate_config(config):

@@ -2,7 +2,7 @@
 import math
 from html import escape
 
-from rotescope.evaluate.verdict import PROMPTS, percent
+from rotescope.evaluate.words import PROMPTS, percent
 
 WIDE, NARROW = 760, 344  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
 

@@ -1,18 +1,21 @@
 """Report -> report.json and report.html: one file that needs no network, for screen, phone and paper."""
 import base64
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rotescope.evaluate import charts
 from rotescope.evaluate.table import cells_of, number
-from rotescope.evaluate.verdict import PROMPTS, best, percent, share
+from rotescope.evaluate.verdict import best
+from rotescope.evaluate.words import PROMPTS, percent, printable, share
 from rotescope.runs import write_json
 
+NULL_NAMES = {"heldout": "held-out pictures", "train": "training images against one another"}
 LONG_NAMES = {"none": "Plain guidance", "stp": "Delayed guidance", "og-stp": "Opposite, then delayed guidance",
               "dtp": "Delayed guidance, dynamic", "og-dtp": "Opposite guidance, dynamic"}
 SHOWN = 12                                 # pairs of the first method; a third of it of the others
@@ -36,33 +39,45 @@ class Report(dict):
 
 
 def _plain(value):
-    """JSON types; floats to six digits, NaN as None."""
+    """JSON types; floats to six digits, small ones to six that count, NaN as None; text that UTF-8 can hold."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, float):
-        return None if value != value else round(value, 6)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+        return None if value != value else round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
+    return value if value is None or isinstance(value, bool | int) else printable(str(value))
 
 
-def write_report(report, out_dir):
-    """-> the path of report.html in `out_dir`, report.json beside it."""
+def write_report(report, out_dir, redact=False):
+    """-> the path of report.html in `out_dir`, report.json beside it. redact: as render has it."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "report.json", report)
-    (out_dir / "report.html").write_text(render(report), encoding="utf-8")
+    (out_dir / "report.html").write_text(render(report, redact), encoding="utf-8")
     return out_dir / "report.html"
 
 
-def render(report):
-    """-> the page. The template engine escapes captions and names."""
+def render(report, redact=False):
+    """-> the page. The template engine escapes captions and names.
+
+    redact: no training image is shown, nor a generated one that copies it whole or in part; captions and figures stay.
+    """
+    report = withheld(report) if redact else report
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
     return environment.get_template("report.html.j2").render(
-        r=report, heading=heading(report), prompts=PROMPTS, tiles=tiles(report), tables=tables(report),
-        several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report))
+        r=report, heading=heading(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
+        several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
+        parts=shown_parts(report), redacted=redact)
+
+
+def withheld(report):
+    """The same report, whose pictures of training images and of their copies are None."""
+    hidden = {p["image"] for p in report["pairs"] if p["is_copy"]} | {p["image"] for p in report["partial"]}
+    return Report(report, Pictures(
+        generated=lambda image: None if image in hidden else report.pictures.generated(image), training=lambda image_id: None))
 
 
 def sentence(text):
@@ -118,7 +133,8 @@ def tables(report):
 def columns(report):
     """Which columns of the table say something."""
     cells = [cell for _, _, cell in cells_of(report)]
-    return {"prompts": any(c["n_prompts"] > 1 for c in cells), "rows": any(c["denoiser_rows"] is not None for c in cells)}
+    return {"prompts": any(c["n_prompts"] > 1 for c in cells), "rows": any(c["denoiser_rows"] is not None for c in cells),
+            "significant": any(c["prompts_significant"] is not None for c in cells)}
 
 
 def settings_in_words(settings):
@@ -144,6 +160,31 @@ def shown_pairs(report):
     return found
 
 
+def shown_parts(report):
+    """The closest copies of a part, mirrored or recoloured, one for each training image and kind, the region drawn on both."""
+    closest = {}
+    for p in report["partial"]:
+        closest.setdefault((p["kind"], p["nearest"]), p)
+    return [p | {"generated_uri": uri(marked(report.pictures.generated(p["image"]), p["regions"])),
+                 "training_uri": uri(marked(report.pictures.training(p["nearest"]), p["regions"]))}
+            for p in list(closest.values())[:SHOWN]]
+
+
+def marked(picture, regions):
+    """A copy of the picture, large enough for thin lines, with a frame around each region of its centre square; None stays."""
+    if picture is None:
+        return None
+    factor = max(1, math.ceil(THUMBNAIL / max(picture.size)))
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+    edge, draw = min(picture.size), ImageDraw.Draw(picture)
+    left, top, line = (picture.width - edge) / 2, (picture.height - edge) / 2, max(2, edge // 90)
+    for x, y, w, h in regions:
+        box = [left + x * edge, top + y * edge, left + (x + w) * edge - 1, top + (y + h) * edge - 1]
+        draw.rectangle(box, outline="white", width=2 * line)
+        draw.rectangle(box, outline="#b23c17", width=line)
+    return picture
+
+
 def grid(report):
     """The same prompts and seed under every method -> [(group, seed, prompts, rows of (label, cells))]; [] without prompts."""
     known = [p for p in report["pairs"] if p["prompt"] and p["seed"] is not None]
@@ -167,7 +208,7 @@ def _generated(report, method, pair):
 
 def _expected(report, pair):
     picture = report.pictures.training(pair["expected"])
-    return picture and {"uri": uri(picture), "alt": "the training image of this caption", "is_copy": False}
+    return pair["expected"] and {"uri": uri(picture), "alt": "the training image of this caption", "is_copy": False}
 
 
 def spread_over(items, n):
@@ -176,7 +217,9 @@ def spread_over(items, n):
 
 
 def uri(picture):
-    """An image as a data URI: a small one exactly, in PNG; a large one as a thumbnail, in WebP."""
+    """An image as a data URI: a small one exactly, in PNG; a large one as a thumbnail, in WebP; None stays."""
+    if picture is None:
+        return None
     stream, small = io.BytesIO(), max(picture.size) <= THUMBNAIL
     if not small:
         picture = picture.copy()

@@ -2,6 +2,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +45,16 @@ class Samples:
         """-> PIL image, RGB."""
         return open_image(self.folder / record.image)
 
+    @cached_property
+    def sha256(self):
+        """Of each image file, in order."""
+        return [sha256(self.folder / r.image) for r in self.records]
+
+    @property
+    def pictures(self):
+        """[(SHA-256, what opens the picture)]."""
+        return [(sha, partial(self.open, r)) for sha, r in zip(self.sha256, self.records, strict=True)]
+
     @property
     def cells(self):
         """(method, group) -> the positions of its records, methods and groups in the order of reports."""
@@ -55,8 +66,9 @@ class Samples:
     @property
     def hash(self):
         """Over the names, prompts and seeds, and the encoded images."""
-        lines = (f"{r.image}\t{r.method}\t{r.prompt}\t{r.seed}\t{sha256(self.folder / r.image)}\n" for r in self.records)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        named = zip(self.records, self.sha256, strict=True)
+        lines = (f"{r.image}\t{r.method}\t{r.prompt}\t{r.seed}\t{sha}\n" for r, sha in named)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_image(file):

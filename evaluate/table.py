@@ -2,7 +2,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from rotescope.evaluate.verdict import percent, share
+from rotescope.evaluate.words import percent, share
 
 COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "sim95", "alignment", "captions", "rows")
 

@@ -25,6 +25,14 @@ def training_set(folder, n=40, seed=7):
     return load_source(training_folder(folder, n, seed))
 
 
+def saved(folder, pictures):
+    """A folder of pictures and nothing else."""
+    folder.mkdir()
+    for i, picture in enumerate(pictures):
+        picture.save(folder / f"{i:04d}.png")
+    return folder
+
+
 def noise(*seed, side=64):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 

@@ -1,0 +1,96 @@
+"""What similarity means nothing, and from where on it is a copy: one layer for each descriptor."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from rotescope.errors import InputError
+from rotescope.evaluate.index import Index
+from rotescope.evaluate.replication import copy_threshold, spread
+from rotescope.evaluate.search import nearest_other
+
+FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
+TWIN = 0.98   # a threshold as high as this says that the training set is full of near-duplicates
+NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
+NULLS = {     # name -> what its similarities are; to the nearest training image always
+    "train": "each of {n:,} training images to its nearest other one",
+    "heldout": "each of {n:,} held-out pictures to its nearest training image",
+    "base": "each of {n:,} pictures by the base model, on the same prompts and seeds, to its nearest training image"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One descriptor's index, the similarities that no copying by this model caused, and the threshold drawn from them."""
+    index: Index
+    threshold: float
+    rule: str                     # where the threshold comes from
+    nulls: dict[str, np.ndarray]  # by name, as in NULLS; an empty array where there are no such pictures
+
+    @property
+    def best_null(self):
+        """The null that p-values rest on. Not the base model's pictures: it may copy too."""
+        return "heldout" if len(self.nulls["heldout"]) else "train"
+
+    @property
+    def chance(self):
+        """Share of pictures over the threshold that cannot be copies: of the held-out ones, without them of the background."""
+        values = self.nulls[self.best_null]
+        return self._share(values) if len(values) else 0.0
+
+    def _share(self, values):
+        return float((values >= self.threshold).mean())
+
+    def as_json(self):
+        others = {name: spread(values) | ({"copy_rate": self._share(values)} if len(values) else {})
+                  for name, values in self.nulls.items() if name != "train"}
+        return spread(self.nulls["train"]) | others
+
+
+def nulls_of(index, heldout=(), base=(), on_image=None):
+    """heldout, base: [(SHA-256, what opens the picture)] -> {name: similarities}."""
+    def top1(pictures):
+        return index.nearest(index.embed(pictures, on_image))[0] if len(pictures) else np.zeros(0)
+    return {"train": nearest_other(index.vectors), "heldout": top1(list(heldout)), "base": top1(list(base))}
+
+
+def calibrated(index, nulls, quantile=0.99, null="train", threshold=None):
+    """-> Layer whose threshold is a stated quantile of a stated null, or the user's own.
+
+    InputError if there is nothing to calibrate on and no threshold is given.
+    """
+    if threshold is not None:
+        return Layer(index, float(threshold), "given by the user", nulls)
+    if null not in NULLS:
+        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
+    if not len(nulls[null]):
+        needed = {"train": "at least two different training images", "heldout": "--heldout_data", "base": "--base"}[null]
+        raise InputError(f"a copy threshold by the null {null!r} needs {needed}: add some, or pass --copy_threshold")
+    rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}, by {index.descriptor.name}")
+    return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls)
+
+
+def check_exact(kind):
+    if kind not in (*NEAR_IDENTICAL, "none"):
+        raise InputError(f"no exact layer {kind!r}: take {', '.join(NEAR_IDENTICAL)} or none")
+
+
+def exact_layer(index, nulls, kind):
+    """-> Layer of near-identical copies: closer than any training or held-out picture comes to another training image, and never
+    below a floor. The base model's pictures do not count: they may be copies."""
+    quiet = [nulls[name] for name in ("train", "heldout") if len(nulls.get(name, ()))]
+    least, highest = NEAR_IDENTICAL[kind], max((float(v.max()) for v in quiet), default=-1.0)
+    threshold = max(least, float(np.nextafter(np.float32(highest), np.float32(2))))
+    rule = f"no training or held-out picture comes as close to another, and at least {least:.3g}, by {index.descriptor.name}"
+    return Layer(index, threshold, rule, nulls)
+
+
+def warnings(layer):
+    """What a reader must know before trusting the threshold."""
+    if len(layer.index) < FEW:
+        yield f"Only {len(layer.index)} different training images: the copy threshold rests on few comparisons."
+    if layer.threshold >= TWIN:
+        yield ("Some training images almost equal others, so the threshold is very high and edited copies may be missed: "
+               "remove near-duplicates, or give a threshold.")
+    if layer.index.descriptor.kind == "semantic":
+        yield (f"{layer.index.descriptor.name} is a semantic descriptor: it tells that two pictures show the same thing, not "
+               "that one copies the other.")
+    yield from (f"The search was approximate: {said}." for said in layer.index.said)

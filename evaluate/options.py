@@ -1,0 +1,51 @@
+"""What score and audit let a user choose alike."""
+from dataclasses import dataclass
+
+TITLE = "What did this model learn by rote?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How similarity is measured, and from where on it is a copy."""
+    descriptor: str = "auto"
+    """auto (pixels up to 128 px, else SSCD where it is present), pixels, pdq, sscd (ONNX package), sscd-disc-mixup-288 or another
+    of the registry, perhaps with :FILE; dinov2 and clip, with :FOLDER, see likeness of subject, not copies"""
+    trust_sha256: tuple[str, ...] = ()
+    """SHA-256 sums of TorchScript files that may be loaded, which executes code inside them, though no published list has them"""
+    index_dir: str | None = None
+    """keep descriptors here, embedded once: an interrupted run goes on, and a later one embeds only what is new"""
+    search: str = "exact"
+    """exact, or faiss (an optional package): approximate, for over a million images, its recall measured and printed"""
+    alignment: str = "auto"
+    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE:FILE.safetensors, none, or auto: the model's own"""
+    copy_null: str = "train"
+    """what the copy threshold is drawn from: train (training images to one another), heldout or base (their pictures to them)"""
+    copy_quantile: float = 0.99
+    """a copy is closer to a training image than this share of the null"""
+    copy_threshold: float | None = None
+    """a similarity of your own instead"""
+    partial: bool = True
+    """also look for copies of a part, mirrored and recoloured ones; they are reported apart"""
+    exact: str = "pixels"
+    """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(Measuring):
+    train_data: str
+    """the training images: a folder, a Parquet file or a manifest; audit needs their captions"""
+    output_dir: str
+    """report.html, report.json, pairs.parquet and model_card.md go here; audit adds samples/"""
+    heldout_data: str | None = None
+    """pictures that the model never saw: they measure chance and fidelity"""
+    fail_on: tuple[str, ...] = ()
+    """exit with 1 if a rule is broken: [METHOD:]METRIC>LIMIT, METRIC one of copy_rate, own_copy_rate, copies, sim95; or
+    [METHOD:]any_copies_of:ID,ID (or :@FILE with one image_id a line)"""
+    junit_xml: str | None = None
+    """also write one test case a prompt into this file"""
+    redact: bool = False
+    """leave training images, and generated ones that copy them, out of the report"""
+    title: str = TITLE
+    """heading of the report"""
+    overwrite: bool = False
+    """replace output_dir"""

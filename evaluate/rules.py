@@ -1,0 +1,103 @@
+"""Rules that a release hangs on: fixed before the run, printed, judged on the figures alone."""
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotescope.errors import InputError
+from rotescope.evaluate.replication import clopper_pearson, images_needed
+from rotescope.evaluate.words import percent
+
+DEFAULT_RULE = "copy_rate>0.05"
+ANY_COPIES = "any_copies_of"
+METRICS = ("copy_rate", "own_copy_rate", "copies", "sim95")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """[METHOD:]METRIC>LIMIT is broken if the metric exceeds the limit in any group of prompts; [METHOD:]any_copies_of:ID,ID or
+    :@FILE, one id a line, if any of these training images is copied.
+
+    Without METHOD it is on plain guidance where that was sampled, else on every method.
+    """
+    metric: str
+    limit: float = 0.0
+    method: str = ""
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text):
+        """Text, or a Rule as it is. InputError if it cannot be read."""
+        if isinstance(text, cls):
+            return text
+        match = re.fullmatch(r"\s*(?:([\w.=+-]+):)?(\w+)\s*>\s*(\d*\.?\d+)\s*", str(text))
+        if match and match[2] in METRICS:
+            return cls(match[2], float(match[3]), match[1] or "")
+        match = re.fullmatch(rf"\s*(?:([\w.=+-]+):)?{ANY_COPIES}:(.+)", str(text))
+        if match:
+            return cls(ANY_COPIES, method=match[1] or "", ids=_ids(match[2]))
+        raise InputError(f"cannot read the rule {text!r}: write [METHOD:]METRIC>LIMIT, for instance {DEFAULT_RULE}, "
+                         f"with one of {', '.join(METRICS)}; or [METHOD:]{ANY_COPIES}:ID,ID or :@FILE")
+
+    def __str__(self):
+        what = f"{ANY_COPIES}:{','.join(self.ids)}" if self.ids else f"{self.metric}>{self.limit:g}"
+        return (f"{self.method}:" if self.method else "") + what
+
+    def scope(self, methods):
+        """The methods that it is on. InputError if it names one that was not sampled."""
+        if self.method and self.method not in methods:
+            raise InputError(f"the rule {self} is on a method that was not sampled: name one of {', '.join(methods)}")
+        return [self.method] if self.method else ["none"] if "none" in methods else list(methods)
+
+    @property
+    def needs(self):
+        """How many images a method and group must have for the 95% interval to fall below the limit at all."""
+        return images_needed(self.limit) if self.metric in ("copy_rate", "own_copy_rate") else 1
+
+    def outcome(self, methods, copied):
+        """methods: {NAME: {GROUP: figures}}; copied: {NAME: ids of the training images that it copies}
+        -> failed, passed, or undecided where n is too small."""
+        scope = self.scope(list(methods))
+        if self.ids:
+            return "failed" if any(set(self.ids) & copied.get(m, set()) for m in scope) else "passed"
+        told = [cell for m in scope for cell in methods[m].values() if cell[self.metric] is not None]
+        if not told:
+            raise InputError(f"the rule {self} cannot be judged, since no prompt names its training image: use copy_rate")
+        if max(cell[self.metric] for cell in told) > self.limit:
+            return "failed"
+        return "undecided" if min(cell["n"] for cell in told) < self.needs else "passed"
+
+
+def parse_rules(rules):
+    """A text, a Rule, several of them, or nothing, which is the default -> tuple of Rule."""
+    several = (rules,) if isinstance(rules, str | Rule) else tuple(rules or ())
+    return tuple(Rule.parse(rule) for rule in several) or (Rule.parse(DEFAULT_RULE),)
+
+
+def _ids(text):
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{text[1:]} cannot be read ({error}): name a file with one image id a line") from error
+    found = tuple(word for word in re.split(r"[\s,]+", text) if word)
+    if not found:
+        raise InputError(f"a rule {ANY_COPIES} needs ids: write {ANY_COPIES}:ID,ID or :@FILE")
+    return found
+
+
+def check_ids(rules, known):
+    """InputError if a rule is on an image that is not among the training images."""
+    gone = [i for rule in rules for i in rule.ids if i not in known]
+    if gone:
+        raise InputError(f"{gone[0]} is no image_id of the training images: take them from a manifest or a report's `nearest`")
+
+
+def check_power(rules, sizes):
+    """sizes: {(method, group): n}. InputError, before anything expensive, if not even 0 copies could show that a rule holds."""
+    for rule in rules:
+        scope = rule.scope(list(dict.fromkeys(method for method, _ in sizes)))
+        n = min(n for (method, _), n in sizes.items() if method in scope)
+        if n < rule.needs:
+            raise InputError(f"{n} images are too few for the rule {rule}: with no copy among them the 95% interval still "
+                             f"reaches {percent(clopper_pearson(0, n)[1])}; take {rule.needs} in each method and group, "
+                             "or a higher limit")

@@ -1,0 +1,121 @@
+"""Which reference vector is nearest to each query: exactly, by matrix products, or approximately through FAISS."""
+from importlib import import_module
+
+import numpy as np
+import torch
+
+from rotescope.errors import InputError
+
+QUERIES, REFERENCES = 1024, 4096  # vectors in one product
+CHECKED = 200                     # queries on which an approximate engine is compared with the exact one
+PROBES, CANDIDATES = 32, 64       # cells that FAISS visits, and how many of its answers are compared exactly
+
+
+def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
+    """Exact cosine search: query (n, d), reference (m, d) -> similarity (n, k) descending and row (n, k).
+
+    Of equal ones the first row comes first (beyond place k any of them). Both may be memory maps of float16: blocks of the
+    reference are read and converted once each, so memory is the queries in float32 and one product, whatever m. own (n,):
+    a row that is no answer to query i, -1 for none. Runs on the GPU where there is one.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    query = torch.from_numpy(np.asarray(query, np.float32)).to(device)
+    n, k = len(query), min(k, len(reference) - (own is not None))
+    best = torch.full((n, k), -torch.inf, device=device), torch.zeros((n, k), dtype=torch.int64, device=device)
+    space = torch.empty(block[0] * block[1], device=device)
+    for j in range(0, len(reference), block[1]):
+        part = torch.from_numpy(np.asarray(reference[j:j + block[1]], np.float32)).to(device)
+        for i in range(0, n, block[0]):
+            lines = slice(i, min(i + block[0], n))
+            product = space[:(lines.stop - i) * len(part)].view(lines.stop - i, len(part))
+            torch.mm(query[lines], part.T, out=product)
+            if own is not None:
+                _blank(product, np.asarray(own[lines]) - j)
+            _improve(best, lines, product, j)
+    return best[0].clamp(-1, 1).cpu().numpy(), best[1].cpu().numpy()
+
+
+def _blank(product, columns):
+    """One entry of each line is no answer, where it is in this block."""
+    lines = np.flatnonzero((columns >= 0) & (columns < product.shape[1]))
+    product[torch.from_numpy(lines), torch.from_numpy(columns[lines])] = -torch.inf
+
+
+def _improve(best, lines, product, first_row):
+    """Merge one block's products into the best so far."""
+    similarity, row = (b[lines] for b in best)
+    k = similarity.shape[1]
+    better = (product.amax(1) > similarity[:, -1]).nonzero()[:, 0]  # few, but for the first blocks
+    if k == 1:
+        place = product[better].argmax(1)  # the first of equals
+        similarity[better, 0], row[better, 0] = product[better, place], place + first_row
+        return
+    found, place = product[better].topk(min(k, product.shape[1]), dim=1)
+    found, place = torch.cat([similarity[better], found], 1), torch.cat([row[better], place + first_row], 1)
+    found, place = _ordered(found, place, place)  # by row, then, stably, by similarity
+    found, place = _ordered(found, place, -found)
+    similarity[better], row[better] = found[:, :k], place[:, :k]
+
+
+def _ordered(found, place, key):
+    order = key.argsort(dim=1, stable=True)
+    return found.gather(1, order), place.gather(1, order)
+
+
+def nearest_other(reference, at_most=10_000, block=(QUERIES, REFERENCES)):
+    """Each picture's similarity to the nearest other one: what training images resemble each other by nature.
+
+    Of more than `at_most` pictures that many, evenly spread, are compared with all others -> (min(m, at_most),).
+    """
+    if len(reference) < 2:
+        return np.zeros(0, np.float32)
+    rows = np.unique(np.linspace(0, len(reference) - 1, min(len(reference), at_most)).round().astype(np.int64))
+    return nearest(reference[rows], reference, own=rows, block=block)[0][:, 0]
+
+
+# ----- approximate
+
+def approximate(query, reference):
+    """As nearest with k = 1, through FAISS -> similarity (n, 1), row (n, 1), and a line that says how good it is.
+
+    An inverted file of product codes proposes 64 candidates, of which the true vectors choose: what is found has its exact
+    similarity, and the recall at 1 against exact search, over 200 of the queries, says how often the nearest one is found.
+    """
+    try:
+        faiss = import_module("faiss")  # its distributions are called faiss-cpu and faiss-gpu
+    except ImportError as error:
+        raise InputError("--search faiss needs a package: pip install faiss-cpu; or search exactly") from error
+    m, d = reference.shape
+    cells = int(max(1, min(4 * m ** 0.5, m / 40)))
+    index = faiss.index_factory(d, f"IVF{cells},PQ{_codes(d)}x{8 if m >= 10_000 else 4}", faiss.METRIC_INNER_PRODUCT)
+    index.train(np.asarray(reference[_spread(m, max(64 * cells, 20_000))], np.float32))
+    for j in range(0, m, 65536):
+        index.add(np.asarray(reference[j:j + 65536], np.float32))
+    index.nprobe = min(cells, PROBES)
+    query = np.asarray(query, np.float32)
+    similarity, row = _exact_among(query, reference, index.search(query, min(CANDIDATES, m))[1])
+    checked = _spread(len(query), CHECKED)
+    truth = nearest(query[checked], reference)[0][:, 0]
+    recall = float((similarity[checked, 0] >= truth - 1e-6).mean()) if len(checked) else 1.0
+    return similarity, row, f"faiss IVF{cells},PQ{_codes(d)}, {index.nprobe} cells visited: recall at 1 is {recall:.3f} " \
+                            f"against exact search on {len(checked)} queries"
+
+
+def _exact_among(query, reference, candidates):
+    """Proposed rows (n, c), -1 for none -> the best by true similarity."""
+    similarity, row = np.full((len(query), 1), -1, np.float32), np.zeros((len(query), 1), np.int64)
+    for i, rows in enumerate(candidates):
+        rows = np.sort(rows[rows >= 0])
+        if len(rows):
+            scores = np.asarray(reference[rows], np.float32) @ query[i]
+            similarity[i], row[i] = scores.max(), rows[scores.argmax()]
+    return np.clip(similarity, -1, 1), row
+
+
+def _codes(d):
+    """Bytes of a product code: the largest divisor of d up to 64."""
+    return next(c for c in range(64, 0, -1) if d % c == 0)
+
+
+def _spread(m, n):
+    return np.unique(np.linspace(0, m - 1, min(m, n)).astype(np.int64)) if m else np.zeros(0, np.int64)

@@ -1,0 +1,28 @@
+"""How the reports say things."""
+NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "dtp": "DTP", "og-dtp": "OG + DTP"}
+PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts"}
+
+
+def printable(text):
+    """Text as UTF-8 can hold it: bytes of a file name that are none stand as \\udc80 and so on."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def name(method):
+    return NAMES.get(method, method)
+
+
+def share(cell):
+    """95% (88–98%): the copy rate and its interval."""
+    low, high = (percent(v) for v in cell["copy_rate_interval"])
+    return f"{percent(cell['copy_rate'])} ({low.removesuffix('%')}–{high})"
+
+
+def percent(part):
+    """0.931 -> 93%, 0.0104 -> 1.0%; never 0% or 100% for what is not."""
+    if part is None:
+        return "–"
+    value = 100 * part
+    if 0 < value < 0.05 or 99.95 < value < 100:
+        return "<0.1%" if value < 1 else ">99.9%"
+    return f"{value:.0f}%" if value in (0, 100) or 9.95 <= value < 99.5 else f"{value:.1f}%"

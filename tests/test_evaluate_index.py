@@ -1,0 +1,201 @@
+"""The index: search against brute force, descriptors on disk through kills, growth, shards and strangers."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from instruments import samples_folder, training_folder, training_set
+
+from rotescope.datasets.records import Manifest
+from rotescope.errors import InputError
+from rotescope.evaluate.descriptor import pixels
+from rotescope.evaluate.index import build_index
+from rotescope.evaluate.score import score_samples
+from rotescope.evaluate.search import approximate, nearest, nearest_other
+from rotescope.evaluate.store import Rows, Store, merge
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return training_set(tmp_path_factory.mktemp("data") / "train")
+
+
+def unit(rng, n, d=16):
+    x = rng.normal(size=(n, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def counted():
+    """-> the descriptor pixels, and the list of how many images each of its calls got."""
+    calls, describe = [], pixels()
+
+    def raw(images):
+        calls.append(len(images))
+        return describe.raw(images)
+    return replace(describe, raw=raw), calls
+
+
+# ----- search
+
+@pytest.mark.parametrize("block", [(1, 1), (7, 3), (64, 16), (1024, 4096)])
+@pytest.mark.parametrize("k", [1, 5])
+def test_search_is_brute_force(block, k):
+    rng = np.random.default_rng(0)
+    query, reference = unit(rng, 50), unit(rng, 111)
+    similarity, row = nearest(query, reference, k, block=block)
+    every = query.astype(np.float64) @ reference.astype(np.float64).T
+    assert np.array_equal(row, np.argsort(-every, axis=1)[:, :k])
+    assert np.allclose(similarity, np.take_along_axis(every, row, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 2), (100, 100)])
+def test_nearest_other_skips_the_own_row_only(block):
+    x = np.eye(6, dtype=np.float32)
+    x[4] = x[1]  # the same descriptor in another row counts
+    assert nearest_other(x, block=block).tolist() == [0, 1, 0, 0, 1, 0]
+    assert nearest(x, x, block=block)[1][:, 0].tolist() == [0, 1, 2, 3, 1, 5]  # the first of equals
+    assert nearest_other(x[:1]).shape == (0,)
+
+
+def test_more_pictures_than_are_compared_are_sampled_evenly():
+    x = unit(np.random.default_rng(0), 300)
+    some, every = nearest_other(x, at_most=30), nearest_other(x)
+    assert len(some) == 30
+    assert set(some) <= set(every)
+
+
+def test_the_search_takes_half_precision_from_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    query, reference = unit(rng, 20), unit(rng, 500)
+    reference.astype(np.float16).tofile(tmp_path / "x")
+    mapped = np.memmap(tmp_path / "x", np.float16, "r", shape=(500, 16))
+    order = rng.permutation(500)
+    for rows in (np.arange(500), order):
+        similarity, row = nearest(query, Rows(mapped, rows), block=(8, 64))
+        expected = nearest(query, mapped[rows].astype(np.float32))
+        assert np.array_equal(row, expected[1])
+        assert np.allclose(similarity, expected[0], atol=1e-6)
+
+
+def test_faiss_finds_what_exact_search_finds_and_says_how_often():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    reference = unit(rng, 2000, 32)
+    query = reference[:300] + rng.normal(size=(300, 32)).astype(np.float32) * 0.02
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    similarity, row, said = approximate(query, reference)
+    exact_similarity, exact_row = nearest(query, reference)
+    agree = (row == exact_row)[:, 0]
+    assert agree.mean() > 0.9
+    assert np.allclose(similarity[agree], exact_similarity[agree], atol=1e-6)  # its similarities are the true ones
+    assert f"recall at 1 is {agree[np.linspace(0, 299, 200).astype(int)].mean():.3f}" in said
+
+
+# ----- on disk
+
+def test_an_index_on_disk_says_what_its_rows_are(data, tmp_path):
+    twin = replace(data[0], image_id=data[0].image_id + "-2", copies=5)
+    index = build_index(Manifest((replace(data[0], copies=3), *data.examples[1:], twin)), pixels(), folder=tmp_path / "i")
+    rows = pq.read_table(tmp_path / "i/images.parquet").to_pylist()
+    assert len(rows) == len(index) == 40
+    assert (rows[0]["image_ids"], rows[0]["copies"]) == ([data[0].image_id, twin.image_id], 8)
+    assert rows[7]["captions"] == list(data[7].captions)
+    assert np.allclose(index.vectors[:], build_index(data, pixels()).vectors, atol=1e-3)  # half precision
+
+
+def test_only_what_is_new_is_embedded(data, tmp_path):
+    describe, calls = counted()
+    build_index(Manifest(data.examples[:25]), describe, folder=tmp_path / "i")
+    whole = build_index(data, describe, folder=tmp_path / "i")
+    again = build_index(Manifest(data.examples[::-1]), describe, folder=tmp_path / "i")
+    assert calls == [25, 15]
+    assert np.array_equal(again.vectors[:], whole.vectors[:][::-1])
+
+
+@pytest.mark.parametrize("torn", ["vectors.f16", "keys.bin"])
+def test_rows_that_were_cut_short_are_embedded_again(data, tmp_path, torn):
+    describe, calls = counted()
+    whole = build_index(data, describe, folder=tmp_path / "i").vectors[:]
+    file = tmp_path / "i" / torn
+    os.truncate(file, file.stat().st_size * 3 // 4 - 5)
+    assert np.array_equal(build_index(data, describe, folder=tmp_path / "i").vectors[:], whole)
+    assert calls == [40, 11]
+
+
+def test_an_index_of_another_descriptor_or_no_index_is_refused(data, tmp_path):
+    build_index(data, pixels(), folder=tmp_path / "i")
+    with pytest.raises(InputError, match="holds descriptors by pixels-32-centred-fp32, not other"):
+        build_index(data, replace(pixels(), name="other"), folder=tmp_path / "i")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("do not touch")
+    with pytest.raises(InputError, match="is no index, and not empty"):
+        Store(tmp_path / "full", "pixels", 4)
+    with pytest.raises(InputError, match="is no index"):
+        merge([tmp_path / "nowhere"], tmp_path / "m")
+
+
+def test_two_runs_do_not_add_to_one_index_at_once(data, tmp_path):
+    store = Store(tmp_path / "i", "pixels", 4)
+    with store._growing(), pytest.raises(InputError, match="another run is adding"):
+        Store(tmp_path / "i", "pixels", 4).embed([data[0].sha256], [data[0].open], pixels())
+
+
+def test_shards_merge_into_the_whole(data, tmp_path):
+    shards = [tmp_path / f"shard-{i}" for i in range(3)]
+    for i, shard in enumerate(shards):
+        build_index(Manifest(data.examples[i::3]), pixels(), folder=shard)
+    merged, describe = merge(shards, tmp_path / "m"), counted()
+    assert len(merged) == 40
+    whole = build_index(data, describe[0], folder=tmp_path / "m")
+    assert describe[1] == []  # nothing was left to embed
+    assert np.array_equal(whole.vectors[:], build_index(data, pixels(), folder=tmp_path / "w").vectors[:])
+    other = Store(tmp_path / "other", "something else", 4)
+    with pytest.raises(InputError, match="holds descriptors by something else"):
+        merge([*shards, other.folder], tmp_path / "n")
+
+
+def figures(report):
+    return {key: report[key] for key in ("verdict", "copy_threshold", "background", "methods", "pairs", "prompts", "histogram")}
+
+
+def test_a_score_from_an_index_is_the_score_in_memory_but_for_half_precision(data, tmp_path):
+    folder = samples_folder(tmp_path / "s", data, lambda method, i, seed: i < 7, seeds=(0,))
+    memory, disk = score_samples(folder, data), score_samples(folder, data, index_dir=str(tmp_path / "i"))
+    assert disk["methods"]["none"]["ungrouped"]["copies"] == 7
+    assert disk["copy_threshold"] == pytest.approx(memory["copy_threshold"], abs=1e-3)
+    assert figures(score_samples(folder, data, index_dir=str(tmp_path / "i"))) == figures(disk)
+
+
+SLOWLY = """
+import sys, time
+from rotescope.evaluate import descriptor, score
+plain = descriptor.centred_pixels
+def slowly(images, side=32):
+    time.sleep(0.2)
+    return plain(images, side)
+descriptor.centred_pixels = slowly
+score.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_score_goes_on_and_reports_the_same(tmp_path):
+    train = training_folder(tmp_path / "train", 400)
+    folder = samples_folder(tmp_path / "s", training_set(tmp_path / "t2", 60), lambda method, i, seed: i % 3 == 0)
+    argv = ["--generated", folder, "--train_data", train, "--index_dir", tmp_path / "i", "--output_dir", tmp_path / "out"]
+    run = subprocess.Popen([sys.executable, "-c", SLOWLY, *map(str, argv)], stderr=subprocess.DEVNULL)
+    keys = tmp_path / "i/keys.bin"
+    while not (keys.exists() and keys.stat().st_size >= 64 * 32):
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert 64 <= keys.stat().st_size // 32 < 400
+    from rotescope.datasets.sources import load_source
+    resumed = score_samples(folder, load_source(train), index_dir=str(tmp_path / "i"))
+    assert figures(resumed) == figures(score_samples(folder, load_source(train), index_dir=str(tmp_path / "fresh")))
