@@ -58,7 +58,8 @@ def sd3():
         joint_attention_dim=2 * WIDTH, caption_projection_dim=16, pooled_projection_dim=2 * WIDTH, out_channels=4,
         pos_embed_max_size=8)
     return StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), AutoencoderKL(**VAE, shift_factor=0.1, scaling_factor=1.5),
+        transformer, FlowMatchEulerDiscreteScheduler(shift=3.0),
+        AutoencoderKL(**VAE | dict(shift_factor=0.1, scaling_factor=1.5)),
         clip(CLIPTextModelWithProjection), tokenizer(), clip(CLIPTextModelWithProjection), tokenizer(), t5(), t5_tokenizer())
 
 
@@ -67,7 +68,7 @@ def flux():
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=2 * WIDTH, pooled_projection_dim=WIDTH, axes_dims_rope=(4, 4, 8), guidance_embeds=True)
     return FluxPipeline(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-                        AutoencoderKL(**VAE, shift_factor=0.1, scaling_factor=0.4), clip(CLIPTextModel), tokenizer(), t5(),
+                        AutoencoderKL(**VAE | dict(shift_factor=0.1, scaling_factor=0.4)), clip(CLIPTextModel), tokenizer(), t5(),
                         t5_tokenizer(), transformer)
 
 

@@ -98,7 +98,7 @@ def checkpoints(out):
 def check_place(config, min_free_mb=50):
     """-> the checkpoint to resume from, or None. InputError if the run could not leave its result in output_dir."""
     out, resumed = Path(config.output_dir), find_checkpoint(config.resume_from_checkpoint, config.output_dir)
-    unfinished = bool(checkpoints(out)) and not (out / LAST[-1]).exists()
+    unfinished = bool(work_in(out)) and not (out / LAST[-1]).exists()  # perhaps killed in its first checkpoint
     if unfinished and not (config.overwrite or config.resume_from_checkpoint):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
     check_output(out, config.overwrite or unfinished, min_free_mb)
