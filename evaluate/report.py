@@ -100,7 +100,8 @@ def tiles(report):
     worst = max(methods[first], key=lambda g: methods[first][g]["copy_rate"])
     others = {m: groups[worst] for m, groups in methods.items() if m != first and worst in groups}
     if others:
-        found.append(_tile(report, best(others), worst, others[best(others)]))
+        method = best(others, methods[first][worst])
+        found.append(_tile(report, method, worst, others[method]))
     held = report["background"]["heldout"]
     if held["n"]:
         found.append({"figure": percent(held["copy_rate"]), "name": "Chance", "of": "held-out pictures", "bad": False,

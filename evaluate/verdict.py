@@ -3,6 +3,8 @@ from rotescope.evaluate.replication import clopper_pearson
 from rotescope.evaluate.rules import parse_rules
 from rotescope.evaluate.words import PROMPTS, name, percent, share
 
+KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
+
 
 def judge(methods, rules, chance, copied=None):
     """methods: {NAME: {GROUP: figures}}; chance: share of held-out pictures over the threshold, or None; copied: {NAME: ids of
@@ -56,7 +58,7 @@ def _mitigated(methods, gate):
     group = max(gate["none"], key=lambda g: gate["none"][g]["copy_rate"])
     plain, others = gate["none"][group], {m: groups[group] for m, groups in methods.items() if m != "none" and group in groups}
     if plain["copies"] and others:
-        method = best(others)
+        method = best(others, plain)
         cell = others[method]
         source = f" from {PROMPTS.get(group, group)}" if len(gate["none"]) > 1 else ""
         known = plain["alignment"] and cell["alignment"] is not None
@@ -75,6 +77,9 @@ def _chance(chance):
         yield f"By chance, {percent(chance)} of held-out pictures, which the model never saw, come as close."
 
 
-def best(cells):
-    """{method: figures} -> the method with the lowest copy rate; of equals, the best aligned."""
-    return min(cells, key=lambda m: (cells[m]["copy_rate"], -(cells[m]["alignment"] or 0)))
+def best(cells, plain=None):
+    """{method: figures} -> the method with the lowest copy rate among those that keep KEPT of plain guidance's alignment, since
+    mush copies nothing; among all, where none does or it is not known. Of equals, the best aligned."""
+    least = KEPT * ((plain or {}).get("alignment") or 0)
+    kept = {m: c for m, c in cells.items() if (c["alignment"] or 0) >= least} or cells
+    return min(kept, key=lambda m: (kept[m]["copy_rate"], -(kept[m]["alignment"] or 0)))

@@ -15,6 +15,7 @@ from rotescope.evaluate import charts
 from rotescope.evaluate.report import Report, settings_in_words, spread_over, uri, write_report
 from rotescope.evaluate.score import score_samples
 from rotescope.evaluate.table import print_table
+from rotescope.evaluate.verdict import best
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600},
            "og-dtp": {"before": -7.5, "transition": "dynamic"}}
@@ -235,3 +236,11 @@ def test_browser_shows_the_page_without_overflow_or_violation(reported, tmp_path
     assert found["broken"] == 0
     assert found["images"] > 50
     assert found["charts"] == [str(charts.WIDE if width > 640 else charts.NARROW)] * 2  # similarity and gap; no trade-off here
+
+
+def test_the_best_method_is_not_the_one_whose_images_are_mush():
+    cells = {"mush": {"copy_rate": 0.0, "alignment": 0.2}, "good": {"copy_rate": 0.1, "alignment": 0.88},
+             "weak": {"copy_rate": 0.5, "alignment": 0.97}}
+    assert best(cells, {"alignment": 0.95}) == "good"
+    assert best(cells, {"alignment": None}) == "mush"
+    assert best({"mush": cells["mush"]}, {"alignment": 0.95}) == "mush"
