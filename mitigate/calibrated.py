@@ -109,6 +109,8 @@ class CalibratedRun(ScaleRun):
             self.total += self.known.z(step.gap.cpu(), step.timestep)
             self.steps += 1
             self.held |= self.total / self.steps > self.threshold
+            if step.timestep > self.policy.transition:
+                self.transition_timesteps[self.held] = -1  # guided before it was found out: that is over
         guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
         self.transition_timesteps[guided_now] = int(step.timestep)
         return super().guide(step)

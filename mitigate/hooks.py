@@ -20,16 +20,12 @@ from diffusers.hooks import HookRegistry, ModelHook
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.mitigation import Mitigation, PipelineCall, Step, denoiser_of, family
+from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
+from rotescope.mitigate.rows import splittable, take_rows
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
 
 NAME = "rotescope"
-BATCHED = frozenset((  # denoiser arguments with one entry a row, themselves or all that they hold
-    "sample", "hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance", "attention_mask",
-    "encoder_attention_mask", "added_cond_kwargs", "class_labels", "timestep_cond", "down_block_additional_residuals",
-    "mid_block_additional_residual", "down_intrablock_additional_residuals", "block_controlnet_hidden_states",
-    "controlnet_block_samples", "controlnet_single_block_samples", "ip_adapter_image_embeds", "ip_hidden_states", "gligen"))
-UNBATCHED = frozenset(("img_ids", "txt_ids", "image_rotary_emb", "ip_adapter_masks"))
 
 
 @contextmanager
@@ -256,68 +252,7 @@ class TwoCallHook(GuidanceHook):
         return _scalar(torch.round(arguments["timestep"] * 1000, decimals=2) if exact is None else exact)
 
 
-class MitigatedRun:
-    """Per image, in the order in which the pipeline made them, over all calls inside the `with`."""
-
-    def __init__(self):
-        self.calls = []
-
-    @property
-    def transition_timesteps(self):
-        """The timestep at which each image's transition came; None where there was none."""
-        return [None if t < 0 else t for c in self.calls for t in _transitions(c)]
-
-    @property
-    def prediction_gaps(self):
-        """‖eps_cond − eps_uncond‖₂ at each distinct timestep of each image, in ε; NaN where one branch was not computed."""
-        return [row for c in self.calls for row in torch.stack(c.gaps, 1).tolist()]
-
-    @property
-    def timesteps(self):
-        """The distinct timesteps of the last call."""
-        return list(self.calls[-1].timesteps) if self.calls else []
-
-    @property
-    def denoiser_calls(self):
-        """Denoiser calls in which each image took part."""
-        return [k for c in self.calls for k in c.calls.tolist()]
-
-    @property
-    def denoiser_rows(self):
-        """Rows of the denoiser's batch that each image cost, all told; plain guidance costs two a call."""
-        return [r for c in self.calls for r in (c.rows + c.call.extra_rows).tolist()]
-
-
-def _transitions(hook):
-    found = hook.run.transition_timesteps
-    return [-1] * hook.call.n if found is None else found.tolist()
-
-
 def _scalar(timestep):
     """A timestep, or one a row -> int where it is whole, else float."""
     t = torch.as_tensor(timestep).flatten()[0].item()
     return int(t) if t == int(t) else t
-
-
-def take_rows(value, rows, name="", batched=False):
-    """Keep `rows` (bool) of every tensor that has one entry a row, which its name tells: lengths may coincide."""
-    batched = batched or name in BATCHED
-    if rows.all():
-        return value
-    if isinstance(value, dict):
-        return {k: take_rows(v, rows, k, batched) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(take_rows(v, rows, name, batched) for v in value)
-    taken = isinstance(value, torch.Tensor) and batched and value.dim() and len(value) == len(rows)
-    return value[rows.to(value.device)] if taken else value
-
-
-def splittable(value, name=""):
-    """Is it known of every tensor whether it has one entry a row? Where it is not, all rows are computed."""
-    if name in BATCHED or name in UNBATCHED:
-        return True
-    if isinstance(value, dict):
-        return all(splittable(v, k) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(splittable(v, name) for v in value)
-    return not isinstance(value, torch.Tensor) or value.dim() == 0

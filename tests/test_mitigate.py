@@ -229,6 +229,19 @@ def test_only_an_image_that_stands_out_is_touched(pipe, tmp_path):
         images(pipe, guidance_scale=5.0)
 
 
+def test_an_image_may_be_found_out_late(tmp_path):
+    """Ordinary log gaps are 0 ± 1 at 999 and 899. One image shows 0, 0; the other 0, 9, and is held back from 899 to 650."""
+    ordinary = np.exp(np.random.default_rng(0).normal(0, 1, (100, 2)))
+    policy = CalibratedTransition(str(calibration(tmp_path / "c.json", ordinary, [999, 899])), transition=650)
+    run, ones = policy.begin(2, 7.5, "cpu"), torch.ones(2, 1)
+    for timestep, gaps, scales in ((999, [0, 0], [7.5, 7.5]), (899, [0, 9], [7.5, -2]), (799, [0, 0], [7.5, -2]),
+                                   (649, [0, 0], [7.5, 7.5])):
+        run.branches(timestep)
+        guided = run.guide(Step(timestep, 0, False, ones, ones, 0 * ones, torch.tensor(gaps).exp(), None, None))
+        assert guided.flatten().tolist() == scales
+    assert run.transition_timesteps.tolist() == [999, 649]
+
+
 def test_calibrate_measures_the_first_steps_of_plain_guidance(tmp_path, monkeypatch):
     pipe, prompts = tiny_pipeline(), [Prompt(t) for t in PROMPTS]
     gaps, timesteps = calibrate.first_gaps(pipe, prompts, (0, 1, 2), watch=3, guidance_scale=7.5, num_inference_steps=STEPS,

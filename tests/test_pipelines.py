@@ -20,8 +20,8 @@ from tiny import SETTINGS, TINY, TOKENS, cached_pipeline, tiny_pipeline
 from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
-from rotescope.mitigate.hooks import splittable, take_rows
 from rotescope.mitigate.mitigation import denoiser_of
+from rotescope.mitigate.rows import splittable, take_rows
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 6
