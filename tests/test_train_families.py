@@ -2,17 +2,20 @@
 import inspect
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
+from packaging.version import Version
 from safetensors.torch import load_file
 from tiny import image_folder
 from tiny_families import FAMILIES, tiny_family
 from torchvision.transforms.functional import to_tensor
 from training import config_of
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
@@ -25,6 +28,8 @@ from rotescope.train.loop import DenoisingLoss, GlobalBatches
 from rotescope.train.objective import WEIGHTING_SCHEMES, draw_levels, noise_schedule
 from rotescope.train.place import checkpoints
 
+needs_peft = pytest.mark.skipif(Version(version("peft")) < Version(MIN_PEFT_VERSION),
+                                reason="transformers asks for a newer peft: no LoRA on text encoders")
 PROMPT = "a cat on a red background"
 HASHES = {"vae": "v", "text": "t"}
 
@@ -73,8 +78,8 @@ def test_whole_models_load_in_a_stock_pipeline_with_equal_output(name, bases, im
     assert (stock - sample(DiffusionPipeline.from_pretrained(bases(name)))).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(("name", "text"), [*((name, False) for name in FAMILIES), ("sd1", True), ("sdxl", True), ("sd3", True),
-                                            ("flux", True)])
+@pytest.mark.parametrize(("name", "text"), [
+    *((name, False) for name in FAMILIES), *(pytest.param(name, True, marks=needs_peft) for name in ("sd1", "sdxl", "sd3", "flux"))])
 def test_loras_load_in_a_stock_pipeline_with_equal_output(name, text, bases, images, tmp_path, monkeypatch):
     config = config_of(bases(name), images, tmp_path / "out", resolution=16, max_train_steps=2, lora=True, rank=3, lora_alpha=5,
                        train_text_encoder=text, adam_epsilon=1e-8)
@@ -165,6 +170,7 @@ def test_the_empty_caption_is_sdxls_unconditional_branch(images):
     assert encoded.texts["text"][torch.tensor([1])].abs().max() > 0
 
 
+@needs_peft
 def test_a_text_lora_resumes_to_the_bit(bases, images, tmp_path):
     config = config_of(bases("sd1"), images, tmp_path / "out", lora=True, train_text_encoder=True, checkpointing_steps=2)
     files = []

@@ -72,6 +72,7 @@ def test_noise_offset_is_one_draw_for_each_image_and_channel(images):
 
 
 def test_eight_bit_adam_trains_much_as_the_other_and_resumes(base, images, tmp_path, plain):
+    pytest.importorskip("bitsandbytes")
     config = config_of(base, images, tmp_path / "out", use_8bit_adam=True, checkpointing_steps=3)
     trained, start = weights(finetune(config, progress=False)), weights(base)
     moved = largest_difference(start, plain)
