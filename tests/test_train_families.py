@@ -79,7 +79,8 @@ def test_whole_models_load_in_a_stock_pipeline_with_equal_output(name, bases, im
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    *((name, False) for name in FAMILIES), *(pytest.param(name, True, marks=needs_peft) for name in ("sd1", "sdxl", "sd3", "flux"))])
+    *((name, False) for name in FAMILIES),
+    *(pytest.param(name, True, marks=needs_peft) for name in ("sd1", "sdxl", "sd3", "flux"))])
 def test_loras_load_in_a_stock_pipeline_with_equal_output(name, text, bases, images, tmp_path, monkeypatch):
     config = config_of(bases(name), images, tmp_path / "out", resolution=16, max_train_steps=2, lora=True, rank=3, lora_alpha=5,
                        train_text_encoder=text, adam_epsilon=1e-8)
