@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from rotescope.datasets.captions import add_noise
 from rotescope.errors import InputError
 from rotescope.mitigate.first_step import FirstStep, at_least_float, descend, gradients, norms
 from rotescope.mitigate.guidance import combine
@@ -22,9 +23,8 @@ class CaptionNoise(Mitigation):
     def prepare(self, call):
         with torch.no_grad():
             cond, uncond = call.embeddings
-            noise = torch.stack([cond.new_tensor(call.rng(i, "caption noise").standard_normal(tuple(e.shape)))
-                                 for i, e in enumerate(cond)])
-            call.embeddings = cond + self.scale * noise, uncond
+            noisy = [add_noise(e, call.rng(i, "caption noise"), self.scale) for i, e in enumerate(cond)]
+            call.embeddings = torch.stack(noisy), uncond
 
 
 # ----- by the prediction gap

@@ -5,11 +5,12 @@ import torch
 from tiny import tiny_pipeline
 
 from rotescope import mitigated
+from rotescope.datasets.captions import add_numbers, add_words, repeat_words
 from rotescope.errors import InputError
 from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
-from rotescope.mitigate.perturb import CaptionPerturbation, add_numbers, add_words, repeat_words
+from rotescope.mitigate.perturb import CaptionPerturbation
 from rotescope.mitigate.registry import get_mitigation
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
