@@ -2,7 +2,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, rankdata, spearmanr
+from scipy.stats import bootstrap, spearmanr
+
+from rotescope.evaluate.detection import roc_auc
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,6 @@ def fall_timestep(curve, timesteps):
     return int(timesteps[1 + int((np.diff(curve) / np.maximum.accumulate(curve)[:-1]).argmin())])
 
 
-def auc(positive, negative):
-    """Chance that a positive scores above a negative, ties counted half (Mann-Whitney)."""
-    n, m = len(positive), len(negative)
-    return float((rankdata([*positive, *negative])[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
 def mean_interval(values, seed=0):
     """Mean and its bias-corrected bootstrap interval of 95 % -> (mean, low, high)."""
     values = np.asarray(values, np.float64)
@@ -43,7 +39,7 @@ def mean_interval(values, seed=0):
 def drops_tell(duplicated, control):
     """Gap curves (n, steps) of unguided images -> claim 1."""
     a, b = [fall(c) for c in duplicated], [fall(c) for c in control]
-    value = auc(a, b)
+    value = roc_auc(a, b)
     return Claim(1, "Without guidance the gap of memorized prompts is high and then drops; that of others does not", value >= 0.9,
                  f"largest fall: median {np.median(a):.2f} on duplicated (n = {len(a)}), {np.median(b):.2f} on controls "
                  f"(n = {len(b)}), AUC {value:.3f}")
