@@ -16,7 +16,7 @@ import torch
 
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.mitigate.calibrated import Calibration
-from rotescope.mitigate.generate import load_prompts
+from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.hooks import mitigated
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.models import BASE, find_lora, find_model, load_pipeline
@@ -65,6 +65,7 @@ def check(config):
     find_model(config.model)
     if config.lora:
         find_lora(config.lora)
+    check_sampling(config)
     if not 1 <= config.watch <= config.num_inference_steps:
         raise InputError(f"watch={config.watch}: give a number of steps from 1 to num_inference_steps")
 

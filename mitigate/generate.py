@@ -85,13 +85,18 @@ def check(config):
     find_model(config.model)
     if config.lora:
         find_lora(config.lora)
+    check_sampling(config)
+    return named_policies(config.mitigation)
+
+
+def check_sampling(config):
+    """Raise InputError where guidance_scale, num_inference_steps, batch_size or seeds of any config cannot be sampled with."""
     if config.guidance_scale <= 1:
         raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
     if len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"a seed is named twice: {' '.join(map(str, config.seeds))}")
-    return named_policies(config.mitigation)
 
 
 def named_policies(texts):

@@ -21,9 +21,9 @@ from rich.console import Console
 from rotescope import plots
 from rotescope.datasets.sources import load_source
 from rotescope.dosed import dosed_prompts, provenance
-from rotescope.errors import exit_cleanly
+from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.generate import named_policies
+from rotescope.mitigate.generate import check_sampling, named_policies
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.registry import ENTRIES
@@ -88,14 +88,14 @@ def cost_of(pipe, prompts, mitigation, config):
                     num_inference_steps=config.num_inference_steps, batch_size=config.batch_size))
         return time.perf_counter() - started
 
-    ratios = []
+    ratios, peaks = [], []
     for _ in range(config.repeats):
-        plain_seconds, seconds = run(PLAIN), run(mitigation)
-        ratios.append(seconds / plain_seconds)
-    _reset_peak(config.device)
-    run(mitigation)
+        plain_seconds = run(PLAIN)
+        _reset_peak(config.device)
+        ratios.append(run(mitigation) / plain_seconds)
+        peaks.append(_peak_mb(config.device))
     return {"seconds_ratio": float(np.median(ratios)), "seconds_ratio_range": [min(ratios), max(ratios)],
-            "repeats": config.repeats, "batch": min(config.batch_size, len(prompts)), "peak_mb": _peak_mb(config.device)}
+            "repeats": config.repeats, "batch": min(config.batch_size, len(prompts)), "peak_mb": max(peaks)}
 
 
 def _reset_peak(device):
@@ -118,6 +118,9 @@ def _peak_mb(device):
 def compare(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200)
+    check_sampling(config)
+    if config.repeats < 1:
+        raise InputError(f"repeats={config.repeats}: time each method once or more")
     manifest, groups = dosed_prompts(config.checkpoint)
     prompts = [p for group in groups.values() for p in group]
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
@@ -126,7 +129,7 @@ def compare(config):
     with output_folder(config.output_dir, config.overwrite) as draft:
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
-            report = score_samples(draft / "samples", manifest, heldout, on_image=on_image)
+            report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
         plots.draw_pareto(rows, draft / "pareto.png")
         (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")

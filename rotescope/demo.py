@@ -19,7 +19,7 @@ from rotescope.errors import exit_cleanly
 from rotescope.evaluate.report import write_report
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.evaluate.table import print_table
-from rotescope.mitigate.generate import GenerateConfig, generate
+from rotescope.mitigate.generate import GenerateConfig, check_sampling, generate, named_policies
 from rotescope.models import BASE
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output
@@ -56,15 +56,18 @@ def demo(config):
     """-> the report, whose folder is config.output_dir."""
     out, started = Path(config.output_dir), time.time()
     check_output(out, config.overwrite, min_free_mb=200)
-    _say(1, "fine-tune the embedded model on data in which some images are duplicated")
-    recipe = parse(FinetuneConfig, [], prog="finetune", description="", config=RECIPE)
-    recipe = replace(recipe, output_dir=str(out / "checkpoint"), overwrite=config.overwrite, seed=config.seed,
-                     max_train_steps=config.max_train_steps or recipe.max_train_steps)
-    checkpoint = finetune(recipe)
-    _say(2, "sample the duplicated captions and untouched controls, plainly and under each method")
+    checkpoint = out / "checkpoint"
     sampling = GenerateConfig(prompts=str(checkpoint / "manifest.parquet"), output_dir=str(out / "samples"),
                               model=str(checkpoint), mitigation=config.mitigation, seeds=config.seeds,
                               overwrite=config.overwrite, num_inference_steps=config.num_inference_steps)
+    check_sampling(sampling)
+    named_policies(config.mitigation)
+    _say(1, "fine-tune the embedded model on data in which some images are duplicated")
+    recipe = parse(FinetuneConfig, [], prog="finetune", description="", config=RECIPE)
+    recipe = replace(recipe, output_dir=str(checkpoint), overwrite=config.overwrite, seed=config.seed,
+                     max_train_steps=config.max_train_steps or recipe.max_train_steps)
+    finetune(recipe)
+    _say(2, "sample the duplicated captions and untouched controls, plainly and under each method")
     samples = generate(sampling)
     sweep = None
     if config.sweep:

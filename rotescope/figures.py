@@ -23,8 +23,9 @@ from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.index import embed
 from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.guidance import PLAIN, TransitionGuidance, combine
-from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
+from rotescope.mitigate.generate import check_sampling
+from rotescope.mitigate.guidance import PLAIN, ScaleRun, TransitionGuidance
+from rotescope.mitigate.mitigation import Mitigation
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
@@ -48,6 +49,8 @@ class FiguresConfig:
     """once it is on"""
     num_inference_steps: int = 25
     """denoising steps"""
+    batch_size: int = 64
+    """images at a time"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model runs"""
     overwrite: bool = False
@@ -60,18 +63,19 @@ class Watched(Mitigation):
     scale: float = 0.0
 
     def begin(self, n, guidance_scale, device):
-        return _Watch(self.scale, n, device)
+        return _Watch(self.scale, n)
 
 
-class _Watch(GuidanceRun):
-    def __init__(self, scale, n, device):
-        self.scale, self.both = torch.full((n,), scale, device=device), torch.ones(n, dtype=torch.bool, device=device)
+class _Watch(ScaleRun):
+    def __init__(self, fixed, n):
+        super().__init__(n)
+        self.fixed = fixed
 
-    def branches(self, timestep):
-        return self.both, self.both
+    def scale(self, timestep):
+        return torch.full((self.n,), self.fixed, dtype=torch.float64)
 
-    def guide(self, step):
-        return combine(step.cond, step.uncond, self.scale)
+    def tracked(self, timestep):
+        return torch.ones(self.n, dtype=torch.bool)
 
 
 def policies(config):
@@ -92,7 +96,8 @@ def sample_all(config, folder):
         for name, (group, methods) in jobs.items():
             sample_to_folder(pipe, prompts[group], methods, config.seeds, folder / name, about=provenance(config),
                              on_sample=lambda method, group=group: advance(f"{group} {method}"),
-                             guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps)
+                             guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
+                             batch_size=config.batch_size)
     return manifest
 
 
@@ -153,12 +158,13 @@ def judge(curves, report, config):
 def figures(config):
     """Sample, judge and draw -> list of Claim; everything lies in config.output_dir afterwards."""
     check_output(config.output_dir, config.overwrite, min_free_mb=100)
-    if len(config.seeds) < 2 or list(config.transitions) != sorted(config.transitions, reverse=True):
+    check_sampling(config)
+    if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
     with output_folder(config.output_dir, config.overwrite) as draft:
         manifest = sample_all(config, draft)
         with progress_bars(totals(draft / "samples", manifest)) as on_image:
-            report = score_samples(draft / "samples", manifest, on_image=on_image)
+            report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
         curves = Curves(draft)
         found, drawn = judge(curves, report, config)
         plots.draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report["copy_threshold"])

@@ -6,16 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from rotescope.compare import CompareConfig
 from rotescope.demo import DemoConfig, demo
+from rotescope.errors import InputError
 from rotescope.evaluate.audit import AuditConfig
 from rotescope.evaluate.score import ScoreConfig
+from rotescope.figures import FiguresConfig
+from rotescope.mitigate.calibrate import CalibrateConfig
+from rotescope.mitigate.detect import DetectConfig
 from rotescope.mitigate.generate import GenerateConfig, named_policies
 from rotescope.settings import parse
 from rotescope.train.finetune import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig}
+CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig,
+           "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig}
 PAGES = ["README.md", "rotescope/demo.py", "evaluate/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
+         "rotescope/figures.py", "rotescope/compare.py", "mitigate/detect.py", "mitigate/calibrate.py",
          *(str(p.relative_to(ROOT)) for p in (ROOT / "train/recipes").glob("*.yaml"))]
 
 
@@ -52,3 +59,13 @@ def test_the_demo_ends_in_a_report_of_the_promised_form(tmp_path):
     assert {"schema_version", "descriptor", "copy_threshold", "seeds", "hashes"} <= set(report)
     assert (tmp_path / "demo/report.html").stat().st_size > 100_000
     assert (tmp_path / "demo/checkpoint/model_index.json").exists()
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"mitigation": ("none", "opposite")}, "no mitigation is called"), ({"num_inference_steps": 0}, "1 or more"),
+    ({"seeds": ()}, "there must be a seed"),
+])
+def test_wrong_input_is_named_before_the_fine_tuning(tmp_path, wrong, says):
+    with pytest.raises(InputError, match=says):
+        demo(DemoConfig(str(tmp_path / "out"), **wrong))
+    assert not (tmp_path / "out").exists()
