@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rotescope import claims, plots
+from rotescope import plots
 from rotescope.dosed import dosed_prompts, provenance
 from rotescope.errors import InputError, exit_cleanly
+from rotescope.evaluate import claims
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.index import embed
 from rotescope.evaluate.samples import read_samples

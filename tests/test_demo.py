@@ -42,7 +42,8 @@ def test_every_command_that_a_reader_can_copy_is_understood(name, arguments, mon
     monkeypatch.chdir(ROOT)
     config = parse(CONFIGS[name], arguments, prog=name, description="")
     if hasattr(config, "mitigation"):
-        assert named_policies(config.mitigation)
+        known = [m for m in config.mitigation if "calibration=" not in m]  # that file is the reader's own
+        assert named_policies(known) or name == "compare"  # where naming none means all
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from rotescope import claims
+from rotescope.evaluate import claims
 from rotescope.evaluate.detection import roc_auc
 
 
