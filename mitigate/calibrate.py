@@ -1,7 +1,7 @@
 """Measure the prediction gaps of prompts that are known to be ordinary, for the mitigation dtp-calibrated.
 
-    rotescope calibrate --model runs/demo/checkpoint --prompts ordinary.txt --output_file c.json
-    rotescope generate --model runs/demo/checkpoint --prompts p.txt --output_dir s --mitigation none dtp-calibrated:calibration=c.json
+    rotescope calibrate --model runs/model --prompts ordinary.txt --output_file c.json
+    rotescope generate --model runs/model --prompts new.txt --output_dir s --mitigation none dtp-calibrated:calibration=c.json
 
 Ordinary are prompts of which you know that the model does not replicate an image: captions of your own that are in no training
 set, or held-out ones. A hundred images or more; only the first `watch` steps of each are sampled. The file holds for the model,

@@ -4,7 +4,21 @@ import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg",
                "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
-import torch  # noqa: E402  (libraries read the variables above when they load)
+import pytest  # noqa: E402  (libraries read the variables above when they load)
+import torch  # noqa: E402
+from tiny import image_folder, saved_pipeline  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of six captioned images."""
+    return image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a tiny Stable Diffusion."""
+    return saved_pipeline(tmp_path_factory.mktemp("base"))

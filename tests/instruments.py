@@ -57,3 +57,12 @@ def samples_folder(folder, examples, copied, methods=None, groups=("",), seeds=(
 
 def rows_of(folder):
     return pq.read_table(folder / "records.parquet").to_pylist()
+
+
+def leave(main, argv):
+    """A command's exit code."""
+    try:
+        main([str(a) for a in argv])
+    except SystemExit as left:
+        return left.code
+    return 0

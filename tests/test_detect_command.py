@@ -4,7 +4,6 @@ import shlex
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_pipeline
 
 from rotescope import detect as front
 from rotescope.errors import InputError
@@ -15,10 +14,8 @@ from rotescope.settings import parse
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
+def model(base):
+    return str(base)
 
 
 @pytest.fixture

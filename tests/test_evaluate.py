@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from instruments import noise, rows_of, samples_folder, training_folder, training_set
+from instruments import leave, noise, rows_of, samples_folder, training_folder, training_set
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
@@ -312,14 +312,6 @@ def test_gap_curves_are_quartiles_where_a_gap_was_computed(data, tmp_path):
 
 
 # ----- commands
-
-def leave(main, argv):
-    try:
-        main([str(a) for a in argv])
-    except SystemExit as left:
-        return left.code
-    return 0
-
 
 def test_score_takes_any_two_folders(tmp_path, capsys):
     train = training_folder(tmp_path / "train")

@@ -5,29 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from instruments import samples_folder, training_folder
+from instruments import leave, samples_folder, training_folder
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from tiny import image_folder, tiny_pipeline
+from tiny import image_folder, saved_pipeline, tiny_pipeline
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.evaluate import audit, indexing
 
 
-def leave(main, argv):
-    try:
-        main([str(a) for a in argv])
-    except SystemExit as left:
-        return left.code
-    return 0
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_pipeline().save_pretrained(folder)
-    return folder
+    return saved_pipeline(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

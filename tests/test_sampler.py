@@ -25,10 +25,8 @@ TEXTS = ("a cat on a blue background", "a bus", "a frog and a pig on a pink back
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(folder)
-    return str(folder)
+def model(base):
+    return str(base)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
-from tiny import image_folder, tiny_pipeline
+from tiny import saved_pipeline, tiny_pipeline
 from torchvision import transforms
-from training import arguments, config_of, largest_difference, saved_pipeline, weights
+from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
@@ -40,19 +40,9 @@ HASHES = {"vae": "v", "text": "t"}
 UNIFORM = draw_levels(noise_schedule(DDPMScheduler()))
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def any_base(request, tmp_path_factory):
     return saved_pipeline(tmp_path_factory.mktemp("base"), request.param)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 def sample(pipe, prompt="a cat on a red background"):

@@ -11,7 +11,6 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 from packaging.version import Version
 from safetensors.torch import load_file
-from tiny import image_folder
 from tiny_families import FAMILIES, tiny_family
 from torchvision.transforms.functional import to_tensor
 from training import config_of
@@ -32,11 +31,6 @@ needs_peft = pytest.mark.skipif(Version(version("peft")) < Version(MIN_PEFT_VERS
                                 reason="transformers asks for a newer peft: no LoRA on text encoders")
 PROMPT = "a cat on a red background"
 HASHES = {"vae": "v", "text": "t"}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tiny import image_folder, tiny_pipeline
-from training import config_of, largest_difference, saved_pipeline, weights
+from tiny import saved_pipeline, tiny_pipeline
+from training import config_of, largest_difference, weights
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
@@ -19,11 +19,6 @@ from rotescope.train.latents import Preprocessing, Rows, encode
 
 HASHES = {"vae": "v", "text": "t"}
 SMALL = Preprocessing(16)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import image_folder, tiny_pipeline
-from training import config_of, largest_difference, saved_pipeline, weights
+from tiny import tiny_pipeline
+from training import config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
@@ -16,16 +16,6 @@ from rotescope.train.mitigations import TO_EPSILON, TrainingMitigation
 from rotescope.train.objective import TARGETS, add_noise, draw_levels, noise_schedule
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import image_folder, tiny_pipeline
-from training import arguments, config_of, largest_difference, saved_pipeline, weights
+from tiny import tiny_pipeline
+from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
 from rotescope.train.finetune import finetune, main
@@ -18,16 +18,6 @@ from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
 from rotescope.train.objective import draw_levels, noise_schedule
 from rotescope.train.place import checkpoints
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from tiny import image_folder
-from training import config_of, in_processes, largest_difference, saved_pipeline, weights
+from training import config_of, in_processes, largest_difference, weights
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
@@ -17,16 +16,6 @@ from rotescope.train.sharded import NEEDS_WHOLE_WEIGHTS, check_sharding
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes": ("MULTI_GPU", 16), "fsdp": ("FSDP", 8),
                 "deepspeed_zero2": ("DEEPSPEED", 8)}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 def test_two_processes_train_as_one(base, images, tmp_path):

@@ -8,24 +8,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny import image_folder
-from training import config_of, in_process, largest_difference, saved_pipeline, weights
+from training import config_of, in_process, largest_difference, weights
 
 from rotescope.errors import InputError, RunError
 from rotescope.train.finetune import finetune
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return saved_pipeline(tmp_path_factory.mktemp("base"))
 
 
 def assert_same_state(one, other):

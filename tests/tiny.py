@@ -44,16 +44,16 @@ def tokenizer():
 
 def tiny_pipeline(prediction_type="epsilon"):
     """-> StableDiffusionPipeline, 16 × 16 px, latents 4 × 8 × 8, always with the same random weights."""
-    return _seeded(lambda: StableDiffusionPipeline(
-        text_encoder=_clip(), vae=AutoencoderKL(**VAE), tokenizer=tokenizer(), unet=UNet2DConditionModel(**UNET),
+    return seeded(lambda: StableDiffusionPipeline(
+        text_encoder=clip(), vae=AutoencoderKL(**VAE), tokenizer=tokenizer(), unet=UNet2DConditionModel(**UNET),
         scheduler=DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=prediction_type),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False))
 
 
 def tiny_sdxl():
     """Two text encoders, pooled text and sizes beside them."""
-    return _seeded(lambda: StableDiffusionXLPipeline(
-        AutoencoderKL(**VAE), _clip(), _clip(CLIPTextModelWithProjection), tokenizer(), tokenizer(),
+    return seeded(lambda: StableDiffusionXLPipeline(
+        AutoencoderKL(**VAE), clip(), clip(CLIPTextModelWithProjection), tokenizer(), tokenizer(),
         UNet2DConditionModel(**UNET | dict(cross_attention_dim=2 * WIDTH, addition_embed_type="text_time",
                                            addition_time_embed_dim=4, projection_class_embeddings_input_dim=WIDTH + 6 * 4)),
         DPMSolverMultistepScheduler(**SCHEDULE), add_watermarker=False))
@@ -61,17 +61,17 @@ def tiny_sdxl():
 
 def tiny_sd3():
     """A flow-matching transformer, without T5."""
-    return _seeded(lambda: StableDiffusion3Pipeline(
+    return seeded(lambda: StableDiffusion3Pipeline(
         SD3Transformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
                               num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=2 * WIDTH,
                               pooled_projection_dim=2 * WIDTH, pos_embed_max_size=8),
-        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), _clip(CLIPTextModelWithProjection), tokenizer(),
-        _clip(CLIPTextModelWithProjection), tokenizer(), None, None))
+        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), clip(CLIPTextModelWithProjection), tokenizer(),
+        clip(CLIPTextModelWithProjection), tokenizer(), None, None))
 
 
 def tiny_pixart():
     """A transformer that predicts noise and, in as many channels again, its variance."""
-    return _seeded(lambda: PixArtAlphaPipeline(
+    return seeded(lambda: PixArtAlphaPipeline(
         tokenizer(), _t5(), AutoencoderKL(**VAE),
         PixArtTransformer2DModel(sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=1, attention_head_dim=8,
                                  num_attention_heads=2, cross_attention_dim=16, caption_channels=WIDTH),
@@ -80,8 +80,8 @@ def tiny_pixart():
 
 def tiny_flux():
     """A flow-matching transformer on 16 packed tokens, called twice a step."""
-    return _seeded(lambda: FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), _clip(), tokenizer(), _t5(), tokenizer(),
+    return seeded(lambda: FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(), AutoencoderKL(**VAE), clip(), tokenizer(), _t5(), tokenizer(),
         FluxTransformer2DModel(patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
                                num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=WIDTH,
                                axes_dims_rope=(4, 4, 8))))
@@ -101,7 +101,8 @@ def cached_pipeline(kind):
     return TINY[kind]().to(torch.float64)
 
 
-def _seeded(make):
+def seeded(make):
+    """make() -> a pipeline that always has the same weights, in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipe = make()
@@ -111,16 +112,21 @@ def _seeded(make):
     return pipe
 
 
-def _clip(kind=CLIPTextModel):
+def clip(kind=CLIPTextModel, layers=1):
     words = tokenizer()
     return kind(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=layers, num_attention_heads=2,
         max_position_embeddings=TOKENS, projection_dim=WIDTH, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id))
 
 
 def _t5():
     return T5EncoderModel(T5Config(vocab_size=len(tokenizer()), d_model=WIDTH, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2))
+
+
+def saved_pipeline(folder, prediction_type="epsilon"):
+    tiny_pipeline(prediction_type).save_pretrained(folder)
+    return folder
 
 
 def image_folder(folder, n=6, side=16):

@@ -1,5 +1,7 @@
 """Small pipelines of the real classes beside Stable Diffusion's: SDXL, SD3 and FLUX, 16 × 16 px, always with the same weights."""
-import torch
+from functools import partial
+
+import tiny
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -11,9 +13,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny import TOKENS, UNET, VAE, WIDTH, tiny_pipeline, tokenizer
+from tiny import UNET, VAE, WIDTH, seeded, tiny_pipeline, tokenizer
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     T5Config,
@@ -23,13 +24,7 @@ from transformers import (
 
 from rotescope.train.pretrain import SCHEDULE
 
-
-def clip(kind):
-    words = tokenizer()
-    return kind(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TOKENS, projection_dim=WIDTH, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id))
+clip = partial(tiny.clip, layers=2)
 
 
 def t5_tokenizer():
@@ -76,11 +71,4 @@ FAMILIES = {"sd1": tiny_pipeline, "sd2": lambda: tiny_pipeline("v_prediction"), 
 
 
 def tiny_family(name):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipe = FAMILIES[name]()
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()  # T5 drops out, if it is not told
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return seeded(FAMILIES[name])

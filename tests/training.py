@@ -10,18 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_pipeline
 
 from rotescope.train.finetune import FinetuneConfig, finetune
 from rotescope.train.loop import DenoisingLoss
 
 SAVING = ("resume.py", "place.py", "checkpoint.py")
 NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore", "_restore", "identity", "_state")
-
-
-def saved_pipeline(folder, prediction_type="epsilon"):
-    tiny_pipeline(prediction_type).save_pretrained(folder)
-    return folder
 
 
 def config_of(base, images, out, **changes):
