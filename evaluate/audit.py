@@ -8,10 +8,8 @@ have a duplication plan, its duplicated and control captions are sampled; else e
 """
 import json
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-
-import torch
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, exit_cleanly
@@ -23,7 +21,7 @@ from rotescope.evaluate.score import announce, measuring, show_and_judge, write_
 from rotescope.evaluate.scoring import score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, check, named_policies, sample_with
 from rotescope.mitigate.prompts import prompts_of
-from rotescope.models import find_model, load_pipeline
+from rotescope.models import ModelOptions, find_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import output_folder
 from rotescope.settings import parse, plain
@@ -32,11 +30,9 @@ ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(MeasureConfig):
-    model: str
+class AuditConfig(MeasureConfig, ModelOptions):
+    model: str = field()
     """model folder in diffusers' layout, or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
     base: str | None = None
     """the base model, to tell what this fine-tune memorized: a folder, a name, or auto: the LoRA's adapter off, or the base that
     the checkpoint's rotescope.json names; sampled plainly on the same prompts and seeds"""
@@ -50,10 +46,10 @@ class AuditConfig(MeasureConfig):
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
+    resolution: int | None = None
+    """side of the images in pixels; the model's own unless given"""
     batch_size: int = 64
     """images at a time"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
 
 
 def audit(config):
@@ -101,7 +97,7 @@ def sample(config, base, prompts, policies, folder):
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():
         made.mkdir()
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    pipe = open_model(config)
     sample_with(config, pipe, prompts, policies, folders["samples"])
     if base:
         plainly = named_policies(("none",))
@@ -109,8 +105,9 @@ def sample(config, base, prompts, policies, folder):
             pipe.disable_lora()
             sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"])
         else:
-            pipe = load_pipeline(base).to(config.device)
-            sample_with(replace(config, model=base, lora=None), pipe, prompts, plainly, folders["base"])
+            del pipe  # makes room
+            alone = replace(config, model=base, lora=None)
+            sample_with(alone, open_model(alone), prompts, plainly, folders["base"])
     return folders
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.ndimage import sobel
 
 from rotescope.errors import InputError
+from rotescope.mitigate.mitigation import guided
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class BlackBox:
         """-> a PIL image for each noise seed."""
         pipe.set_progress_bar_config(disable=True)
         return pipe(list(texts), generator=[torch.Generator().manual_seed(s) for s in noise_seeds],
-                    num_inference_steps=self.num_inference_steps, guidance_scale=self.guidance_scale).images
+                    num_inference_steps=self.num_inference_steps, **guided(pipe, len(texts), self.guidance_scale)).images
 
     def score(self, observed):
         """The n images of one prompt -> its score."""

@@ -18,23 +18,20 @@ from rotescope.errors import InputError, exit_cleanly
 from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.hooks import mitigated
+from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.sampler import noise_seed
-from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import write_json
 from rotescope.settings import parse, plain
 
 
 @dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(ModelOptions):
     prompts: str
     """file of ordinary prompts, or a checkpoint's manifest.parquet"""
     output_file: str
     """the calibration, a JSON file"""
-    model: str = str(BASE)
-    """model folder in diffusers' layout, or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed"""
     watch: int = 4
@@ -49,8 +46,6 @@ class CalibrateConfig:
     """which prompts of a manifest that has a duplication plan"""
     max_prompts: int | None = None
     """take only so many prompts"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
     overwrite: bool = False
     """replace output_file"""
 
@@ -62,9 +57,7 @@ def check(config):
         raise InputError(f"{file} exists: name another file or pass --overwrite")
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file.parent} is no folder: name a file in one that exists")
-    find_model(config.model)
-    if config.lora:
-        find_lora(config.lora)
+    check_model(config)
     check_sampling(config)
     if not 1 <= config.watch <= config.num_inference_steps:
         raise InputError(f"watch={config.watch}: give a number of steps from 1 to num_inference_steps")
@@ -77,7 +70,7 @@ def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_ste
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start:start + batch_size]
         with mitigated(pipe, "none") as run:
-            pipe([text for text, _ in batch], guidance_scale=guidance_scale, num_inference_steps=num_inference_steps,
+            pipe([text for text, _ in batch], **guided(pipe, len(batch), guidance_scale), num_inference_steps=num_inference_steps,
                  generator=[torch.Generator().manual_seed(seed) for _, seed in batch], output_type="latent",
                  callback_on_step_end=stop_after(watch))
         gaps += [row[:watch] for row in run.prediction_gaps]
@@ -101,7 +94,7 @@ def calibrate(config):
     """-> the calibration's file."""
     check(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    pipe = open_model(config)
     settings = {k: getattr(config, k) for k in ("watch", "guidance_scale", "num_inference_steps", "batch_size")}
     with progress_bars({"ordinary": len(prompts) * len(config.seeds)}) as advance:
         done = 0

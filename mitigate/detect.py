@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
 from rotescope.mitigate.generate import hashes_of, load_prompts, unique_names
 from rotescope.mitigate.tokens import attribute_tokens
-from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder, versions, write_json
 from rotescope.settings import plain
@@ -31,15 +30,11 @@ TOKENS = pa.schema([("prompt_index", pa.int32()), ("prompt", pa.string()), ("gro
 
 
 @dataclass(frozen=True)
-class DetectConfig:
+class DetectConfig(ModelOptions):
     prompts: str
     """file of prompts, or a checkpoint's manifest.parquet"""
     output_dir: str
     """scores.parquet and run.json go here"""
-    model: str = str(BASE)
-    """model folder in diffusers' layout, or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
     detector: tuple[str, ...] = ("magnitude",)
     """one or several, each perhaps with settings: magnitude:n=1,steps=5"""
     tokens: bool = False
@@ -52,8 +47,6 @@ class DetectConfig:
     """take only so many prompts of each group"""
     batch_size: int = 64
     """images at a time"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
 
@@ -61,9 +54,7 @@ class DetectConfig:
 def check(config):
     """Raise InputError for whatever would stop the run later -> {name: detector}."""
     check_output(config.output_dir, config.overwrite)
-    find_model(config.model)
-    if config.lora:
-        find_lora(config.lora)
+    check_model(config)
     if config.batch_size < 1 or not config.detector:
         raise InputError("batch_size must be 1 or more, and there must be a detector")
     return dict(zip(unique_names(config.detector, "detector"), map(get_detector, config.detector), strict=True))
@@ -73,7 +64,7 @@ def detect(config):
     """Score as `config` says -> rows of scores.parquet."""
     detectors = check(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    pipe = open_model(config)
     totals = {name: d.n * len(prompts) for name, d in detectors.items()} | {"tokens": 4 * len(prompts) * config.tokens}
     scored, seconds, attributed = {}, {}, []
     with output_folder(config.output_dir, config.overwrite) as draft, progress_bars(totals) as advance:

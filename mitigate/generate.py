@@ -14,12 +14,11 @@ import hashlib
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 from accelerate import PartialState
 
 from rotescope.datasets.records import Manifest
@@ -28,22 +27,18 @@ from rotescope.mitigate.prompts import prompts_of, read_prompts
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.unfinished import check_same, is_finished, resumable_folder
-from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.models import ModelOptions, check_model, find_lora, find_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, folder_sha256, sha256, versions
 from rotescope.settings import parse, plain
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(ModelOptions):
     prompts: str
     """file of prompts, or a checkpoint's manifest.parquet"""
     output_dir: str
     """where images, records.parquet and run.json go"""
-    model: str = str(BASE)
-    """model folder in diffusers' layout, or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
     mitigation: tuple[str, ...] = ("none",)
     """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
@@ -52,14 +47,14 @@ class GenerateConfig:
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
+    resolution: int | None = None
+    """side of the images in pixels; the model's own unless given"""
     batch_size: int = 64
     """images at a time"""
     groups: tuple[str, ...] = ("duplicated", "control")
     """which prompts of a manifest that has a duplication plan"""
     max_prompts: int | None = None
     """take only so many prompts of each group"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
     resume: bool = False
@@ -82,9 +77,7 @@ def check(config):
     """Raise InputError for whatever would stop the run later -> {name: policy}."""
     if not (config.resume and is_finished(config.output_dir)):
         check_output(config.output_dir, config.overwrite)
-    find_model(config.model)
-    if config.lora:
-        find_lora(config.lora)
+    check_model(config)
     check_sampling(config)
     return named_policies(config.mitigation)
 
@@ -124,7 +117,7 @@ def generate(config):
         if state.is_main_process:
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
-    pipe = load_pipeline(config.model, config.lora).to(state.device if config.device == "cuda" else config.device)
+    pipe = open_model(replace(config, device=str(state.device)) if config.device == "cuda" else config)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
         _sample(config, pipe, prompts, policies, draft, about, state)
     return Path(config.output_dir)
@@ -140,7 +133,7 @@ def describe(config, prompts, policies):
     return {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes_of(config, prompts),
             "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
             "guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps,
-            "batch_size": config.batch_size}
+            "resolution": config.resolution, "batch_size": config.batch_size}
 
 
 def hashes_of(config, prompts):
@@ -155,7 +148,7 @@ def _sample(config, pipe, prompts, policies, folder, about, state=None):
     with progress_bars(totals, disable=bool(state and not state.is_main_process)) as advance:
         sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance, state=state,
                          guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
-                         batch_size=config.batch_size)
+                         batch_size=config.batch_size, resolution=config.resolution)
 
 
 @exit_cleanly

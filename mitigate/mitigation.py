@@ -195,6 +195,11 @@ def denoiser_of(pipe):
     return denoiser
 
 
+def guided(pipe, n, scale):
+    """The arguments that ask a pipeline for n images under guidance by `scale`: FLUX names it otherwise than the rest."""
+    return {"true_cfg_scale": scale, "negative_prompt": [""] * n} if family(pipe) == "flux" else {"guidance_scale": scale}
+
+
 def _number(*parts):
     """Whatever was given -> one integer below 2⁶⁴, the same in every run."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")

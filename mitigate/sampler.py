@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from rotescope.mitigate.hooks import mitigated
+from rotescope.mitigate.mitigation import guided
 from rotescope.runs import write_json
 
 SCHEMA = pa.schema([
@@ -51,17 +52,18 @@ def batches(prompts, seeds, batch_size):
 
 def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
     """Yields one Sample for each (prompt, seed), prompt by prompt. An image is what pipe(prompt, generator=torch.Generator()
-    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps."""
+    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps, resolution (pixels; None: the model's).
+    """
     for batch in batches(prompts, seeds, batch_size):
         yield from sample_batch(pipe, prompts, policy, batch, **settings)
 
 
-def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50):
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
     """One batch of jobs -> a Sample for each."""
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale,
-                      num_inference_steps=num_inference_steps,
+        images = pipe([prompts[i].text for i, _, _ in batch], **guided(pipe, len(batch), guidance_scale),
+                      num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps) for job, image, signal in zip(batch, images, signals, strict=True)]

@@ -1,10 +1,11 @@
 """Models in diffusers' layout, from a folder or the hub: what is missing is said before anything is loaded."""
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
@@ -14,46 +15,93 @@ from rotescope.errors import InputError
 BASE = Path(__file__).resolve().parent.parent / "train" / "base"
 if not BASE.is_dir():  # a wheel holds the four folders inside the package
     BASE = Path(__file__).resolve().parent / "train" / "base"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
+             "PixArtAlphaPipeline", "PixArtSigmaPipeline")
+WEIGHTS = (("config.json",), ("*.safetensors",))
+TOKENIZER = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json", "spiece.model"))
 PARTS = {  # component -> files of which it needs one of each group
-    "unet": (("config.json",), ("*.safetensors",)),
-    "vae": (("config.json",), ("*.safetensors",)),
-    "text_encoder": (("config.json",), ("*.safetensors",)),
-    "tokenizer": (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")),
+    "unet": WEIGHTS, "transformer": WEIGHTS, "vae": WEIGHTS,
+    "text_encoder": WEIGHTS, "text_encoder_2": WEIGHTS, "text_encoder_3": WEIGHTS,
+    "tokenizer": TOKENIZER, "tokenizer_2": TOKENIZER, "tokenizer_3": TOKENIZER,
     "scheduler": (("scheduler_config.json",),),
 }
+ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")  # the others if model_index.json names them
 
 
-def find_model(name):
-    """A folder, or a model's name on the hub -> its folder, with every part of a StableDiffusionPipeline; else InputError."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What every command that opens a model lets a user choose alike."""
+    model: str = str(BASE)
+    """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), or its name on the hub"""
+    lora: str | None = None
+    """LoRA file or folder, on top of the model"""
+    dtype: str = "fp32"
+    """number format of the weights: fp32, fp16 or bf16"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model runs"""
+
+
+def check_model(options):
+    """Raise InputError if open_model could not."""
+    if options.dtype not in DTYPES:
+        raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
+    find_model(options.model)
+    if options.lora:
+        find_lora(options.lora)
+
+
+def open_model(options):
+    """ModelOptions -> the pipeline, where it is to run."""
+    return load_pipeline(options.model, options.lora, DTYPES[options.dtype]).to(options.device)
+
+
+def find_model(name, kinds=PIPELINES):
+    """A folder, or a model's name on the hub -> its folder, with every part that its pipeline needs; else InputError."""
     folder = Path(name)
     if not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         folder = _download(name)
-    if not (folder / "model_index.json").exists():
+    index = _index(folder)
+    if not index:
         raise InputError(f"no model at {name}: name a folder in diffusers' layout, with a model_index.json")
-    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise InputError(f"{name} is a {kind}: only a StableDiffusionPipeline is served so far")
+    if index.get("_class_name") not in kinds:
+        raise InputError(f"{name} is a {index.get('_class_name')}: what is served here is {', '.join(kinds)}")
     for part, groups in PARTS.items():
-        for group in groups:
-            if not any(True for pattern in group for _ in (folder / part).glob(pattern)):
-                raise InputError(f"the model {name} has no {part} (no {' or '.join(group)} there): copy the whole model folder")
+        if part in ALWAYS or (index.get(part) or [None])[0]:
+            _check_part(name, folder / part, groups)
     return folder
 
 
-def load_pipeline(name, lora=None):
-    """-> StableDiffusionPipeline in float32 without safety checker, its parts frozen, in eval mode; `lora`: a file or folder."""
+def _check_part(name, folder, groups):
+    for group in groups:
+        if not any(True for pattern in group for _ in folder.glob(pattern)):
+            raise InputError(f"the model {name} has no {folder.name} ({' or '.join(group)}): copy the whole model folder")
+
+
+def _index(folder):
+    """model_index.json, or nothing."""
+    try:
+        found = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def load_pipeline(name, lora=None, dtype=torch.float32):
+    """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode; `lora`: a file or folder."""
     folder, lora = find_model(name), find_lora(lora) if lora else None
+    kind = _index(folder)["_class_name"]
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
     try:
         with quiet():
-            pipe = StableDiffusionPipeline.from_pretrained(
-                folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
-                use_safetensors=True, local_files_only=True)
+            pipe = getattr(diffusers, kind).from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **unchecked)
             if lora:
                 pipe.load_lora_weights(lora.parent, weight_name=lora.name, local_files_only=True)
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"{lora or name} cannot be loaded ({error}): copy it again") from error
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
         part.requires_grad_(False).eval()
     return pipe
 
@@ -77,7 +125,7 @@ def portable_text_encoder(folder):
 
 def _download(name):
     try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+        return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:  # no network, no such model, no safetensors: one kind each
         raise InputError(f"no model at {name}, and the hub does not give it ({error}): name a local folder") from error
 

@@ -44,7 +44,7 @@ def test_it_writes_scores_tokens_and_the_table(model, prompts, tmp_path, capsys)
 
 
 def test_another_run_gives_the_same_scores_and_another_seed_others(model, prompts, tmp_path):
-    runs = [[r["score"] for r in detect(DetectConfig(prompts, str(tmp_path / name), model, seed=seed, device="cpu"))]
+    runs = [[r["score"] for r in detect(DetectConfig(prompts, str(tmp_path / name), model=model, seed=seed, device="cpu"))]
             for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert runs[0] == runs[1] != runs[2]
 

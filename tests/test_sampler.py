@@ -32,7 +32,7 @@ def model(base):
 @pytest.fixture
 def config(model, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
-    return GenerateConfig(str(tmp_path / "prompts.txt"), str(tmp_path / "out"), model, mitigation=("none", "og-stp"),
+    return GenerateConfig(str(tmp_path / "prompts.txt"), str(tmp_path / "out"), model=model, mitigation=("none", "og-stp"),
                           seeds=(0, 1), num_inference_steps=3, batch_size=2, device="cpu")
 
 

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from rotescope.datasets.duplicate import check_served
 from rotescope.errors import InputError, RunError, exit_cleanly
+from rotescope.models import DTYPES
 from rotescope.progress import progress_bars
 from rotescope.settings import parse
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
 from rotescope.train.place import checkpoints, clear_work, result_folder
-from rotescope.train.recipe import DTYPES, EMBEDDED, FinetuneConfig
+from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle

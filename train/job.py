@@ -10,13 +10,13 @@ from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
+from rotescope.models import DTYPES, find_model, load_pipeline
 from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
-from rotescope.train.families import Predictor, family_of
+from rotescope.train.families import FAMILIES, Predictor, family_of
 from rotescope.train.latents import Preprocessing, too_long
 from rotescope.train.objective import MIN_SNR_DIVISOR, TARGETS, NoiseSchedule, noise_schedule
-from rotescope.train.open_model import find_any, load_any
 from rotescope.train.place import check_place
-from rotescope.train.recipe import DTYPES, EMBEDDED, FinetuneConfig, check_values
+from rotescope.train.recipe import EMBEDDED, FinetuneConfig, check_values
 from rotescope.train.watch import is_first_process
 
 __all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
@@ -50,11 +50,11 @@ def check(config):
     """-> Job. InputError on anything that would stop the run later."""
     check_values(config)
     resume = check_place(config)
-    model = find_any(config.pretrained_model_name_or_path)
+    model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
     manifest = apply_plan(load_source(config.train_data_dir), plan)
-    pipe = load_any(model)
+    pipe = load_pipeline(model)
     check_place(config, min_free_mb=_megabytes(pipe, config))
     noise = noise_schedule(pipe.scheduler)
     if noise.target not in TARGETS:

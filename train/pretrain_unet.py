@@ -55,13 +55,14 @@ def average_gradients(parameters, world):
 
 
 def train_unet(out, steps, batch=64, lr=1.5e-3, dropout=0.1, decay=0.999, start=None):
-    """Epsilon prediction; half the timesteps uniform, half from the noisier 70 %, where layout and object are decided.
+    """Epsilon prediction; half the timesteps uniform, half where layout and object are decided: 250 to 850.
 
-    On a stream of its own and on the towers', which has more pairs: two objects at once are what it learns last.
+    On streams of its own and on the towers', which has more pairs: two objects at once are what it learns last.
     """
     rank, world = join_processes()
     vae = AutoencoderKL.from_pretrained(out / "vae").eval()
-    streams = latents_of(out, vae, 60_000, SEEDS["unet"]), latents_of(out, vae, 40_000, SEEDS["contrastive"], PAIRS_FOR_TOWERS)
+    streams = (latents_of(out, vae, 60_000, SEEDS["unet"]), latents_of(out, vae, 60_000, SEEDS["unet again"]),
+               latents_of(out, vae, 40_000, SEEDS["contrastive"], PAIRS_FOR_TOWERS))
     latents, captions = (torch.cat(parts) for parts in zip(*streams, strict=True))
     n = len(latents)
     table, batch = text_table(out), batch // world
@@ -78,7 +79,7 @@ def train_unet(out, steps, batch=64, lr=1.5e-3, dropout=0.1, decay=0.999, start=
     for step in range(steps):
         b = torch.randint(n, (batch,))
         caption = torch.where(torch.rand(batch) < dropout, len(table) - 1, captions[b])
-        t = torch.where(torch.rand(batch) < 0.5, torch.randint(300, 1000, (batch,)), torch.randint(0, 1000, (batch,)))
+        t = torch.where(torch.rand(batch) < 0.5, torch.randint(250, 850, (batch,)), torch.randint(0, 1000, (batch,)))
         noise = torch.randn_like(latents[b])
         loss = F.mse_loss(predict(noising.add_noise(latents[b], noise, t), t, table[caption]).sample, noise)
         opt.zero_grad(set_to_none=False)

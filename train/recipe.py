@@ -2,15 +2,13 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import torch
 from accelerate.tracking import get_available_trackers
 
 from rotescope.errors import InputError
-from rotescope.models import BASE
+from rotescope.models import BASE, DTYPES
 from rotescope.train.objective import WEIGHTING_SCHEMES
 
 EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data_dir": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from rotescope.datasets.emoji.scenes import PAIR_SHARE, scenes
 
-SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "judge": 5}  # and scene streams; the splits have 101, 202
+SEEDS = {"contrastive": 1, "vae": 2, "unet": 3, "unet again": 4, "judge": 5}  # and scene streams; the splits have 101, 202
 PAIRS_FOR_TOWERS = 0.35  # share of scenes with two objects in the towers' stream
 
 
