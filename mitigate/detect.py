@@ -3,10 +3,11 @@
     rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --output_dir runs/detect
     rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
 
-Detectors: magnitude, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges, cliques (these
-need images only). Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and detector,
-higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups, as those of a
-manifest with a duplication plan have, JSON on stdout says how well each detector tells duplicated prompts from the others.
+Detectors: magnitude, layout, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
+cliques (these need images only). Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt
+and detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups,
+as those of a manifest with a duplication plan have, JSON on stdout says how well each detector tells duplicated prompts from the
+others.
 """
 import time
 from dataclasses import asdict, dataclass

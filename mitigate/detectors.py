@@ -16,7 +16,7 @@ from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.registry import _nearest, _setting
 from rotescope.mitigate.sampler import batches
-from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector, Magnitude
+from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector, Layout, Magnitude
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Entry:
 
 DETECTORS = {
     "magnitude": Entry(Magnitude(), "Wen et al., ICLR 2024, arXiv 2407.21720", "predictions"),
+    "layout": Entry(Layout(), "this project, after Wen et al.", "predictions"),
     "anisotropy": Entry(Anisotropy(), "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "predictions"),
     "sail": Entry(HessianVector(), "Jeon et al., ICML 2025, arXiv 2412.04140", "derivatives"),
     "bright-ending": Entry(BrightEnding(), "Chen et al., ICLR 2025, arXiv 2410.21665", "predictions, cross-attention"),

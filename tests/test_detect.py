@@ -15,13 +15,14 @@ from rotescope.mitigate.prompts import Prompt
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.mitigate.signals import eps_factor
 from rotescope.mitigate.tokens import attribute_tokens
-from rotescope.mitigate.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
+from rotescope.mitigate.whitebox import as_mask, details, end_tokens, entropy, entropy_d, masked_magnitude
 
 TEXTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
 PROMPTS = [Prompt(t) for t in TEXTS]
 SEEDS = [noise_seed(t, 0) for t in TEXTS]
 SMALL = {"bright-ending": ":n=2,num_inference_steps=3", "entropy-d": ":n=2,num_inference_steps=6",
-         "cliques": ":n=3,clique=2,num_inference_steps=2", "magnitude": ":n=2,steps=2,num_inference_steps=5"}
+         "cliques": ":n=3,clique=2,num_inference_steps=2", "magnitude": ":n=2,steps=2,num_inference_steps=5",
+         "layout": ":n=2,steps=2,num_inference_steps=5"}
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -64,7 +65,7 @@ def test_every_detector_names_its_paper():
 
 
 @pytest.mark.parametrize("wrong", [
-    "wen", "magnitude:step=3", "magnitude:steps=0", "magnitude:steps=51", "sail:n=0", "sail:guidance_scale=1",
+    "wen", "magnitude:step=3", "magnitude:steps=0", "magnitude:steps=51", "layout:window=0", "sail:n=0", "sail:guidance_scale=1",
     "entropy-d:metric=F", "edges:n=1", "cliques:clique=17", "cliques:tiles=0",
 ])
 def test_wrong_names_and_settings_are_refused(wrong):
@@ -133,6 +134,20 @@ def test_magnitude_is_the_mean_of_the_first_gaps(pipe, probe):
     expected = torch.stack([look.gap.flatten(1).square().sum(1).sqrt() for look in probe.walk(2)]).mean(0)
     found = get_detector("magnitude:steps=2,num_inference_steps=5").observe(pipe, TEXTS, SEEDS)
     np.testing.assert_allclose(found, expected.numpy())
+
+
+def test_layout_is_what_the_seeds_of_a_prompt_share_beyond_colours():
+    detector, picture = get_detector("layout:n=2,steps=1"), torch.zeros(1, 1, 8, 8)
+    picture[..., 3, 4] = 9.0
+    found = details(torch.cat([picture, picture + 5]), 0.375)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)                             # a colour all over is no detail
+    ring = torch.zeros(8, 8)
+    ring[2:5, 3:6] = -1.0                                                                 # 9 at one pixel of 3 × 3 has the mean 1
+    ring[3, 4] = 8.0
+    np.testing.assert_allclose(found[0, 0], ring, atol=1e-6)
+    assert detector.score(list(found[:, None])) == pytest.approx(72 ** 0.5)               # 8² + 8 · 1²
+    assert detector.score([found[:1], -found[:1]]) == 0                                   # what seeds do not share cancels
+    assert detector.rows == 4
 
 
 def test_anisotropy_adds_the_cosine_at_the_third_last_timestep(pipe, probe):
