@@ -57,6 +57,8 @@ def arms(config):
     for text in config.train_mitigation:
         of_data = OF_THE_DATA.get(text)
         found.append(Arm(text, **of_data) if of_data else Arm(text, named_mitigation(text)))
+    if not found:
+        raise InputError("there is no curve to draw: name a --mitigation, none among them, or a --train_mitigation")
     if len({arm.name for arm in found}) < len(found):
         raise InputError(f"a training mitigation is named twice: {' '.join(config.train_mitigation)}")
     return found

@@ -122,7 +122,8 @@ def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, mo
     ({"train_mitigation": ("poem",)}, "no training mitigation is called 'poem'"), ({"guidance_scale": 1.0}, "scale above 1"),
     ({"train_mitigation": ("mem_ratio", "mem_ratio")}, "named twice"), ({"mitigation": ("poem",)}, "no mitigation is called"),
     ({"train_mitigation": ("hard_threshold",)}, "hard_threshold=VALUE"), ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),
-    ({"train_mitigation": ("mem_ratio=0",)}, "above 0"), ({"pretrained_model_name_or_path": "nowhere"}, "no model at")])
+    ({"mitigation": ()}, "no curve to draw"), ({"train_mitigation": ("mem_ratio=0",)}, "above 0"),
+    ({"pretrained_model_name_or_path": "nowhere"}, "no model at")])
 def test_wrong_input_is_named_before_anything_is_trained(base, images, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         dose(config_of(base, images, tmp_path / "dose", **changes))
