@@ -44,11 +44,6 @@ def replace_words(text, rng, n=INSERTIONS, vocabulary=()):
     return " ".join(words) if n else text
 
 
-def one_of(captions, rng):
-    """Multiple captions (MC): one of an image's captions, each as likely."""
-    return _draw(captions, rng)
-
-
 def _inserted(text, rng, n, word):
     """n times word(words so far) at a random place between the words."""
     words = text.split()
@@ -112,7 +107,7 @@ def add_noise(embeddings, rng, scale=0.1):
     return embeddings + scale * embeddings.new_tensor(rng.standard_normal(tuple(embeddings.shape)))
 
 
-def mix_up(first, second, rng, m):
-    """Mix-up of two captions' embeddings: λ e₁ + (1 − λ) e₂ with λ ~ Beta(m, 1) for each pair; torch (B, …)."""
-    share = first.new_tensor(rng.beta(m, 1, len(first))).reshape(-1, *[1] * (first.ndim - 1))
+def mix_up(first, second, share):
+    """Mix-up of two captions' embeddings: λ e₁ + (1 − λ) e₂; torch (B, …), λ (B,). The authors draw λ from Beta(m, 1)."""
+    share = share.view(-1, *[1] * (first.dim() - 1))
     return share * first + (1 - share) * second

@@ -39,7 +39,7 @@ class PreflightConfig:
     overwrite: bool = False
     """replace output_dir"""
     deduplicate: bool = False
-    """also write deduplicated.parquet, a manifest with the largest image of each cluster of near-duplicates"""
+    """also write deduplicated.parquet, a manifest with the largest image of each cluster of near-duplicates, and dropped.csv"""
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,17 @@ def _look(example, on_image):
     return look
 
 
-def deduplicated(found):
-    """-> the manifest with one image of each cluster: the largest, of equals the first; the order stays."""
+def superfluous(found):
+    """-> {position of an image: position of the one that stays for it}: the largest of its cluster, of equals the first."""
     def size(i):
         width, height = found.pictures.looks[found.manifest[i].sha256].size
         return width * height, -i
-    best = {max(images, key=size) for images in found.clusters}
-    dropped = {i for images in found.clusters for i in images} - best
+    return {i: best for images in found.clusters for best in [max(images, key=size)] for i in images if i != best}
+
+
+def deduplicated(found):
+    """-> the manifest with one image of each cluster; the order stays."""
+    dropped = superfluous(found)
     return Manifest(tuple(e for i, e in enumerate(found.manifest) if i not in dropped))
 
 
@@ -118,25 +122,40 @@ def write(found, folder, config):
     """Page and tables -> folder."""
     rows, folder = list(table(found)), Path(folder)
     pq.write_table(pa.Table.from_pylist(rows), folder / "images.parquet", compression="zstd")
-    with open(folder / "images.csv", "w", newline="", encoding="utf-8") as stream:
-        lines = csv.DictWriter(stream, list(rows[0]))
-        lines.writeheader()
-        lines.writerows(rows)
+    _write_csv(rows, list(rows[0]), folder / "images.csv")
     if found.quarantined:
         save_quarantined(found.quarantined, folder / "quarantined.csv")
     if config.deduplicate:
         deduplicated(found).save(folder / "deduplicated.parquet")
+        _write_csv(dropped(found), ("image_id", "where", "kept_image_id", "kept_where"), folder / "dropped.csv")
     (folder / "preflight.html").write_text(render(found, config.train_data_dir), encoding="utf-8", errors="backslashreplace")
     write_json(folder / "preflight.json", found.summary | {"config": plain(config), "versions": versions()})
 
 
-def say(found, folder):
+def dropped(found):
+    """-> rows of dropped.csv: which images deduplicated.parquet lacks, and which stay for them."""
+    for i, kept in superfluous(found).items():
+        one, other = found.manifest[i], found.manifest[kept]
+        yield {"image_id": one.image_id, "where": one.name, "kept_image_id": other.image_id, "kept_where": other.name}
+
+
+def _write_csv(rows, columns, file):
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        lines = csv.DictWriter(stream, columns)
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def say(found, folder, deduplicate=False):
     """The few lines that a terminal shows, on stderr."""
     s = found.summary
     lines = [f"{s['images']} images show {s['pictures']} pictures: {s['images_in_clusters']} are in {s['clusters']} clusters of "
              f"near-duplicates, {s['exact_duplicates']} are exact duplicates",
              f"{s['singled_out_by_caption']} images are the only picture of a caption; {s['repeated_captions']} captions repeat",
              f"the page is {Path(folder) / 'preflight.html'}"]
+    if deduplicate:
+        file = Path(folder) / "dropped.csv"
+        lines.append(f"deduplicated.parquet keeps one image of each cluster; {file} lists the {len(superfluous(found))} others")
     show_quarantined(found.quarantined, Path(folder) / "quarantined.csv")
     Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
@@ -153,7 +172,7 @@ def main(argv=None):
         found = preflight(source, lambda: advance("looking"))
     with output_folder(config.output_dir, config.overwrite) as folder:
         write(found, folder, config)
-    say(found, config.output_dir)
+    say(found, config.output_dir, config.deduplicate)
     print(json.dumps(found.summary | {"output_dir": config.output_dir}))
 
 

@@ -15,6 +15,7 @@ COMMANDS = {  # name -> module, what it does
     "calibrate": ("rotescope.mitigate.calibrate", "ordinary prompts -> what their prediction gaps are, for dtp-calibrated"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
     "figures": ("rotescope.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
+    "dose": ("rotescope.dose", "copy rate against copies, several seeds, with and without mitigations: a curve and a table"),
     "compare": ("rotescope.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
     "detect": ("rotescope.detect", "a model and prompts -> how memorized each prompt is, and which words trigger"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),

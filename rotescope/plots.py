@@ -93,8 +93,9 @@ def _convergence(curves, examples):
 
 def _basin(drawn):
     figure, axes = _axes("guidance from this timestep on", "share of copies")
-    _band(axes, drawn["delayed"], BLUE, "delayed (no guidance before)")
-    _band(axes, drawn["opposite"], RED, "opposite guidance before")
+    for name, colour, label in (("delayed", BLUE, "delayed (no guidance before)"), ("opposite", RED, "opposite guidance before")):
+        label += f", n = {drawn[name][0]['n']} each, 95 % interval"
+        _band(axes, [p["transition_timestep"] for p in drawn[name]], drawn[name], colour, label)
     axes.axhline(drawn["plain"]["copy_rate"], color=GREY, linestyle=":", label="guidance from the start")
     axes.set_ylim(0, 1.02)
     axes.invert_xaxis()
@@ -102,11 +103,28 @@ def _basin(drawn):
     return figure
 
 
-def _band(axes, points, colour, label):
-    t, rate = ([p[k] for p in points] for k in ("transition_timestep", "copy_rate"))
-    low, high = zip(*(p["copy_rate_interval"] for p in points), strict=True)
-    axes.fill_between(t, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(t, rate, "o-", color=colour, label=f"{label}, n = {points[0]['n']} each, 95 % interval", markersize=4)
+def _band(axes, x, cells, colour, label):
+    low, high = zip(*(c["copy_rate_interval"] for c in cells), strict=True)
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, [c["copy_rate"] for c in cells], "o-", color=colour, label=label, markersize=4)
+
+
+def draw_dose(curves, caption, chance, file):
+    """Copy rate against copies, a line and a band a curve, its controls dashed."""
+    figure, axes = _axes("copies of the image in an epoch", "share of copies", (8, 5.4))
+    for i, (name, curve) in enumerate(curves.items()):
+        doses, colour = [p["dose"] for p in curve["points"]], f"C{i}"
+        _band(axes, doses, [p["duplicated"] for p in curve["points"]], colour, name)
+        axes.plot(doses, [p["control"]["copy_rate"] for p in curve["points"]], "--", color=colour, linewidth=1)
+    axes.axhline(chance, color=GREY, linestyle=":", label="chance: training images among each other")
+    axes.plot([], [], "--", color=GREY, label="controls")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(doses, doses)
+    axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel(caption, fontsize=7, wrap=True)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
 
 
 def _moved(drawn):

@@ -8,6 +8,7 @@ import pytest
 
 from rotescope.compare import CompareConfig
 from rotescope.demo import DemoConfig, demo
+from rotescope.dose import DoseConfig
 from rotescope.errors import InputError
 from rotescope.evaluate.audit import AuditConfig
 from rotescope.evaluate.score import ScoreConfig
@@ -20,10 +21,11 @@ from rotescope.train.finetune import FinetuneConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig,
-           "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig}
+           "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig,
+           "dose": DoseConfig}
 PAGES = ["README.md", "rotescope/demo.py", "evaluate/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
-         "rotescope/figures.py", "rotescope/compare.py", "mitigate/detect.py", "mitigate/calibrate.py",
-         *(str(p.relative_to(ROOT)) for p in (ROOT / "train/recipes").glob("*.yaml"))]
+         "rotescope/figures.py", "rotescope/compare.py", "rotescope/dose.py", "mitigate/detect.py", "mitigate/calibrate.py",
+         *(str(p.relative_to(ROOT)) for folder in ("train", "evaluate") for p in (ROOT / folder / "recipes").glob("*.yaml"))]
 
 
 def commands():

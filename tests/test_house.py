@@ -96,8 +96,8 @@ def test_imports_run_downwards(file):
              "evaluate": ("train", "mitigate"), "rotescope": LAYERS}[file.relative_to(ROOT).parts[0]]
     if name == "rotescope.evaluate.audit":
         above = ("train",)
-    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "figures"))
-    if name in ("rotescope", "rotescope.dosed", *front):  # the front door; __init__ imports for type checkers alone
+    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "dose", "figures"))
+    if name in ("rotescope", "rotescope.dosed", "rotescope.dose_plan", *front):  # __init__ imports for type checkers alone
         above = ()
     forbidden = [f"rotescope.{layer}" for layer in above] + [m for m in front if m != name]
     assert not [m for m in imports_of(file) if within(m, *forbidden)]

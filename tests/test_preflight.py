@@ -230,6 +230,10 @@ def test_deduplicated_keeps_the_largest_of_each(done):
     names = [e.name.rpartition("/")[2] for e in kept]
     assert names == ["00 large.png", "01.png", "02 flipped.png", *(f"{i:02d}.png" for i in range(3, 12))]
     assert flown(done / "deduplicated.parquet").clusters == []
+    with open(done / "dropped.csv", newline="", encoding="utf-8") as stream:
+        pairs = [(Path(r["where"]).name, Path(r["kept_where"]).name) for r in csv.DictReader(stream)]
+    assert sorted(pairs) == [("00 resized.png", "00 large.png"), ("00.png", "00 large.png"), ("01 cropped.png", "01.png"),
+                             ("02.png", "02 flipped.png"), ("99 exact.png", "03.png")]
 
 
 def test_copies_of_a_manifest_count_as_exposures(folder, tmp_path):

@@ -20,7 +20,9 @@ LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes
 
 def test_two_processes_train_as_one(base, images, tmp_path):
     """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes."""
-    settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2}
+    settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2,
+                "caption_perturbation": "random_token_addition", "caption_perturbation_probability": 0.5,
+                "mem_ratio": 1.0, "arr_ema_decay": 0.5}
     one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
     seen = in_processes(config_of(base, images, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
     assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2

@@ -79,8 +79,10 @@ def test_killed_twenty_times_it_ends_as_if_it_had_not_been(base, images, tmp_pat
     assert compare_with_uninterrupted(base, images, tmp_path, kills=24, steps=60) >= 20
 
 
-@pytest.mark.parametrize("changes", [{"lora": True}, {"use_ema": True, "gradient_accumulation_steps": 2, "random_flip": True}],
-                         ids=["lora", "ema"])
+@pytest.mark.parametrize("changes", [
+    {"lora": True, "caption_perturbation": "caption_word_repetition", "caption_perturbation_probability": 0.5},
+    {"use_ema": True, "gradient_accumulation_steps": 2, "random_flip": True, "mem_ratio": 1.0, "arr_ema_decay": 0.5}],
+    ids=["lora", "ema"])
 def test_goes_on_from_a_checkpoint_by_path(base, images, tmp_path, changes):
     config = config_of(base, images, tmp_path / "whole", checkpointing_steps=1, **changes)
     finetune(config, progress=False)

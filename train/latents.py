@@ -113,7 +113,7 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
                 on_batch(read)
 
     def texts_of(keys):
-        return (_encode_texts([words[k] for k in batch], pipe) for batch in _batches(keys, batch_size))
+        return (encode_texts([words[k] for k in batch], pipe) for batch in _batches(keys, batch_size))
 
     images = _kept(_folder(cache_dir, "latents", hashes["vae"], repr(preprocessing)), [e.sha256 for e in manifest], images_of)
     if read and on_batch:
@@ -139,8 +139,8 @@ def _encode_images(examples, vae, preprocessing):
 
 
 @torch.no_grad()
-def _encode_texts(texts, pipe):
-    """Long captions were announced already, once."""
+def encode_texts(texts, pipe):
+    """-> a condition of these captions, on the CPU. Long ones were announced already, once."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

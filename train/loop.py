@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.errors import RunError
 from rotescope.train.latents import Encoded
-from rotescope.train.mitigations import TrainingMitigation
+from rotescope.train.mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 from rotescope.train.objective import TARGETS, NoiseSchedule, add_noise, flow_weight, loss_per_sample, min_snr_weight
 
 NO_MITIGATION = TrainingMitigation()
@@ -39,6 +39,7 @@ class Batch:
     text_noise: torch.Tensor | None = None  # (B, L, D), and
     partners: torch.Tensor | None = None    # (B,) rows of Encoded.texts, and
     shares: torch.Tensor | None = None      # (B,), if a mitigation disturbs the embeddings
+    caption_seeds: torch.Tensor | None = None  # (B,), if one perturbs the captions
 
     def split(self, parts):
         """-> `parts` batches of B / parts samples each."""
@@ -114,6 +115,8 @@ class DenoisingLoss:
     snr_gamma: float | None = None
     weighting_scheme: str = "none"
     mitigation: TrainingMitigation = NO_MITIGATION
+    captions: PerturbedCaptions | None = None
+    bank: LossBank | None = None
 
     def __call__(self, predictor, batch):
         alpha, sigma = self.schedule.rates(batch.levels)
@@ -121,17 +124,27 @@ class DenoisingLoss:
         x0 = mean + std * batch.posterior_noise
         noisy = add_noise(x0, batch.noise, alpha, sigma)
         target = TARGETS[self.schedule.target](x0, batch.noise, alpha, sigma)
-        condition = self.mitigation.disturbed(self.encoded.condition(batch), batch, self.encoded.texts)
+        condition, words = self._told(batch)
         noisy, timesteps, target = (t.to(self.device) for t in (noisy, self.schedule.timesteps[batch.levels], target))
-        words = None if self.encoded.texts else [self.encoded.words[row] for row in batch.captions]
         prediction = predictor(noisy, timesteps, self._there(condition), words)
         losses = loss_per_sample(prediction, target) * self._weight(alpha, sigma)
+        if self.bank:
+            losses = losses * self.bank.kept(losses, batch.levels)
         if self.mitigation.hard_threshold is None:
             return losses
         with torch.no_grad():
             empty = self.encoded.condition(replace(batch, captions=torch.zeros_like(batch.captions)))
             unconditional = predictor(noisy, timesteps, self._there(empty))
         return losses * self.mitigation.kept(prediction.detach(), unconditional, self.schedule.target, alpha, sigma)
+
+    def _told(self, batch):
+        """-> the condition, and beside it the captions if a text encoder is trained, which is then to encode them."""
+        condition, own = self.encoded.condition(batch), [self.encoded.words[row] for row in batch.captions]
+        if not self.encoded.texts:
+            return condition, self.captions.texts(own, batch.caption_seeds) if self.captions else own
+        if self.captions:
+            condition = self.captions.replaced(condition, own, batch.caption_seeds)
+        return self.mitigation.disturbed(condition, batch, self.encoded.texts), None
 
     def _there(self, condition):
         return {name: t.to(self.device) for name, t in condition.items()}

@@ -49,6 +49,8 @@ def restore(run, folder):
     run.step, run.served = record["step"], state["served"]
     run.losses.extend(record["losses"])
     run.batches.restore(state["batches"])
+    if run.loss.bank:
+        run.loss.bank.mean = state.get("mean_losses", run.loss.bank.mean)
     _restore_optimizer(run, state)
     _restore_random(run.accelerator, state["random"])
 
@@ -74,6 +76,8 @@ def _state(run, random_states):
         state["weights"] = dict(enumerate(run.job.parameters))
     if run.ema:
         state["ema"] = dict(enumerate(run.ema.shadow_params))
+    if run.loss.bank:
+        state["mean_losses"] = run.loss.bank.mean
     if run.accelerator.scaler is not None:
         state["scaler"] = run.accelerator.scaler.state_dict()
     return state

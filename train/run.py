@@ -2,7 +2,8 @@
 import math
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,8 +12,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from rotescope.train.job import Job
+from rotescope.train.latents import encode_texts
 from rotescope.train.loop import DenoisingLoss, GlobalBatches, training_steps
-from rotescope.train.mitigations import TrainingMitigation
+from rotescope.train.mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 from rotescope.train.objective import draw_levels
 
 
@@ -38,6 +40,8 @@ class Run:
         for result in training_steps(self.accelerator, self.model, self.optimizer, self.schedule, batches, self.loss,
                                      config.max_grad_norm, self.step):
             self.step = result.step
+            if self.loss.bank:
+                self.loss.bank.settle(self.accelerator)
             self.losses.append(result.loss)
             self.served += result.images.bincount(minlength=len(self.served))
             if self.ema:
@@ -78,11 +82,13 @@ def start(job, encoded, accelerator):
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,
                              num_cycles=config.lr_num_cycles, power=config.lr_power)
     model, optimizer = accelerator.prepare(job.predictor, optimizer)
-    mitigation = TrainingMitigation(config.rand_noise_lam, config.mixup_noise_lam, config.hard_threshold)
+    mitigation = TrainingMitigation(**{f.name: getattr(config, f.name) for f in fields(TrainingMitigation)})
     levels = draw_levels(job.noise, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale)
     batches = GlobalBatches(encoded, [e.copies for e in job.manifest], size, levels, caption_dropout=config.caption_dropout,
                             noise_offset=config.noise_offset, seed=config.seed, mitigation=mitigation)
-    loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation)
+    loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation,
+                         PerturbedCaptions.of(mitigation, job.pipe.tokenizer, partial(encode_texts, pipe=job.pipe)),
+                         LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None)
     ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
     return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total,
                torch.zeros(len(job.manifest), dtype=torch.long))
@@ -94,7 +100,7 @@ def _place(job, accelerator):
     for weight in job.predictor.parameters() if half else ():
         if not weight.requires_grad:
             weight.data = weight.data.to(half)
-    if job.config.train_text_encoder:  # all encoders work in every step, the untrained too
+    if job.config.train_text_encoder or job.config.caption_perturbation:  # then all encoders work in every step
         for part in job.frozen("text_encoder"):
             part.to(accelerator.device)
 

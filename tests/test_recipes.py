@@ -1,0 +1,66 @@
+"""The paper's four scenarios from end to end, scaled down: the embedded model, 40 scenes, a few steps, one seed."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from instruments import training_folder
+
+from rotescope.evaluate.audit import AuditConfig, audit
+from rotescope.mitigate.generate import named_policies
+from rotescope.models import BASE
+from rotescope.settings import parse
+from rotescope.train.finetune import finetune
+from rotescope.train.recipe import FinetuneConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+S4 = ROOT / "evaluate/recipes/s4-webster-500.yaml"
+MITIGATIONS = {  # what the paper runs on each
+    "s1-laion-10k": ("none", "stp", "og-stp"), "s2-imagenette": ("none", "stp:transition=600", "stp:transition=700"),
+    "s3-duplicated-200": ("none", "dtp", "og-dtp")}
+
+
+def twin(name, images, folder):
+    """Train by a recipe but for what size demands -> the checkpoint."""
+    config = parse(FinetuneConfig, ["--config", str(ROOT / f"train/recipes/{name}.yaml")], prog="finetune", description="")
+    dose = {"duplicated": 2, "copies": 20, "controls": 2} if config.duplicated else {}
+    return finetune(replace(config, pretrained_model_name_or_path=str(BASE), train_data_dir=str(images), resolution=64,
+                            output_dir=str(folder), train_batch_size=4, max_train_steps=20, checkpointing_steps=10,
+                            lr_warmup_steps=5, **dose), progress=False)
+
+
+def audited(model, data, folder, mitigation, **changes):
+    return audit(AuditConfig(model=str(model), train_data=str(data), output_dir=str(folder), mitigation=mitigation, seeds=(0,),
+                             max_prompts=2, num_inference_steps=4, device="cpu", partial=False, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_a_scaled_down_twin_trains_samples_and_reports(name, tmp_path):
+    images = training_folder(tmp_path / "images", 40)
+    checkpoint = twin(name, images, tmp_path / "checkpoint")
+    assert (checkpoint / "checkpoint-20").is_dir()
+    report = audited(checkpoint, checkpoint / "manifest.parquet", tmp_path / "audit", MITIGATIONS[name])
+    groups = {"duplicated", "control"} if name.startswith("s3") else {"ungrouped"}
+    assert len(report["methods"]) == 3
+    assert all({g for g in cells if g != "settings"} == groups for cells in report["methods"].values())
+    assert json.loads((tmp_path / "audit/report.json").read_text())["hashes"] == report["hashes"]
+
+
+@pytest.mark.slow
+def test_the_twin_of_the_pretrained_model_samples_and_reports(tmp_path):
+    recipe = parse(AuditConfig, ["--config", str(S4), "--train_data", "x", "--output_dir", "x"], prog="audit", description="")
+    report = audited(BASE, training_folder(tmp_path / "images", 40), tmp_path / "audit", recipe.mitigation,
+                     guidance_scale=recipe.guidance_scale, copy_threshold=recipe.copy_threshold, batch_size=recipe.batch_size)
+    assert set(report["methods"]) == {"none", "dtp", "og-dtp"}
+    assert report["copy_threshold"] == 0.75
+
+
+def test_the_recipe_without_training_opens_with_its_command_and_holds_what_it_says():
+    words = S4.read_text().splitlines()[0].removeprefix("# rotescope audit ").split()
+    assert ROOT / words[1] == S4
+    config = parse(AuditConfig, ["--config", str(S4), *words[2:]], prog="rotescope audit", description="")
+    said = yaml.safe_load(S4.read_text())
+    assert {key: list(v) if isinstance(v := getattr(config, key), tuple) else v for key in said} == said
+    assert list(named_policies(config.mitigation)) == said["mitigation"]
