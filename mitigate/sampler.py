@@ -51,17 +51,17 @@ def batches(prompts, seeds, batch_size):
 
 def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
     """Yields one Sample for each (prompt, seed), prompt by prompt. An image is what pipe(prompt, generator=torch.Generator()
-    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps."""
+    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps, side."""
     for batch in batches(prompts, seeds, batch_size):
         yield from sample_batch(pipe, prompts, policy, batch, **settings)
 
 
-def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50):
-    """One batch of jobs -> a Sample for each."""
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, side=None):
+    """One batch of jobs -> a Sample for each. side: of the images in pixels; the model's own unless given."""
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
         images = pipe([prompts[i].text for i, _, _ in batch], guidance_scale=guidance_scale,
-                      num_inference_steps=num_inference_steps,
+                      num_inference_steps=num_inference_steps, height=side, width=side,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps) for job, image, signal in zip(batch, images, signals, strict=True)]
