@@ -39,7 +39,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
     check_ids(rules, {e.image_id for e in manifest})
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
-    layers = make_layers(samples, manifest, heldout, unadapted, how, on_image)
+    side = min(samples.open(samples.records[0]).size)
+    layers = make_layers(side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
@@ -66,9 +67,10 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     }, _pictures(samples, manifest))
 
 
-def make_layers(samples, manifest, heldout, base, how, on_image=None):
-    """-> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies unless how.exact is none}."""
-    side = min(*samples.open(samples.records[0]).size, *manifest[0].open().size)
+def make_layers(side, manifest, heldout, base, how, on_image=None):
+    """For generated images of a short side -> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies
+    unless how.exact is none}."""
+    side = min(side, *manifest[0].open().size)
     others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
 
     def index_and_nulls(descriptor, folder, tick):

@@ -1,4 +1,4 @@
-"""The seven figures as PNGs, through matplotlib."""
+"""The seven figures, what comparing methods shows, and the curves of a training, as PNGs, through matplotlib."""
 import matplotlib
 
 matplotlib.use("Agg")
@@ -161,3 +161,39 @@ def draw_pareto(rows, file):
     axes.plot(*zip(*front, strict=True), color=RED, linewidth=0.8)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+MONITORED = {"duplicated": (RED, "-"), "control": (BLUE, "-"), "heldout": (GREY, "--")}
+
+
+def draw_monitor(lines, file, wanted=None):
+    """Copy rate and prediction gap over steps, a curve a group. lines: of monitor.jsonl; wanted: the copy rate that stops."""
+    figure, (rates, gaps) = plt.subplots(2, 1, figsize=(7, 7), sharex=True, layout="constrained")
+    last = lines[-1]
+    for axes, name in ((rates, "copy_rate"), (gaps, "prediction_gap")):
+        axes.spines[["top", "right"]].set_visible(False)
+        for group in last["groups"]:
+            _curve(axes, group, name, [(line["step"], line["groups"][group]) for line in lines])
+    if wanted:
+        rates.axhline(wanted, color="black", linewidth=0.8, linestyle=":", label=f"stop at {wanted:g}")
+    rates.set(ylabel="share of images that are copies", ylim=(-0.02, 1.02))
+    gaps.set(ylabel="prediction gap ‖eps_cond − eps_uncond‖₂\nat the first step, mean", xlabel="optimizer step")
+    gaps.set(xlim=(0, None), ylim=(0, None))
+    for axes, band in ((rates, "Clopper-Pearson"), (gaps, "bootstrap of the mean")):
+        axes.legend(frameon=False, fontsize=8, title=f"bands: 95 %, {band}", title_fontsize=8, alignment="left")
+    figure.suptitle(f"Guidance {last['guidance_scale']:g}, {last['num_inference_steps']} denoising steps. A copy's similarity is "
+                    f"{last['copy_threshold']:.3f} or more:\n{last['threshold_rule']}", fontsize=7, x=0.02, ha="left")
+    draft = file.with_name(f".{file.name}.part")
+    figure.savefig(draft, format="png", dpi=130)
+    plt.close(figure)
+    draft.replace(file)
+
+
+def _curve(axes, group, name, points):
+    colour, style = MONITORED[group]
+    steps, cells = zip(*points, strict=True)
+    low, high = zip(*(cell[f"{name}_interval"] for cell in cells), strict=True)
+    axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.vlines(steps, low, high, color=colour, alpha=0.25, linewidth=1)
+    axes.plot(steps, [cell[name] for cell in cells], "o", linestyle=style, color=colour, markersize=4,
+              label=f"{group.replace('heldout', 'held-out')}, n = {cells[-1]['n']}")

@@ -84,7 +84,12 @@ def versions():
 
 def write_json(file, content):
     """JSON in UTF-8, whole or not at all."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(file, text):
+    """UTF-8, whole or not at all."""
     file = Path(file)
     draft = file.with_name(f".{file.name}.part")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     draft.replace(file)

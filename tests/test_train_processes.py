@@ -60,7 +60,8 @@ class Sharded:
 @pytest.mark.parametrize("option", NEEDS_WHOLE_WEIGHTS)
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_what_needs_whole_weights_is_refused_in_shards(base, images, tmp_path, kind, option):
-    value = {"checkpointing_steps": 1, "use_ema": True, "validation_prompts": ("a cat",), "resume_from_checkpoint": "latest"}
+    value = {"checkpointing_steps": 1, "use_ema": True, "validation_prompts": ("a cat",), "resume_from_checkpoint": "latest",
+             "monitor_steps": 1}
     config = config_of(base, images, tmp_path / "out", **{option: value[option]})
     with pytest.raises(InputError, match=f"--{option} does not go with {kind.value}"):
         check_sharding(Sharded(kind), config)

@@ -3,29 +3,21 @@ import json
 import random
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from training import config_of, in_process, largest_difference, weights
+from tiny import saved_pipeline
+from training import arguments, assert_same_state, config_of, in_process, largest_difference, weights
 
 from rotescope.errors import InputError, RunError
-from rotescope.train.finetune import finetune
+from rotescope.train import resume
+from rotescope.train.finetune import finetune, main
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
-
-
-def assert_same_state(one, other):
-    """Two checkpoints agree in every tensor and number, to the bit."""
-    assert json.loads((one / RECORD).read_text()) == json.loads((other / RECORD).read_text())
-    names = sorted(p.relative_to(one) for p in one.rglob("*.safetensors"))
-    assert names == sorted(p.relative_to(other) for p in other.rglob("*.safetensors"))
-    for name in names:
-        ours, theirs = load_file(one / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
 
 
 def killed_and_resumed(config, deaths):
@@ -135,6 +127,40 @@ def test_another_runs_checkpoint_is_bad_input(base, images, tmp_path, changes, m
     with pytest.raises(InputError, match=message):
         finetune(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
+    config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
+    finetune(config, progress=False)
+    other = {"pretrained_model_name_or_path": str(saved_pipeline(tmp_path / "base", "v_prediction")),
+             "output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(tmp_path / "out/checkpoint-1")}
+    with pytest.raises(InputError, match="checkpoint-1 is of another run: its model is"):
+        finetune(replace(config, **other), progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_loses_nothing(base, images, tmp_path, monkeypatch, capsys):
+    """The second checkpoint meets it: one line; what was saved stays whole, and the run goes on from there as if nothing were."""
+    config = config_of(base, images, tmp_path / "out", checkpointing_steps=2)
+    whole = weights(finetune(replace(config, output_dir=str(tmp_path / "whole")), progress=False))
+    written, save_file = [], resume.save_file
+
+    def save(tensors, file):
+        written.append(file)
+        if len(written) < 2:
+            save_file(tensors, file)
+        else:
+            Path("/dev/full").write_bytes(b"state")
+    monkeypatch.setattr(resume, "save_file", save)
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (left.value.code, len(lines)) == (2, 1)
+    assert "the disk is full: free some space" in lines[0]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
+    monkeypatch.undo()
+    assert largest_difference(whole, weights(finetune(replace(config, resume_from_checkpoint="latest"), progress=False))) == 0
 
 
 @pytest.mark.parametrize("file", [STATE, RECORD, "unet/diffusion_pytorch_model.safetensors"])

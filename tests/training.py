@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rotescope.train.finetune import FinetuneConfig, finetune
 from rotescope.train.loop import DenoisingLoss
+from rotescope.train.place import RECORD
 
 SAVING = ("resume.py", "place.py", "checkpoint.py")
 NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore", "_restore", "identity", "_state")
@@ -37,6 +38,17 @@ def weights(folder):
 def largest_difference(one, other):
     assert one.keys() == other.keys()
     return max((one[k] - other[k]).abs().max().item() for k in one)
+
+
+def assert_same_state(one, other):
+    """Two checkpoints agree in every tensor and number, to the bit."""
+    assert json.loads((one / RECORD).read_text()) == json.loads((other / RECORD).read_text())
+    names = sorted(p.relative_to(one) for p in one.rglob("*.safetensors"))
+    assert names == sorted(p.relative_to(other) for p in other.rglob("*.safetensors"))
+    for name in names:
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours), name
 
 
 # ----- processes of their own: a server imports everything once and forks, so that each starts in a moment

@@ -2,6 +2,7 @@
 
     accelerate launch train/finetune.py --config train/recipes/demo.yaml --output_dir runs/finetuned
     rotescope finetune --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --output_dir OUT --lora true
+    rotescope finetune --monitor_steps 25 --stop_at_copy_rate 0.5 --output_dir runs/dosed
 
 Without a model, data or config it trains the embedded model on the embedded data as train/recipes/demo.yaml says.
 """
@@ -31,20 +32,23 @@ from rotescope.train.watch import is_first_process, open_hub, report, upload, vi
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
 
-def finetune(config, on_step=None, progress=True):
+def finetune(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
-    `on_step(StepResult)` is called after each step. InputError before anything expensive, RunError when the loss is no number.
+    `on_step(StepResult)` is called after each step. `monitor(Run)` is called in every process before the first step and after
+    each; where it is true, training ends; --monitor_steps gives rotescope.monitor's. InputError before anything expensive,
+    RunError when the loss is no number.
     """
     started = time.time()
     job, repository = check(config), open_hub(config)
+    monitor = monitor or _monitor(job, progress)
     if is_first_process() and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
     with watched(config) as accelerator:
         check_sharding(accelerator, config)
-        run = _train(job, accelerator, on_step, progress)
+        run = _train(job, accelerator, on_step, monitor, progress)
         about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses),
-                 "wall_seconds": round(time.time() - started, 1)}
+                 "wall_seconds": round(time.time() - started, 1), **run.notes}
         with run.averaged():
             if accelerator.is_main_process:
                 _save(job, run.served, about)
@@ -54,7 +58,19 @@ def finetune(config, on_step=None, progress=True):
     return Path(config.output_dir)
 
 
-def _train(job, accelerator, on_step, progress):
+def _monitor(job, progress):
+    """The one that the options ask for. It belongs to the front, and sampling and retrieval load only where they are needed."""
+    if not job.config.monitor_steps:
+        return lambda run: False
+    from rotescope.monitor import monitor_of
+    return monitor_of(job, _say if progress else None)
+
+
+def _say(line):
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _train(job, accelerator, on_step, monitor, progress):
     """-> the Run after its last step."""
     torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
     size = batch_size(job.config, accelerator)
@@ -65,7 +81,7 @@ def _train(job, accelerator, on_step, progress):
         run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
         if job.resume:
             restore(run, job.resume)
-        for result in _trained(run):
+        for result in _trained(run, monitor):
             advance("fine-tuning", f"loss {result.loss:.4f}", to=result.step)
             if on_step:
                 on_step(result)
@@ -78,18 +94,21 @@ def _warn_of_a_short_run(manifest, samples):
         check_served(manifest, samples)
     except InputError as error:
         if is_first_process():
-            Console(stderr=True).print(f"warning: {error}", markup=False, soft_wrap=True)
+            _say(f"warning: {error}")
 
 
-def _trained(run):
-    """The steps of a run, each followed by what is due after it."""
+def _trained(run, monitor):
+    """The steps of a run, each followed by what is due after it, until the last, or until the monitor says so."""
     config = run.job.config
     try:
-        for result in run.steps():
+        for result in () if monitor(run) else run.steps():  # what is resumed may have reached its dose
             yield result
             report(run, result)
+            stop = monitor(run)  # before the checkpoint: what resumes from there finds all that was measured until then
             if config.checkpointing_steps and run.step % config.checkpointing_steps == 0:
                 save_checkpoint(run, config.output_dir, config.checkpoints_total_limit)
+            if stop:
+                break
     except RunError as error:
         kept = checkpoints(config.output_dir)
         raise RunError(f"{error}; {kept[-1]} is the last good checkpoint" if kept else str(error)) from error

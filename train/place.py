@@ -10,7 +10,8 @@ from rotescope.runs import check_output, output_folder
 
 RECORD = "state.json"                               # in a checkpoint
 LAST = ("model_index.json", "rotescope.json")       # of a result: until they are there, nobody takes it for one
-WORK = r"\.?checkpoint-\d+(\.part|\.old)?|logs|validation|\.result\.part"  # what a run leaves before its result
+WORK = (r"\.?checkpoint-\d+(\.part|\.old)?|logs|validation|\.?monitor\.(jsonl|png)(\.part)?|"
+        r"\.result\.part")                         # what a run leaves before its result
 
 
 @contextmanager

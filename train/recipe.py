@@ -147,6 +147,21 @@ class FinetuneConfig:
     """every so many steps"""
     num_validation_images: int = 1
     """of each prompt"""
+    monitor_steps: int | None = None
+    """measure copy rate and prediction gap every so many steps, and after the last: curves in monitor.png and monitor.jsonl"""
+    monitor_prompts: int = 8
+    """of how many captions in each group: duplicated, control, held-out"""
+    monitor_seeds: int = 1
+    """images of each caption"""
+    monitor_inference_steps: int = 25
+    """denoising steps of those"""
+    monitor_guidance_scale: float = 7.5
+    """guidance of those"""
+    monitor_heldout: str | None = None
+    """folder or file of captions that are not trained on; with the embedded data its held-out split unless given"""
+    stop_at_copy_rate: float | None = None
+    """stop once so large a share of the duplicated captions' images are copies; needs --monitor_steps"""
+
     report_to: str | None = None
     """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs), wandb, all, or another of accelerate's"""
     tracker_project_name: str = "rotescope"
@@ -184,3 +199,18 @@ def check_values(config):
     trackers = [str(t) for t in get_available_trackers()]
     if config.report_to not in (None, "all", *trackers):
         raise InputError(f"--report_to {config.report_to}: install it, or take one of {', '.join(trackers) or 'none'}")
+    _check_monitor(config)
+
+
+def _check_monitor(config):
+    for name in ("monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise InputError(f"--{name} {getattr(config, name)}: it should be 1 or more")
+    if config.monitor_guidance_scale <= 1:
+        raise InputError(f"--monitor_guidance_scale {config.monitor_guidance_scale}: diffusers then sends one branch only; give "
+                         "a scale above 1")
+    wanted = config.stop_at_copy_rate
+    if wanted is not None and not 0 < wanted <= 1:
+        raise InputError(f"--stop_at_copy_rate {wanted}: it is a share, above 0 and at most 1")
+    if wanted is not None and not config.monitor_steps:
+        raise InputError(f"--stop_at_copy_rate {wanted} needs measurements: add --monitor_steps")

@@ -4,7 +4,7 @@ from accelerate.utils import DistributedType
 from rotescope.errors import InputError
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-NEEDS_WHOLE_WEIGHTS = ("checkpointing_steps", "resume_from_checkpoint", "use_ema", "validation_prompts")
+NEEDS_WHOLE_WEIGHTS = ("checkpointing_steps", "resume_from_checkpoint", "use_ema", "validation_prompts", "monitor_steps")
 
 
 def check_sharding(accelerator, config):

@@ -1,12 +1,13 @@
 """What can be seen of a training while it goes on: numbers at the trackers, validation images; and the upload."""
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from diffusers.utils import make_image_grid
 from huggingface_hub import create_repo, upload_folder
 
@@ -19,10 +20,12 @@ def watched(config):
     """An Accelerator whose trackers, if any, are open."""
     out = Path(config.output_dir)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
+    # the last layer of SDXL's text encoders is not used
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)]
+    if config.monitor_steps:  # the others wait while one process measures, at first until the training images are indexed
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=1)))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
-                              gradient_accumulation_steps=config.gradient_accumulation_steps,
-                              # the last layer of SDXL's text encoders is not used
-                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)])
+                              gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
     if config.report_to:
         shown = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in plain(config).items() if k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=shown)
@@ -50,10 +53,20 @@ def validation_images(run):
     config, pipe, side = run.job.config, run.job.pipe, run.job.preprocessing.resolution
     seeds = [config.seed + j for j in range(config.num_validation_images)]
     pipe.set_progress_bar_config(disable=True)
-    with run.averaged(), visiting(run.job.frozen(), run.accelerator.device), run.accelerator.autocast():
+    with sampling(run):
         return [pipe(prompt, num_inference_steps=25, height=side, width=side,
                      generator=torch.Generator().manual_seed(seed)).images[0]
                 for prompt in config.validation_prompts for seed in seeds]
+
+
+@contextmanager
+def sampling(run):
+    """The pipeline as it would sample now: the average if there is one, frozen parts beside the denoiser. Training feels nothing:
+    what is drawn inside from torch's own generators is drawn again outside."""
+    device = run.accelerator.device
+    with (torch.random.fork_rng([device] if device.type == "cuda" else []), run.averaged(), visiting(run.job.frozen(), device),
+          run.accelerator.autocast()):
+        yield run.job.pipe
 
 
 def show(run, images):
