@@ -96,7 +96,7 @@ def test_imports_run_downwards(file):
              "evaluate": ("train", "mitigate"), "rotescope": LAYERS}[file.relative_to(ROOT).parts[0]]
     if name == "rotescope.evaluate.audit":
         above = ("train",)
-    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "figures"))
+    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "figures", "retrigger"))
     if name in ("rotescope", "rotescope.dosed", *front):  # the front door; __init__ imports for type checkers alone
         above = ()
     forbidden = [f"rotescope.{layer}" for layer in above] + [m for m in front if m != name]
