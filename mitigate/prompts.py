@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 
 from rotescope.errors import InputError
 
@@ -14,6 +15,12 @@ class Prompt:
     text: str
     group: str = ""       # "duplicated", "control", or the user's own
     image_id: str = ""    # the training image that the prompt belongs to, if known
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPrompt(Prompt):
+    """A prompt of which the model sees an embedding, not the text."""
+    embedding: torch.Tensor | None = None  # (tokens, width)
 
 
 def read_prompts(file):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rotescope.mitigate.hooks import mitigated
 from rotescope.mitigate.mitigation import guided
+from rotescope.mitigate.prompts import EmbeddedPrompt
 from rotescope.runs import write_json
 
 SCHEMA = pa.schema([
@@ -62,11 +63,21 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     """One batch of jobs -> a Sample for each."""
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe([prompts[i].text for i, _, _ in batch], **guided(pipe, len(batch), guidance_scale),
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guided(pipe, len(batch), guidance_scale),
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps) for job, image, signal in zip(batch, images, signals, strict=True)]
+
+
+def _conditions(pipe, prompts):
+    """Prompts, all of one kind -> the pipeline's arguments: texts, or the embeddings that stand in their place."""
+    if not isinstance(prompts[0], EmbeddedPrompt):
+        return {"prompt": [p.text for p in prompts]}
+    with torch.no_grad():
+        uncond = pipe.encode_prompt("", pipe._execution_device, 1, False)[0]
+    cond = torch.stack([p.embedding for p in prompts])
+    return {"prompt_embeds": cond, "negative_prompt_embeds": uncond.expand_as(cond)}
 
 
 def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, **settings):

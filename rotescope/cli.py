@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module, what it does
     "figures": ("rotescope.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
     "dose": ("rotescope.dose", "copy rate against copies, several seeds, with and without mitigations: a curve and a table"),
     "compare": ("rotescope.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
+    "retrigger": ("rotescope.retrigger", "after a mitigation: do other words or an embedding bring a training image back?"),
     "detect": ("rotescope.detect", "a model and prompts -> how memorized each prompt is, and which words trigger"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
     "audit": ("rotescope.evaluate.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),

@@ -4,6 +4,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 RED, BLUE, GREY = "#b3261e", "#2f5fa8", "#777777"
 SHOWN = 8  # pictures a row
@@ -197,3 +198,22 @@ def _curve(axes, group, name, points):
     axes.vlines(steps, low, high, color=colour, alpha=0.25, linewidth=1)
     axes.plot(steps, [cell[name] for cell in cells], "o", linestyle=style, color=colour, markersize=4,
               label=f"{group.replace('heldout', 'held-out')}, n = {cells[-1]['n']}")
+
+
+def draw_returns(rows, titles, file):
+    """rows: (label, [(PIL image, text, framed in red) or None]); a line of pictures each, titles over the columns."""
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=(1.25 * len(titles) + 0.6, 1.35 * len(rows) + 0.5), squeeze=False,
+                                layout="constrained")
+    for line, (label, cells) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for place, cell in zip(line, cells, strict=True):
+            place.set_xticks([], [])
+            place.set_yticks([], [])
+            image, text, framed = cell or (Image.new("RGB", (1, 1), "white"), "not possible", False)
+            place.imshow(image)
+            place.set_xlabel(text, fontsize=7, color=RED if framed else "black")
+            place.spines[:].set(color=RED if framed else "white", linewidth=2.5)
+    for place, title in zip(axes[0], titles, strict=True):
+        place.set_title(title, fontsize=7)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

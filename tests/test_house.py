@@ -96,7 +96,8 @@ def test_imports_run_downwards(file):
              "evaluate": ("train", "mitigate"), "rotescope": LAYERS}[file.relative_to(ROOT).parts[0]]
     if name == "rotescope.evaluate.audit":
         above = ("train",)
-    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "dose", "figures", "monitor"))
+    front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "dose", "figures", "monitor",
+                                                        "retrigger"))
     if name in ("rotescope", "rotescope.dosed", "rotescope.dose_plan", *front):  # __init__ imports for type checkers alone
         above = ()
     # train/finetune.py is a command, which nothing below the front imports: it hands the run to the monitor, and knows no more of
