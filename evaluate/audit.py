@@ -66,8 +66,9 @@ class AuditConfig(MeasureConfig):
     images agree"""
     budget: int | None = None
     """images that each mitigation may sample; under ranked the price of the scores is part of it"""
-    detector: str = "cliques:n=2,clique=2,num_inference_steps=8"
-    """what ranks the prompts: one of those of rotescope detect, with its settings"""
+    detector: str = "recall"
+    """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
+    come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
     guidance_scale: float = 7.5
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
@@ -87,14 +88,16 @@ def audit(config):
     manifest = load_source(config.train_data)
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
     check_ids(rules, {e.image_id for e in manifest})
+    if config.empty_images < 1:
+        raise InputError("empty_images must be 1 or more: leave empty out of --prompt_sets instead")
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts), config.max_prompts)
-    check_plan(config, len(prompts))
+    check_plan(config, prompts)
     if config.fail_on and config.plan == "uniform":
-        images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform(config, prompts)[0]))
+        images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform_plan(config, prompts)[0]))
         check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
     announce(rules)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        folders, plan = sample(config, base, prompts, policies, draft)
+        folders, plan = sample(config, base, prompts, policies, draft, manifest)
         add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
         with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
@@ -132,7 +135,7 @@ def rules_of(config):
     return rules
 
 
-def uniform(config, prompts):
+def uniform_plan(config, prompts):
     """-> {prompt index: seeds}, and the record of the plan if there is a budget."""
     if config.budget is not None:
         return uniform_seeds(config, len(prompts))
@@ -140,16 +143,16 @@ def uniform(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample(config, base, prompts, policies, folder):
+def sample(config, base, prompts, policies, folder, manifest):
     """-> {"samples": folder, and "base": folder if there is a base}, and what the report says of the plan, if there is one."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():
         made.mkdir()
     pipe = load_pipeline(config.model, config.lora).to(config.device)
     if config.plan == "ranked":
-        seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"])
+        seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
     else:
-        seeds, plan = uniform(config, prompts)
+        seeds, plan = uniform_plan(config, prompts)
         sample_with(config, pipe, prompts, policies, folders["samples"], seeds)
     if base:
         plainly = named_policies(("none",))

@@ -5,6 +5,8 @@
 
 A ranked sample is no random sample of the prompts: it finds prompts that leak, and its rates are of what was sampled.
 """
+import math
+
 import numpy as np
 
 PLANS = ("uniform", "ranked")
@@ -30,9 +32,10 @@ def widths(n, rounds, budget):
 
 
 def ranking(scores, among=None):
-    """{prompt index: score} or a list of scores -> prompt indices (those in `among`), the highest first, ties in their order."""
+    """{prompt index: score} or a list of scores -> prompt indices (those in `among`), the highest first, ties in their order,
+    those without a score (None) last."""
     among = range(len(scores)) if among is None else among
-    return sorted(among, key=lambda i: -scores[i])
+    return sorted(among, key=lambda i: math.inf if scores[i] is None else -scores[i])
 
 
 def ranked(scores, seeds, budget, agreement):

@@ -175,7 +175,9 @@ def test_a_budget_alone_samples_at_random(model, tmp_path):
     (["--plan", "ranked", "--budget", "23", "--detector", "magnitude:n=8", "--num_inference_steps", "2"], "cost as much as 24"),
     (["--plan", "ranked", "--budget", "99", "--detector", "sale"], "did you mean 'sail'"), (["--budget", "0"], "samples nothing"),
     (["--plan", "ranked", "--budget", "99", "--fail_on", "copy_rate>0.5"], "needs a random sample"),
-    (["--prompt_sets", "heldout"], "needs captions"), (["--prompts", "gone.txt"], "no prompts file"),
+    (["--plan", "ranked", "--budget", "9", "--prompt_sets", "empty"], "these belong to none"),
+    (["--empty_images", "0"], "must be 1 or more"), (["--prompt_sets", "heldout"], "needs captions"),
+    (["--prompts", "gone.txt"], "no prompts file"),
 ])
 def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images, tmp_path, capsys):
     argv = ["--model", model, "--train_data", images, "--output_dir", tmp_path / "out", "--device", "cpu"]

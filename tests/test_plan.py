@@ -69,6 +69,7 @@ def test_rounds_halve_and_fill_the_budget(n, rounds, budget, expected):
 
 def test_ties_keep_their_order():
     assert ranking([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
+    assert ranking([None, 0.0, None, -1.0]) == [1, 3, 0, 2]
     assert ranking({5: 0.0, 2: 1.0, 9: 0.0}, [9, 5, 2]) == [2, 9, 5]
 
 
