@@ -2,12 +2,17 @@
 
     rotescope audit --model runs/demo/checkpoint --train_data runs/demo/checkpoint/manifest.parquet --output_dir runs/audit
     rotescope audit --model base --lora my_lora --train_data photos --mitigation og-stp --fail_on "copies>0" --output_dir runs/a
+    rotescope audit --model m --train_data photos --heldout_data others --prompt_sets captions heldout empty --output_dir runs/b
+    rotescope audit --model m --train_data photos --plan ranked --budget 2000 --output_dir runs/c
 
 Exit code 0: passed, or no rule was given; 1: the rule of --fail_on is broken; 2: wrong input; 3: the run failed. Where the data
-have a duplication plan, its duplicated and control captions are sampled; else every training image's first caption.
+have a duplication plan, its duplicated and control captions are sampled; else every training image's first caption. --prompts
+adds your own. Under --plan ranked the images go first to the prompts that --detector points at, then to those whose images agree:
+it finds the most leaking prompts, and its rates say nothing of the prompts that were not sampled.
 """
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -20,13 +25,17 @@ from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
 from rotescope.evaluate.scoring import score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, check, named_policies, sample_with
-from rotescope.mitigate.prompts import prompts_of
+from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
+from rotescope.mitigate.prompt_sets import Sources, gather
+from rotescope.mitigate.sampler import jobs_of
 from rotescope.models import ModelOptions, find_model, open_model
 from rotescope.progress import progress_bars
-from rotescope.runs import output_folder
+from rotescope.runs import output_folder, write_json
 from rotescope.settings import parse, plain
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
+RANKED_RULE = "copies>0"  # where none is given; a rate of ranked samples is no rate of the model
+COUNTS = ("copies", "any_copies_of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +50,21 @@ class AuditConfig(MeasureConfig, ModelOptions):
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed"""
     max_prompts: int | None = None
-    """sample only so many captions of each group"""
+    """sample only so many prompts of each group, the first ones"""
+    prompt_sets: tuple[str, ...] = ("captions",)
+    """one or several of captions (of training images), heldout (captions of heldout_data that no training image has), empty"""
+    prompts: str | None = None
+    """also sample the prompts of this file: .txt, one a line, or .csv, .jsonl or .parquet with `prompt` or `caption`"""
+    empty_images: int = 100
+    """images of the empty prompt, which is one prompt only, where there is no budget"""
+    plan: str = "uniform"
+    """uniform: every prompt and seed, or with a budget a random sample; ranked: where the detector points, then where a prompt's
+    images agree"""
+    budget: int | None = None
+    """images that each mitigation may sample; under ranked the price of the scores is part of it"""
+    detector: str = "recall"
+    """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
+    come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
     guidance_scale: float = 7.5
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
@@ -54,20 +77,24 @@ class AuditConfig(MeasureConfig, ModelOptions):
 
 def audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
-    policies, rules, base = check(_generate_config(config)), parse_rules(config.fail_on), find_base(config)
+    policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest = load_source(config.train_data)
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
     check_ids(rules, {e.image_id for e in manifest})
-    prompts = prompts_of(manifest, limit=config.max_prompts)
-    if config.fail_on:
-        sizes = {(m, p.group): len(config.seeds) * sum(q.group == p.group for q in prompts) for m in policies for p in prompts}
-        check_power(rules, sizes)
+    if config.empty_images < 1:
+        raise InputError("empty_images must be 1 or more: leave empty out of --prompt_sets instead")
+    prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts), config.max_prompts)
+    check_plan(config, prompts)
+    if config.fail_on and config.plan == "uniform":
+        images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform_plan(config, prompts)[0]))
+        check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
     announce(rules)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        folders = sample(config, base, prompts, policies, draft)
+        folders, plan = sample(config, base, prompts, policies, draft, manifest)
+        add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
         with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
                 folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
@@ -92,27 +119,57 @@ def find_base(config):
     return base
 
 
-def sample(config, base, prompts, policies, folder):
-    """-> {"samples": folder, and "base": folder if there is a base}."""
+def rules_of(config):
+    """-> the rules. InputError for one on a rate or a percentile where the plan samples on purpose what leaks."""
+    if config.plan != "ranked":
+        return parse_rules(config.fail_on)
+    rules = parse_rules(config.fail_on or RANKED_RULE)
+    unfit = next((rule for rule in rules if rule.metric not in COUNTS), None)
+    if unfit:
+        raise InputError(f"the rule {unfit} needs a random sample, and --plan ranked looks where prompts leak: write a rule on "
+                         f"{' or '.join(COUNTS)}, or take --plan uniform")
+    return rules
+
+
+def uniform_plan(config, prompts):
+    """-> {prompt index: seeds}, and the record of the plan if there is a budget."""
+    if config.budget is not None:
+        return uniform_seeds(config, len(prompts))
+    many = range(min(config.seeds), min(config.seeds) + config.empty_images)
+    return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
+
+
+def sample(config, base, prompts, policies, folder, manifest):
+    """-> {"samples": folder, and "base": folder if there is a base}, and what the report says of the plan, if there is one."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():
         made.mkdir()
     pipe = open_model(config)
-    sample_with(config, pipe, prompts, policies, folders["samples"])
+    if config.plan == "ranked":
+        seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
+    else:
+        seeds, plan = uniform_plan(config, prompts)
+        sample_with(config, pipe, prompts, policies, folders["samples"], seeds)
     if base:
         plainly = named_policies(("none",))
         if base == ADAPTER_OFF:
             pipe.disable_lora()
-            sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"])
+            sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"], seeds)
         else:
             del pipe  # makes room
             alone = replace(config, model=base, lora=None)
-            sample_with(alone, open_model(alone), prompts, plainly, folders["base"])
-    return folders
+            sample_with(alone, open_model(alone), prompts, plainly, folders["base"], seeds)
+    return folders, plan
+
+
+def add_to_run(folder, **more):
+    """Into run.json, where a later score finds it too."""
+    file = folder / "run.json"
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | more)
 
 
 def _generate_config(config):
-    shared = {f.name for f in fields(GenerateConfig)} & {f.name for f in fields(AuditConfig)}
+    shared = ({f.name for f in fields(GenerateConfig)} & {f.name for f in fields(AuditConfig)}) - {"prompts"}
     return GenerateConfig(prompts=config.train_data, **{key: getattr(config, key) for key in shared})
 
 

@@ -136,7 +136,7 @@ def _by_prompt(records):
 def p_value_note(samples, layer):
     """What the p-values rest on, and whether one could be significant at all -> dict for the report."""
     methods = _by_prompt(samples.records).values()
-    images = max(len(at) for prompts in methods for at in prompts.values())
+    images = min(len(at) for prompts in methods for at in prompts.values())
     m, needed = len(layer.nulls[layer.best_null]), null_needed(max(map(len, methods)), images)
     return {"null": layer.best_null, "n": m, "smallest": images / (m + images), "fdr": FDR,
             "needed": needed if m < needed else None}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from rotescope.evaluate import charts
 from rotescope.evaluate.table import cells_of, number
 from rotescope.evaluate.verdict import best
-from rotescope.evaluate.words import PROMPTS, percent, printable, share
+from rotescope.evaluate.words import PROMPTS, percent, printable, share, short
 from rotescope.runs import write_json
 
 NULL_NAMES = {"heldout": "held-out pictures", "train": "training images against one another"}
@@ -111,7 +111,7 @@ def tiles(report):
 
 def _tile(report, method, group, cell):
     return {"figure": percent(cell["copy_rate"]), "name": sentence(report["labels"][method]), "bad": cell["above_chance"],
-            "of": "all prompts" if group == "ungrouped" else f"{group} captions",
+            "of": short(group),
             "detail": f"{cell['copies']:,} of {cell['n']:,} copied {share(cell).partition(' ')[2]}"}
 
 

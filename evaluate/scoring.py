@@ -52,7 +52,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     chance = layer.chance if len(layer.nulls["heldout"]) else None
     return Report({
         "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index)), "notes": list(warnings(layer)),
+        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan")),
+        "notes": list(warnings(layer)),
         **_layers_as_json(layers, samples, measured, how.descriptor == "auto"),
         **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         "labels": {method: name(method) if samples.run else "generated images" for method in methods},
@@ -145,6 +146,7 @@ def _conditions(samples, manifest, index):
     run = samples.run
     return {"training_images": {"unique": len(index), "entries": len(manifest), "copies": manifest.copies},
             "seeds": sorted({r.seed for r in samples.records if r.seed is not None}),
+            "prompt_sets": run.get("prompt_sets") or {}, "plan": run.get("plan"),
             "guidance_scale": run.get("guidance_scale"), "num_inference_steps": run.get("num_inference_steps")}
 
 

@@ -6,9 +6,10 @@ from rotescope.evaluate.words import PROMPTS, name, percent, share
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
 
-def judge(methods, rules, chance, copied=None):
+def judge(methods, rules, chance, copied=None, plan=None):
     """methods: {NAME: {GROUP: figures}}; chance: share of held-out pictures over the threshold, or None; copied: {NAME: ids of
-    the training images that it copies} -> {outcome, passed, headline, text, rule, rules, needed}.
+    the training images that it copies}; plan: how the prompts were chosen, if not all of them were sampled alike
+    -> {outcome, passed, headline, text, rule, rules, needed}.
 
     passed is None where n is too small for a headline; needed then tells how many images would do in each method and group.
     """
@@ -18,7 +19,7 @@ def judge(methods, rules, chance, copied=None):
     gate = {m: methods[m] for m in dict.fromkeys(m for rule in rules for m in rule.scope(list(methods)))}
     cells = [cell for groups in gate.values() for cell in groups.values()]
     few, needs = min(cell["n"] for cell in cells), max(rule.needs for rule in rules)
-    sentences = [*_found(gate), *_mitigated(methods, gate), *_doubt(outcome, few, needs), *_chance(chance)]
+    sentences = [*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(outcome, few, needs), *_chance(chance)]
     return {"outcome": outcome, "passed": {"failed": False, "passed": True}.get(outcome), "headline": _headline(outcome, cells),
             "text": " ".join(sentences), "rule": " or ".join(map(str, rules)),
             "rules": [{"rule": str(rule), "outcome": o} for rule, o in outcomes.items()],
@@ -43,6 +44,18 @@ def _found(gate):
                 yield f"Of those{source}, {count} do: {share(cell)}."
             else:
                 yield f"{_under(method, groups)}{count} images{source} copy a training image: {share(cell)}."
+
+
+def _planned(plan, gate):
+    if not plan:
+        return
+    if plan["name"] == "uniform":
+        yield f"{plan['sampled']:,} of {plan['prompts']:,} prompts were sampled, drawn at random."
+        return
+    leaking = max(sum(cell["prompts_copied"] for cell in groups.values()) for groups in gate.values())
+    yield (f"{leaking:,} prompts were found leaking among {plan['sampled']:,} sampled of {plan['prompts']:,}: those to which "
+           f"{plan['detector']} pointed, and of them again those whose images agree. So these shares are of the sampled images "
+           "alone; they say nothing of the prompts that were not sampled, nor how often an ordinary prompt leaks.")
 
 
 def _under(method, groups):

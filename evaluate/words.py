@@ -1,6 +1,9 @@
 """How the reports say things."""
 NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "dtp": "DTP", "og-dtp": "OG + DTP"}
-PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts"}
+PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
+           "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
+           "empty": "the empty prompt", "file": "the user’s own prompts"}
+SHORT = {"captions": "training captions"} | {g: PROMPTS[g] for g in ("ungrouped", "paraphrase", "heldout", "empty", "file")}
 
 
 def printable(text):
@@ -10,6 +13,10 @@ def printable(text):
 
 def name(method):
     return NAMES.get(method, method)
+
+
+def short(group):
+    return SHORT.get(group, f"{group} captions")
 
 
 def share(cell):

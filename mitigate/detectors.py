@@ -40,12 +40,14 @@ DETECTORS = {
 }
 
 
-def get_detector(text):
-    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. InputError for an unknown name, key or value."""
+def get_detector(text, also=None):
+    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. also: {name: preset} beside the registry's. InputError for an unknown
+    name, key or value."""
     name, _, settings = text.partition(":")
-    if name not in DETECTORS:
-        raise InputError(f"no detector is called {name!r}: {_nearest(name, DETECTORS)}")
-    preset = DETECTORS[name].preset
+    known = {key: entry.preset for key, entry in DETECTORS.items()} | (also or {})
+    if name not in known:
+        raise InputError(f"no detector is called {name!r}: {_nearest(name, known)}")
+    preset = known[name]
     return replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
 
 

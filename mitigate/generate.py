@@ -23,9 +23,9 @@ from accelerate import PartialState
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError, exit_cleanly
-from rotescope.mitigate.prompts import prompts_of, read_prompts
+from rotescope.mitigate.prompts import at_most, prompts_of, read_prompts
 from rotescope.mitigate.registry import get_mitigation
-from rotescope.mitigate.sampler import sample_to_folder
+from rotescope.mitigate.sampler import jobs_of, sample_to_folder
 from rotescope.mitigate.unfinished import check_same, is_finished, resumable_folder
 from rotescope.models import ModelOptions, check_model, find_lora, find_model, open_model
 from rotescope.progress import progress_bars
@@ -65,12 +65,7 @@ def load_prompts(file, groups, limit=None):
     """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
     if Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names:
         return prompts_of(Manifest.load(file), groups, limit)
-    counts, chosen = {}, []
-    for p in read_prompts(file):
-        counts[p.group] = counts.get(p.group, 0) + 1
-        if limit is None or counts[p.group] <= limit:
-            chosen.append(p)
-    return chosen
+    return at_most(read_prompts(file), limit)
 
 
 def check(config):
@@ -123,9 +118,10 @@ def generate(config):
     return Path(config.output_dir)
 
 
-def sample_with(config, pipe, prompts, policies, folder):
-    """Sample into `folder` with bars and provenance; `config` may be any dataclass with these settings."""
-    _sample(config, pipe, prompts, policies, folder, describe(config, prompts, policies))
+def sample_with(config, pipe, prompts, policies, folder, seeds=None):
+    """Sample into `folder` with bars and provenance; `config` may be any dataclass with these settings. seeds: as the sampler
+    has them, if not the config's."""
+    _sample(config, pipe, prompts, policies, folder, describe(config, prompts, policies), seeds=seeds)
 
 
 def describe(config, prompts, policies):
@@ -143,10 +139,11 @@ def hashes_of(config, prompts):
     return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
 
 
-def _sample(config, pipe, prompts, policies, folder, about, state=None):
-    totals = {method: len(prompts) * len(config.seeds) for method in policies}
+def _sample(config, pipe, prompts, policies, folder, about, state=None, seeds=None):
+    seeds = config.seeds if seeds is None else seeds
+    totals = dict.fromkeys(policies, len(jobs_of(prompts, seeds)))
     with progress_bars(totals, disable=bool(state and not state.is_main_process)) as advance:
-        sample_to_folder(pipe, prompts, policies, config.seeds, folder, about=about, on_sample=advance, state=state,
+        sample_to_folder(pipe, prompts, policies, seeds, folder, about=about, on_sample=advance, state=state,
                          guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
                          batch_size=config.batch_size, resolution=config.resolution)
 

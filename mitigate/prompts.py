@@ -44,14 +44,17 @@ def read_prompts(file):
 
 def prompts_of(manifest, groups=("duplicated", "control"), limit=None):
     """The first caption of each image of the named groups; of every image where none has a group. At most `limit` a group."""
-    chosen, counts = [], {}
     grouped = any(e.group in groups for e in manifest)
-    for e in manifest:
-        if grouped and e.group not in groups:
-            continue
-        counts[e.group] = counts.get(e.group, 0) + 1
-        if limit is None or counts[e.group] <= limit:
-            chosen.append(Prompt(e.captions[0], e.group, e.image_id))
+    return at_most([Prompt(e.captions[0], e.group, e.image_id) for e in manifest if not grouped or e.group in groups], limit)
+
+
+def at_most(prompts, limit=None):
+    """The first `limit` prompts of each group."""
+    chosen, counts = [], {}
+    for p in prompts:
+        counts[p.group] = counts.get(p.group, 0) + 1
+        if limit is None or counts[p.group] <= limit:
+            chosen.append(p)
     return chosen
 
 

@@ -45,14 +45,20 @@ def noise_seed(prompt, seed):
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:6], "big")
 
 
+def jobs_of(prompts, seeds):
+    """seeds: those of every prompt, or {prompt index: its own} -> [(prompt index, seed)], prompt by prompt."""
+    own = seeds if isinstance(seeds, dict) else dict.fromkeys(range(len(prompts)), seeds)
+    return [(i, seed) for i, some in own.items() for seed in some]
+
+
 def batches(prompts, seeds, batch_size):
-    """-> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
-    jobs = [(i, seed, noise_seed(prompt.text, seed)) for i, prompt in enumerate(prompts) for seed in seeds]
+    """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
+    jobs = [(i, seed, noise_seed(prompts[i].text, seed)) for i, seed in jobs_of(prompts, seeds)]
     return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
 
 
 def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
-    """Yields one Sample for each (prompt, seed), prompt by prompt. An image is what pipe(prompt, generator=torch.Generator()
+    """Yields one Sample for each of jobs_of(prompts, seeds). An image is what pipe(prompt, generator=torch.Generator()
     .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps, resolution (pixels; None: the model's).
     """
     for batch in batches(prompts, seeds, batch_size):
@@ -93,18 +99,20 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     if not (out / "records.parquet").exists():
         for method, policy, batch, shard in work[state.process_index::state.num_processes] if state else work:
             if not shard.exists():
-                _write_shard(pipe, prompts, method, policy, batch, shard, out, settings)
+                write_shard(pipe, prompts, method, policy, batch, shard, out, settings)
             for _ in batch if on_sample else ():
                 on_sample(method)
     if state:
         state.wait_for_everyone()
     if not state or state.is_main_process:
-        _merge(out, [shard for *_, shard in work])
-        write_json(out / "run.json", {"methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(seeds),
-                                      "batch_size": batch_size, **settings, **(about or {})})
+        merge_shards(out, [shard for *_, shard in work])
+        write_json(out / "run.json", {
+            "methods": {name: asdict(p) for name, p in policies.items()},
+            "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
+            **(about or {})})
 
 
-def _write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
+def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
     """Images, then their records under a name that appears last: where a shard is, its images are."""
     rows, samples = [], sample_batch(pipe, prompts, policy, batch, **settings)
     (out / method / "images").mkdir(parents=True, exist_ok=True)
@@ -118,7 +126,7 @@ def _write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
     _write_table(pa.Table.from_pylist(rows, SCHEMA), shard)
 
 
-def _merge(out, shards):
+def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work."""
     if not (out / "records.parquet").exists():
         _write_table(pa.concat_tables([SCHEMA.empty_table(), *map(pq.read_table, shards)]), out / "records.parquet")

@@ -4,8 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from instruments import leave, samples_folder, training_folder
+from instruments import leave, rows_of, samples_folder, training_folder
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from tiny import image_folder, saved_pipeline, tiny_pipeline
@@ -13,6 +15,8 @@ from tiny import image_folder, saved_pipeline, tiny_pipeline
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.evaluate import audit, indexing
+from rotescope.mitigate import planned
+from rotescope.mitigate.sampler import SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     train = training_folder(tmp_path / "train", 40)
     data = load_source(train)
 
-    def copying(config, pipe, prompts, policies, folder):
+    def copying(config, pipe, prompts, policies, folder, seeds):
         assert [p.image_id for p in prompts] == [e.image_id for e in data]
         methods = {name: asdict(policy) for name, policy in policies.items()}
         samples_folder(folder, data, lambda method, i, seed: i < k, methods, seeds=config.seeds)
@@ -50,7 +54,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     assert all((p["p"] == pytest.approx(report["p_values"]["smallest"])) == bool(p["copies"]) for p in report["prompts"])
 
 
-def images(folder):
+def pictures(folder):
     return {p.name: np.asarray(Image.open(p)) for p in sorted(Path(folder).rglob("*.png"))}
 
 
@@ -60,7 +64,7 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
             "--mitigation", "none", "og-stp"]
     assert leave(audit.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 0
     assert leave(audit.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 0
-    base, plain, tuned = (images(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
+    base, plain, tuned = (pictures(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
     assert list(base) == list(plain) == list(tuned)
     assert all(np.array_equal(base[name], plain[name]) for name in plain)
     assert not all(np.array_equal(base[name], tuned[name]) for name in tuned)
@@ -78,6 +82,107 @@ def test_a_base_that_cannot_be_told_is_asked_for(model, tmp_path, capsys):
     assert leave(audit.main, [*argv, "auto"]) == 2
     assert "does not say what it was fine-tuned from" in capsys.readouterr().err
     assert leave(audit.main, [*argv, tmp_path / "nowhere"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+# ----- prompt sets and plans
+
+def test_prompt_sets_are_groups_of_the_report(model, tmp_path):
+    train, held = image_folder(tmp_path / "train", n=4), image_folder(tmp_path / "held", n=10)
+    (tmp_path / "own.txt").write_text("a dog\na cow\n")
+    argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--prompt_sets", "captions", "heldout", "empty",
+            "--prompts", tmp_path / "own.txt", "--max_prompts", "3", "--empty_images", "5", "--seeds", "0", "1",
+            "--device", "cpu", "--num_inference_steps", "1", "--partial", "false", "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, argv) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    cells = report["methods"]["none"]
+    assert [(group, cell["n"], cell["n_prompts"]) for group, cell in cells.items() if group != "settings"] == [
+        ("captions", 6, 3), ("heldout", 6, 3), ("empty", 5, 1), ("file", 4, 2)]
+    assert report["prompt_sets"] == {"captions": {"prompts": 4, "sampled": 3}, "heldout": {"prompts": 6, "sampled": 3},
+                                     "empty": {"prompts": 1, "sampled": 1}, "file": {"prompts": 2, "sampled": 2}}
+    assert report["plan"] is None
+    assert {p["prompt"] for p in report["pairs"] if p["group"] == "heldout"} == {
+        "a crown on a red background", "a gift on a red background", "a rocket on a red background"}
+    assert {p["seed"] for p in report["pairs"] if p["group"] == "empty"} == {0, 1, 2, 3, 4}
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Held-out captions · 3 of 6 prompts" in page
+    assert "The empty prompt<" in page
+
+
+def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch):
+    """Twenty prompts whose scores fall with their number; 2, 3 and 5 give their training image every time. Only the scores and
+    the images are replaced. Of 24 images the scores cost 20 × 2 / 4 = 10, so the rounds are of 8, 4 and 2."""
+    train = training_folder(tmp_path / "train", 20)
+    data = load_source(train)
+
+    def scores(pipe, prompts, detector, **_):
+        return iter([-float(i) for i in range(len(prompts))])
+
+    def shard(pipe, prompts, method, policy, batch, file, folder, settings):
+        part = samples_folder(file.with_suffix(".d"), data, lambda m, i, seed: i in (2, 3, 5), {method: {}}, seeds=(0, 1, 2))
+        rows = {(r["prompt_index"], r["seed"]): r for r in rows_of(part)}
+        (folder / method / "images").mkdir(parents=True, exist_ok=True)
+        for i, seed, _ in batch:
+            (part / rows[i, seed]["image"]).rename(folder / rows[i, seed]["image"])
+        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], SCHEMA), file)
+    monkeypatch.setattr(planned, "score_prompts", scores)
+    monkeypatch.setattr(planned, "write_shard", shard)
+    argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
+            "--plan", "ranked", "--detector", "magnitude:n=1", "--partial", "false", "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, [*argv, "--budget", "24"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    plan = report["plan"]
+    assert {k: plan[k] for k in ("name", "score_images", "images", "prompts", "sampled", "rounds")} == {
+        "name": "ranked", "score_images": 10.0, "images": 14, "prompts": 20, "sampled": 8, "rounds": [8, 4, 2]}
+    assert [p["images"] for p in plan["ranking"]] == [2, 2, 3, 3, 1, 1, 1, 1] + 12 * [0]
+    cell = report["methods"]["none"]["ungrouped"]
+    assert (cell["n"], cell["copies"], cell["prompts_copied"]) == (14, 7, 3)
+    verdict = report["verdict"]
+    assert (verdict["rule"], verdict["outcome"]) == ("copies>0", "failed")
+    assert "3 prompts were found leaking among 8 sampled of 20" in verdict["text"]
+    assert "say nothing of the prompts that were not sampled" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lora, tmp_path):
+    train = image_folder(tmp_path / "train", n=4)
+    argv = ["--model", model, "--lora", lora, "--base", "auto", "--train_data", train, "--seeds", "3", "4", "5",
+            "--device", "cpu", "--num_inference_steps", "2", "--mitigation", "none", "og-stp", "--partial", "false"]
+    ranked = [*argv, "--plan", "ranked", "--detector", "magnitude:n=1", "--budget", "9", "--batch_size", "3"]
+    assert leave(audit.main, [*ranked, "--output_dir", tmp_path / "one"]) == 0
+    assert leave(audit.main, [*argv, "--output_dir", tmp_path / "all"]) == 0
+    for part in ("samples/none", "samples/og-stp", "base/none"):
+        one, everything = pictures(tmp_path / "one" / part), pictures(tmp_path / "all" / part)
+        assert (len(one), len(everything)) == (7, 12)  # 9 less 4 × 2 / 4 for the scores
+        assert max(np.abs(one[name].astype(int) - everything[name]).max() for name in one) <= 1
+    report = json.loads((tmp_path / "one/report.json").read_text(encoding="utf-8"))
+    assert {m: cells["ungrouped"]["n"] for m, cells in report["methods"].items()} == {"none": 7, "og-stp": 7}
+    assert (report["plan"]["rounds"], report["base"]["n"]) == ([4, 2, 1], 4)
+    assert [p["rank"] for p in report["plan"]["ranking"]] == [1, 2, 3, 4]
+
+
+def test_a_budget_alone_samples_at_random(model, tmp_path):
+    train = image_folder(tmp_path / "train", n=4)
+    argv = ["--model", model, "--train_data", train, "--seeds", "3", "4", "--device", "cpu", "--num_inference_steps", "1",
+            "--partial", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, argv) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["ungrouped"]["n"] == 3
+    assert "3 of 4 prompts were sampled, drawn at random" in report["verdict"]["text"]
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["--plan", "best"], "take uniform or ranked"), (["--plan", "ranked"], "needs a --budget"),
+    (["--plan", "ranked", "--budget", "23", "--detector", "magnitude:n=8", "--num_inference_steps", "2"], "cost as much as 24"),
+    (["--plan", "ranked", "--budget", "99", "--detector", "sale"], "did you mean 'sail'"), (["--budget", "0"], "samples nothing"),
+    (["--plan", "ranked", "--budget", "99", "--fail_on", "copy_rate>0.5"], "needs a random sample"),
+    (["--plan", "ranked", "--budget", "9", "--prompt_sets", "empty"], "these belong to none"),
+    (["--empty_images", "0"], "must be 1 or more"), (["--prompt_sets", "heldout"], "needs captions"),
+    (["--prompts", "gone.txt"], "no prompts file"),
+])
+def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images, tmp_path, capsys):
+    argv = ["--model", model, "--train_data", images, "--output_dir", tmp_path / "out", "--device", "cpu"]
+    assert leave(audit.main, [*argv, *given]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
