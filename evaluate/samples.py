@@ -45,6 +45,11 @@ class Samples:
         """-> PIL image, RGB."""
         return open_image(self.folder / record.image)
 
+    @property
+    def side(self):
+        """The shorter side of the first picture, in pixels."""
+        return min(self.open(self.records[0]).size)
+
     @cached_property
     def sha256(self):
         """Of each image file, in order."""

@@ -39,8 +39,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
     check_ids(rules, {e.image_id for e in manifest})
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
-    side = min(samples.open(samples.records[0]).size)
-    layers = make_layers(side, manifest, heldout, unadapted, how, on_image)
+    layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
@@ -91,7 +90,7 @@ def make_layers(side, manifest, heldout, base, how, on_image=None):
 
 def _layers_as_json(layers, samples, measured, chosen):
     layer, index = layers["descriptor"], layers["descriptor"].index
-    side = min(*samples.open(samples.records[0]).size, *index.examples[0].open().size)
+    side = min(samples.side, *index.examples[0].open().size)
     return {
         "descriptor": index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
         "search": index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule, "background": layer.as_json(),

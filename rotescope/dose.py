@@ -141,7 +141,7 @@ def _score(config, work, draft):
     folders = [read_samples(draft / job.folder / "samples") for job in work]
     aligner = get_alignment(find_alignment(find_model(config.pretrained_model_name_or_path)))
     with progress_bars({"training": len(work[0].plan), "generated": sum(len(s.records) for s in folders)}) as advance:
-        layers = make_layers(folders[0], work[0].plan, None, None, Measuring(), advance)
+        layers = make_layers(folders[0].side, work[0].plan, None, None, Measuring(), advance)
         measured = [measure(samples, layers, job.plan, aligner, partial(advance, "generated"))
                     for job, samples in zip(work, folders, strict=True)]
     outcomes = [o for run in zip(work, folders, measured, strict=True) for o in _outcomes(draft, *run)]

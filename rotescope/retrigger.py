@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -35,7 +34,7 @@ from rotescope.mitigate.generate import check_sampling, describe, named_policies
 from rotescope.mitigate.retrigger import STARTS, Budget, check_searchable, find_embeddings
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.targets import HELDOUT, choose_targets
-from rotescope.models import BASE, find_lora, find_model, load_pipeline
+from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder, write_json
 from rotescope.settings import parse
@@ -45,17 +44,13 @@ SHOWN = 4  # images of a group in the picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetriggerConfig:
+class RetriggerConfig(ModelOptions):
     train_data: str
     """the training images with their captions; the manifest.parquet beside a fine-tuned checkpoint knows which were duplicated"""
     output_dir: str
     """retrigger.json, pictures, embeddings.safetensors and samples go here"""
     heldout_data: str | None = None
     """pictures with captions that the model never saw, searched for at the same budget: without them nothing is proved"""
-    model: str = str(BASE)
-    """model folder in diffusers' layout, or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
     mitigation: tuple[str, ...] = ("og-stp",)
     """names as rotescope mitigations lists them, perhaps with settings; sampling without one is always beside them"""
     image_ids: tuple[str, ...] = ()
@@ -82,6 +77,8 @@ class RetriggerConfig:
     """after the transition; 1 is off, as in diffusers"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
+    resolution: int | None = None
+    """side of the images in pixels; the model's own unless given"""
     batch_size: int = 64
     """images at a time; a search takes search_draws of them"""
     descriptor: str = "auto"
@@ -90,8 +87,6 @@ class RetriggerConfig:
     """a copy is closer than this share of training images are to their nearest other one"""
     copy_threshold: float | None = None
     """a similarity of your own instead"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
 
@@ -99,9 +94,7 @@ class RetriggerConfig:
 def check(config):
     """Raise InputError for whatever would stop the run later -> {name: policy}, plain guidance first, and the search's Budget."""
     check_output(config.output_dir, config.overwrite)
-    find_model(config.model)
-    if config.lora:
-        find_lora(config.lora)
+    check_model(config)
     check_sampling(config)
     get_descriptor(config.descriptor)
     if config.max_images < 1 or config.max_texts < 1 or not config.search_seeds or not config.search_starts:
@@ -122,7 +115,7 @@ def retrigger(config):
     targets = choose_targets(manifest, heldout, config.image_ids, config.groups, config.max_images)
     prompts = {"caption": [p for t in targets for p in t.captions(config.max_texts)],
                "paraphrase": [p for t in targets for p in t.paraphrases(config.max_texts)]}
-    pipe = load_pipeline(config.model, config.lora).to(config.device)
+    pipe = open_model(config)
     check_searchable(pipe)
     with output_folder(config.output_dir, config.overwrite) as draft:
         with progress_bars(_totals(config, targets, prompts, policies)) as advance:
@@ -150,7 +143,7 @@ def _totals(config, targets, prompts, policies):
 def sample_all(config, pipe, prompts, policies, folder, advance):
     """Each route under each policy -> [(route, folder)], and {method: why it takes no embedding}."""
     made, refused = [], {}
-    settings = {k: getattr(config, k) for k in ("guidance_scale", "num_inference_steps", "batch_size")}
+    settings = {k: getattr(config, k) for k in ("guidance_scale", "num_inference_steps", "batch_size", "resolution")}
     for route, method in ((r, m) for r in judged.ROUTES if prompts[r] for m in policies):
         place = folder / f"{route}-{method}"
         place.mkdir(parents=True)
@@ -169,7 +162,7 @@ def sample_all(config, pipe, prompts, policies, folder, advance):
 def judge(config, manifest, heldout, targets, folders):
     """-> Shots, and what they were measured by."""
     how = Measuring(descriptor=config.descriptor, copy_quantile=config.copy_quantile, copy_threshold=config.copy_threshold)
-    layers = make_layers(read_samples(folders[0][1]), manifest, heldout, None, how)
+    layers = make_layers(read_samples(folders[0][1]).side, manifest, heldout, None, how)
     examples = {t.example.image_id: t.example for t in targets}
     shots = [shot for route, folder in folders for shot in judged.judge_samples(route, read_samples(folder), layers, examples)]
     layer, exact = layers["descriptor"], layers["exact"]
