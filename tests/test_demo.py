@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig,
            "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig}
 PAGES = ["README.md", "rotescope/demo.py", "evaluate/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
-         "rotescope/figures.py", "rotescope/compare.py", "mitigate/detect.py", "mitigate/calibrate.py",
+         "rotescope/figures.py", "rotescope/compare.py", "rotescope/monitor.py", "mitigate/detect.py", "mitigate/calibrate.py",
          *(str(p.relative_to(ROOT)) for p in (ROOT / "train/recipes").glob("*.yaml"))]
 
 
