@@ -21,7 +21,7 @@ from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.prompts import Prompt, prompts_of
 from rotescope.mitigate.sampler import sample, sample_to_folder
 from rotescope.models import load_pipeline
-from rotescope.monitor import heldout_prompts
+from rotescope.monitor import heldout_prompts, monitor_of
 from rotescope.train.finetune import FinetuneConfig, finetune, main
 from rotescope.train.loop import DenoisingLoss
 
@@ -190,6 +190,20 @@ def test_a_run_that_fails_leaves_its_curve(base, images, tmp_path, monkeypatch):
         finetune(config_of(base, images, tmp_path / "out", **QUICK), on_step=steps.append, progress=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["monitor.jsonl", "monitor.png"]
     assert [line["step"] for line in lines_of(tmp_path / "out")] == [2]
+
+
+def test_predictions_that_are_no_numbers_stop_the_run(base, images, tmp_path):
+    """Weights spoiled between a step and its measurement, through the contract: finetune takes any monitor."""
+    own = []
+
+    def spoiled(run):
+        own[:] = own or [monitor_of(run.job)]
+        if run.step == 2:
+            run.job.parameters[0].data.fill_(torch.nan)
+        return own[0](run)
+    with pytest.raises(RunError, match="the predictions are no numbers at step 2: lower --learning_rate"):
+        finetune(config_of(base, images, tmp_path / "out", **QUICK), progress=False, monitor=spoiled)
+    assert not (tmp_path / "out").exists()
 
 
 def test_trackers_get_the_curves(base, images, tmp_path):
