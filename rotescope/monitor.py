@@ -174,13 +174,19 @@ def measured(run, prompts, layers):
         cells = m.cells(samples, m.measure(samples, layers, run.job.manifest), layers["descriptor"])["none"]
     found = {}
     for group, cell in cells.items():
-        gaps = [r.prediction_gaps[0] for r in samples.records if r.group == group]
+        gaps = [first_gap(r) for r in samples.records if r.group == group]
         if not np.isfinite(gaps).all():
             raise RunError(f"the predictions are no numbers at step {run.step}: lower --learning_rate")
         gap, *interval = mean_interval(gaps)
         found[group] = {k: cell[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (
             {"served": served(run, group)} if group in DOSED else {})
     return found
+
+
+def first_gap(record):
+    """‖eps_cond − eps_uncond‖₂ at the first step where the text matters to ε. Flow matching begins at pure noise, where ε is that
+    noise whatever the text, and the gap 0: there it is the second step."""
+    return next((gap for gap in record.prediction_gaps if gap), 0.0)
 
 
 def served(run, group):

@@ -24,7 +24,8 @@ CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "gene
            "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig,
            "dose": DoseConfig}
 PAGES = ["README.md", "rotescope/demo.py", "evaluate/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
-         "rotescope/figures.py", "rotescope/compare.py", "rotescope/dose.py", "mitigate/detect.py", "mitigate/calibrate.py",
+         "rotescope/figures.py", "rotescope/compare.py", "rotescope/dose.py", "rotescope/monitor.py", "mitigate/detect.py",
+         "mitigate/calibrate.py",
          *(str(p.relative_to(ROOT)) for folder in ("train", "evaluate") for p in (ROOT / folder / "recipes").glob("*.yaml"))]
 
 

@@ -340,6 +340,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(spoil, message, base, images, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_that_names_a_missing_image_is_one_line(base, images, tmp_path, capsys):
+    folder = shutil.copytree(images, tmp_path / "images")
+    apply_plan(load_source(folder), DuplicationPlan(2, 3)).save(tmp_path / "manifest.parquet")
+    (folder / "3.png").unlink()
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", duplicated=0, copies=1, controls=0)))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (left.value.code, len(lines)) == (2, 1)
+    assert "3.png" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").touch()

@@ -132,3 +132,20 @@ def test_a_cache_changes_no_weight(images, tmp_path):
     for name in ("first", "second"):
         config = replace(config, output_dir=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
         assert largest_difference(plain, weights(finetune(config, progress=False))) == 0
+
+
+def test_a_cache_by_another_vae_is_left_alone(base, images, tmp_path):
+    """The same model but for its VAE, trained on the other's cache, is what it is without a cache."""
+    pipe = tiny_pipeline()
+    with torch.no_grad():
+        pipe.vae.quant_conv.weight.mul_(1.5)
+    pipe.save_pretrained(tmp_path / "other")
+    config = config_of(base, images, tmp_path / "first", max_train_steps=1, cache_dir=str(tmp_path / "cache"))
+    finetune(config, progress=False)
+    other = replace(config, pretrained_model_name_or_path=str(tmp_path / "other"))
+    cached, plain = (weights(finetune(replace(other, output_dir=str(tmp_path / name), cache_dir=kept), progress=False))
+                     for name, kept in (("cached", config.cache_dir), ("plain", None)))
+    assert largest_difference(cached, plain) == 0
+    assert largest_difference(cached, weights(tmp_path / "first")) > 1e-4
+    assert len(list((tmp_path / "cache").glob("latents-*"))) == 2
+    assert len(list((tmp_path / "cache").glob("embeddings-*"))) == 1

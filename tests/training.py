@@ -54,7 +54,7 @@ def assert_same_state(one, other):
 # ----- processes of their own: a server imports everything once and forks, so that each starts in a moment
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rotescope.train.finetune"])
+SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.monitor"])
 
 
 def in_process(config, environment=None, die=None, seen=None):
