@@ -1,5 +1,4 @@
 """Sample by a plan: score every prompt cheaply, then spend what the budget leaves where scores and images point."""
-from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -87,8 +86,7 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
             run(method, [job for jobs in rounds for job in jobs])
     merge_shards(folder, shards)
     record = as_record("ranked", config.budget, len(prompts), rounds, scores, detector=config.detector, score_images=cost)
-    write_json(folder / "run.json", {"methods": {name: asdict(p) for name, p in policies.items()}, **settings,
-                                     **describe(config, prompts, policies)})
+    write_json(folder / "run.json", describe(config, prompts, policies))
     return seeds_of(job for jobs in rounds for job in jobs), record
 
 
