@@ -174,7 +174,8 @@ def tradeoff_points(report):
     swept = {(p["before"], p["transition_timestep"]) for p in report["sweep"]}
     for method, groups in report["methods"].items():
         settings, cell = groups["settings"], groups.get("duplicated") or next(v for g, v in groups.items() if g != "settings")
-        if method == "none" or (settings.get("before"), settings.get("transition")) not in swept:
+        on_a_curve = (settings.get("before"), settings.get("transition")) in swept and settings.get("colour") is None
+        if method == "none" or not on_a_curve:
             points.append(("plain" if method == "none" else "method", report["labels"][method], cell))
     return [(family, label, p["copy_rate"], p["copy_rate_interval"], p["alignment"])
             for family, label, p in points if p["alignment"] is not None]

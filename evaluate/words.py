@@ -1,5 +1,6 @@
 """How the reports say things."""
-NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "dtp": "DTP", "og-dtp": "OG + DTP"}
+NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout", "dtp": "DTP",
+         "og-dtp": "OG + DTP"}
 PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
            "empty": "the empty prompt", "file": "the user’s own prompts"}

@@ -57,6 +57,9 @@ class TransitionGuidance(Mitigation):
     ordinary_gap: an image whose gap at the first step is below this is taken for ordinary and guided from that step on; 0 none.
     min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
     after: scale after the transition; None takes the pipeline's guidance_scale.
+    colour: this project's own: until the transition, scale of the mean of eps_cond − eps_uncond over the picture, which says what
+    colours to take, while `before` scales the rest, which says what to put where; None: `before` scales both. What is
+    memorized is a layout, so that opposite guidance need not turn away from the colours that the prompt asks for.
     """
     before: float = 0.0
     transition: int | str = 500
@@ -64,6 +67,7 @@ class TransitionGuidance(Mitigation):
     after: float | None = None
     ordinary_gap: float = 0.0
     min_drop: float = 1e-4
+    colour: float | None = None
 
     def __post_init__(self):
         if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
@@ -91,7 +95,7 @@ class TransitionRun(ScaleRun):
         return self.policy.latest if self.detector else self.policy.transition
 
     def tracked(self, timestep):
-        return ~self.past if self.detector else self.past & False
+        return self.past & False if self.detector is None and self.policy.colour is None else ~self.past
 
     def branches(self, timestep):
         self._mark(~self.past & (timestep <= torch.as_tensor(self.limit())), timestep)
@@ -103,7 +107,14 @@ class TransitionRun(ScaleRun):
             gap = step.gap.cpu()
             fires = self.detector.update(gap) | ((gap < self.policy.ordinary_gap) if step.index == 0 else False)
             self._mark(fires & ~self.past, step.timestep)
-        return super().guide(step)
+        guided = super().guide(step)
+        return guided if self.policy.colour is None or self.past.all() else guided + self._colour(step)
+
+    def _colour(self, step):
+        """What the mean of Δ over the picture gets on top of `before`, in images before their transition."""
+        gap = step.cond - step.uncond                                       # (n, C, h, w), or (n, patches, C)
+        mean = gap.mean((2, 3) if gap.dim() == 4 else 1, keepdim=True)
+        return combine(mean, torch.zeros_like(mean), ~self.past * (self.policy.colour - self.policy.before))
 
     def _mark(self, rows, timestep):
         self.transition_timesteps[rows] = int(timestep)

@@ -42,6 +42,7 @@ _KIM = "Kim & No, CVPR 2026 Findings, arXiv 2605.02908"
 _HAN = "Han et al., NeurIPS 2025, arXiv 2510.08625"
 _ZHAO = "Zhao et al., ICML 2026, arXiv 2603.00133"
 _JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
+_OURS = f"this project, after {_JAIN}"
 ENTRIES = {
     "none": Entry(guidance.PLAIN, "Ho & Salimans 2022, arXiv 2207.12598", "1 ×"),
     # τ belongs to Stable Diffusion 2.1 on LAION-10K and must be found anew for another model
@@ -49,9 +50,10 @@ ENTRIES = {
     "og-stp": Entry(guidance.TransitionGuidance(before=-2.0, transition=650), _JAIN, "1 ×"),
     "dtp": Entry(guidance.TransitionGuidance(before=0.0, transition="dynamic"), _JAIN, "1 ×"),
     "og-dtp": Entry(guidance.TransitionGuidance(before=-7.5, transition="dynamic"), _JAIN, "1 ×"),
+    "og-stp-layout": Entry(guidance.TransitionGuidance(before=-2.0, transition=650, colour=1.0), _OURS, "1 ×"),
     "dtp-released": Entry(guidance.TransitionGuidance(before=1.0, transition="dynamic", latest=-1, min_drop=0.0), _JAIN, "1 ×"),
     "og-dtp-released": Entry(probed.ProbedTransition(), _JAIN, "2 ×, half of it a probe"),
-    "dtp-calibrated": Entry(calibrated.CalibratedTransition(), f"this project, after {_JAIN}", "1 ×", "a calibration file"),
+    "dtp-calibrated": Entry(calibrated.CalibratedTransition(), _OURS, "1 ×", "a calibration file"),
     **{f"cfg-{shape}": Entry(relatives.ScheduledGuidance(shape), f"a baseline in {_JAIN}", "1 ×") for shape in relatives.SHAPES},
     "beta-cfg": Entry(relatives.BetaGuidance(), "Malarz et al. 2025, arXiv 2502.10574", "1 ×"),
     "tcfg": Entry(relatives.TangentialGuidance(), "Kwon et al., CVPR 2025, arXiv 2503.18137", "1 ×"),

@@ -27,8 +27,8 @@ from rotescope.settings import parse, plain
 from rotescope.train.finetune import RECIPE, finetune
 from rotescope.train.job import EMBEDDED, FinetuneConfig
 
-METHODS = ("none", "stp:transition=600", "og-stp:before=-2,transition=650", "dtp", "og-dtp")
-SWEEP = tuple(f"{name}:transition={t}" for name in ("stp", "og-stp") for t in (900, 800, 700, 600, 500))
+METHODS = ("none", "stp:transition=600", "og-stp:transition=600", "og-stp-layout:transition=600", "dtp", "og-dtp")
+SWEEP = tuple(f"{name}:transition={t}" for name in ("stp", "og-stp") for t in (800, 700, 600, 500))
 TITLE = "What did the embedded model learn by rote?"
 
 

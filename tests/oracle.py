@@ -19,6 +19,9 @@ class Transition:
         else:
             turned = t <= self.policy.transition
         self.timestep = int(t) if turned and self.timestep is None else self.timestep
+        if self.timestep is None and self.policy.colour is not None:
+            mean = np.mean((c - u).numpy(), axis=(2, 3) if c.dim() == 4 else 1, keepdims=True)
+            return u + self.policy.colour * mean + self.policy.before * (c - u - mean)
         return u + (self.policy.before if self.timestep is None else self.scale) * (c - u)
 
 

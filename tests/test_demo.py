@@ -53,7 +53,7 @@ def test_every_command_that_a_reader_can_copy_is_understood(name, arguments, mon
 def test_the_demo_ends_in_a_report_of_the_promised_form(tmp_path):
     demo(DemoConfig(str(tmp_path / "demo"), max_train_steps=2, seeds=(0,), num_inference_steps=3, sweep=False))
     report = json.loads((tmp_path / "demo/report.json").read_text())
-    assert set(report["methods"]) == {"none", "stp", "og-stp", "dtp", "og-dtp"}
+    assert set(report["methods"]) == {"none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp"}
     for method in report["methods"].values():
         for group in ("duplicated", "control"):
             cell = method[group]

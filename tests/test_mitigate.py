@@ -47,7 +47,8 @@ def images(pipe, prompts=PROMPTS, rows=None, **settings):
 
 @pytest.mark.parametrize("policy", [
     *(get_mitigation(name) for name in (*PAPER, "dtp-released")), TransitionGuidance(-3.0, 800),
-], ids=[*PAPER, "dtp-released", "og 800"])
+    TransitionGuidance(-3.0, 800, colour=2.0), TransitionGuidance(0.0, "dynamic", colour=1.0),
+], ids=[*PAPER, "dtp-released", "og 800", "layout", "layout dtp"])
 def test_a_policy_on_a_pipeline_equals_the_plain_loop(pipe, policy):
     expected, rules, gaps = plain_loop(pipe, "sd", PROMPTS, lambda: Transition(policy), STEPS)
     with mitigated(pipe, policy) as run:

@@ -47,7 +47,8 @@ def family(request):
 
 # ----- equality
 
-@pytest.mark.parametrize("policy", [OPPOSITE, DYNAMIC, TransitionGuidance(0.0, 500)], ids=["og-stp", "dtp", "stp"])
+@pytest.mark.parametrize("policy", [OPPOSITE, DYNAMIC, TransitionGuidance(0.0, 500), TransitionGuidance(-2.0, 650, colour=1.0)],
+                         ids=["og-stp", "dtp", "stp", "layout"])
 def test_a_policy_equals_the_plain_loop_on_every_family(family, policy):
     expected, rules, gaps = plain_loop(family.pipe, family.kind, PROMPTS, lambda: Transition(policy), STEPS)
     with mitigated(family.pipe, policy) as run:
