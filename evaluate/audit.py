@@ -52,7 +52,10 @@ class AuditConfig(MeasureConfig, ModelOptions):
     max_prompts: int | None = None
     """sample only so many prompts of each group, the first ones"""
     prompt_sets: tuple[str, ...] = ("captions",)
-    """one or several of captions (of training images), heldout (captions of heldout_data that no training image has), empty"""
+    """one or several of captions (of training images), paraphrases (of these), heldout (captions of heldout_data that no training
+    image has), empty"""
+    paraphrases: int = 2
+    """of each caption, at most, in the set paraphrases"""
     prompts: str | None = None
     """also sample the prompts of this file: .txt, one a line, or .csv, .jsonl or .parquet with `prompt` or `caption`"""
     empty_images: int = 100
@@ -84,9 +87,10 @@ def audit(config):
     manifest = load_source(config.train_data)
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
     check_ids(rules, {e.image_id for e in manifest})
-    if config.empty_images < 1:
-        raise InputError("empty_images must be 1 or more: leave empty out of --prompt_sets instead")
-    prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts), config.max_prompts)
+    if config.empty_images < 1 or config.paraphrases < 1:
+        raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
+    prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
+                            config.max_prompts)
     check_plan(config, prompts)
     if config.fail_on and config.plan == "uniform":
         images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform_plan(config, prompts)[0]))

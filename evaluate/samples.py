@@ -14,7 +14,8 @@ from rotescope.errors import InputError
 from rotescope.runs import sha256
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
-GROUPS = ("duplicated", "control", "captions", "ungrouped", "paraphrase", "heldout", "empty", "file")
+GROUPS = ("duplicated", "control", "captions", "ungrouped", "paraphrase duplicated", "paraphrase control", "paraphrase",
+          "heldout", "empty", "file")
 WANTED = "name what rotescope generate wrote, or any folder of images"
 NEEDED = ("image", "method", "prompt_index", "prompt", "seed", "group", "image_id")
 

@@ -3,6 +3,8 @@ NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-l
          "og-dtp": "OG + DTP"}
 PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
+           "paraphrase duplicated": "paraphrased captions of duplicated images",
+           "paraphrase control": "paraphrased captions of control images",
            "empty": "the empty prompt", "file": "the user’s own prompts"}
 SHORT = {"captions": "training captions"} | {g: PROMPTS[g] for g in ("ungrouped", "paraphrase", "heldout", "empty", "file")}
 

@@ -2,6 +2,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rotescope.datasets.paraphrase import paraphrases
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
 from rotescope.mitigate.prompts import Prompt, at_most, prompts_of, read_prompts
@@ -15,11 +16,19 @@ class Sources:
     manifest: Manifest              # the training images
     heldout: Manifest | None = None
     file: str | Path | None = None  # of the user's own prompts
+    paraphrases: int = 2            # of each caption, at most
 
 
 def _captions(sources):
     """The first caption of each training image; of the duplicated and the control ones where the data have a plan."""
     return [replace(p, group=p.group or "captions") for p in prompts_of(sources.manifest)]
+
+
+def _paraphrases(sources):
+    """Other words for the captions, apart by group; they belong to the same images, and no training image has them."""
+    known = set(sources.manifest.captions())
+    return [replace(p, text=text, group=f"paraphrase {p.group}".rstrip()) for p in prompts_of(sources.manifest)
+            for text in paraphrases(p.text, sources.paraphrases) if text not in known]
 
 
 def _heldout(sources):
@@ -40,7 +49,8 @@ def _file(sources):
     return [replace(p, group=f"{FILE} {p.group}".rstrip()) for p in read_prompts(sources.file)]
 
 
-SETS = {"captions": _captions, "heldout": _heldout, "empty": _empty}  # name -> what makes its prompts of Sources
+SETS = {  # name -> what makes its prompts of Sources
+    "captions": _captions, "paraphrases": _paraphrases, "heldout": _heldout, "empty": _empty}
 
 
 def gather(names, sources, limit=None):

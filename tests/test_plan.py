@@ -1,6 +1,7 @@
 """Where the images of an audit go: prompt sets, and plans whose rounds are known by hand."""
 import pytest
 
+from rotescope.datasets.paraphrase import paraphrases
 from rotescope.datasets.records import Example, Manifest
 from rotescope.errors import InputError
 from rotescope.mitigate.plan import as_record, ranked, ranking, seeds_of, uniform, widths
@@ -30,6 +31,14 @@ def test_each_set_is_a_group_and_says_how_many_prompts_it_has(tmp_path):
     assert all(size["sampled"] == size["prompts"] for size in sizes.values())
 
 
+def test_paraphrases_belong_to_the_image_of_their_caption_and_stay_apart_by_group():
+    texts = "a cat on a red hill", "on a red hill, a cat"   # the second is a paraphrase of the first, and known
+    prompts, _ = gather(("paraphrases",), Sources(manifest(*texts, groups=["duplicated", "control"]), paraphrases=2))
+    assert prompts == [Prompt(text, f"paraphrase {group}", f"id{i}") for i, group in enumerate(("duplicated", "control"))
+                       for text in paraphrases(texts[i], 2) if text not in texts]
+    assert {p.image_id for p in prompts} == {"id0", "id1"}
+
+
 def test_a_limit_is_of_each_set(tmp_path):
     prompts, sizes = gather(("captions", "heldout"), Sources(TRAIN, HELDOUT), limit=1)
     assert [p.text for p in prompts] == ["a cat", "a bus", "a crab"]
@@ -45,7 +54,7 @@ def test_captions_without_a_plan_have_a_group_only_beside_another_set():
 
 
 @pytest.mark.parametrize(("names", "heldout", "message"), [
-    (("captoins",), None, "no prompt set 'captoins': take of captions, heldout, empty"), ((), None, "nothing to ask"),
+    (("captoins",), None, "no prompt set 'captoins': take of captions, paraphrases, heldout"), ((), None, "nothing to ask"),
     (("heldout",), None, "needs captions"), (("heldout",), manifest("", ""), "needs captions"),
     (("heldout",), manifest("a cat"), "the prompt set heldout holds no prompt"),
 ])
