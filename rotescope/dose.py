@@ -23,6 +23,7 @@ from rotescope.datasets.records import Manifest
 from rotescope.dose_plan import jobs, recipe_of
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
+from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.dose_response import Outcome, caption, curves_of, markdown
 from rotescope.evaluate.measure import measure
 from rotescope.evaluate.options import Measuring
@@ -71,6 +72,8 @@ class DoseConfig:
     """denoising steps"""
     batch_size: int = 64
     """images at a time"""
+    descriptor: str = "auto"
+    """how copies are told, as in rotescope score"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model samples"""
     overwrite: bool = False
@@ -90,6 +93,7 @@ def check_config(config):
     if PartialState().num_processes > 1:
         raise InputError("rotescope dose works in one process: start it without accelerate launch")
     find_model(config.pretrained_model_name_or_path)
+    get_descriptor(config.descriptor)
     work = jobs(config)
     check(replace(work[0].config, train_data_dir=config.train_data_dir, output_dir=config.output_dir, overwrite=True))
     return work
@@ -141,7 +145,8 @@ def _score(config, work, draft):
     folders = [read_samples(draft / job.folder / "samples") for job in work]
     aligner = get_alignment(find_alignment(find_model(config.pretrained_model_name_or_path)))
     with progress_bars({"training": len(work[0].plan), "generated": sum(len(s.records) for s in folders)}) as advance:
-        layers = make_layers(folders[0].side, work[0].plan, None, None, Measuring(), advance)
+        how = Measuring(descriptor=config.descriptor, exact="none")
+        layers = make_layers(folders[0].side, work[0].plan, None, None, how, advance)
         measured = [measure(samples, layers, job.plan, aligner, partial(advance, "generated"))
                     for job, samples in zip(work, folders, strict=True)]
     outcomes = [o for run in zip(work, folders, measured, strict=True) for o in _outcomes(draft, *run)]

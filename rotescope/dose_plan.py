@@ -15,7 +15,8 @@ from rotescope.train.mitigations import named_mitigation
 from rotescope.train.recipe import check_values
 from rotescope.train.run import total_steps
 
-OF_THE_DATA = {"several_captions": {"captions": "several"}, "deduplication": {"deduplicated": True}}  # name -> fields of an Arm
+OF_THE_DATA: dict[str, dict] = {  # name -> fields of an Arm
+    "several_captions": {"captions": "several"}, "deduplication": {"deduplicated": True}}
 
 
 @dataclass(frozen=True)

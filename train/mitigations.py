@@ -115,7 +115,7 @@ class LossBank:
         self.seen.clear()
 
 
-AUTHORS = {  # option -> the value in its authors' code; None where it depends on the model
+AUTHORS = {  # option -> the value in its authors' code; None where they name none, or one model's
     "caption_perturbation_probability": TRAIN_PROBABILITY, "rand_noise_lam": 0.1, "mixup_noise_lam": None, "hard_threshold": None,
     "mem_ratio": 1.25}
 NAMES = (*PERTURBATIONS, *(option for option in AUTHORS if option != "caption_perturbation_probability"))
@@ -132,5 +132,5 @@ def named_mitigation(text):
     except ValueError as error:
         raise InputError(f"{text}: {value!r} is no number") from error
     if number is None:
-        raise InputError(f"{name} depends on the model: give it a value, {name}=VALUE")
+        raise InputError(f"no value of {name} is published that would fit every model: write {name}=VALUE")
     return {option: number} | ({"caption_perturbation": name} if name in PERTURBATIONS else {})
