@@ -30,7 +30,7 @@ from rotescope.mitigate.detectors import get_detector
 from rotescope.mitigate.generate import check_sampling
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.plan import ranked, uniform
-from rotescope.mitigate.planned import ALSO, agreement, score_cost, scores_of
+from rotescope.mitigate.planned import agreement, score_cost, scores_of
 from rotescope.mitigate.prompts import Prompt
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.models import load_pipeline
@@ -168,7 +168,7 @@ def draw(file, orders, curves, leaks, n):
 
 def measure(config):
     check_sampling(config)
-    detectors = {name: get_detector(name, ALSO) for name in config.detector}
+    detectors = {name: get_detector(name) for name in config.detector}
     manifest, _ = dosed_prompts(config.checkpoint)
     prompts = captions_of(manifest, config.prompts)
     with output_folder(config.output_dir, config.overwrite) as draft:

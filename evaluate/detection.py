@@ -65,9 +65,12 @@ def detection(positives, negatives, fpr=0.01):
 
 
 def detection_table(rows, memorized=MEMORIZED):
-    """Rows {detector, group, score} -> {detector: {other group: detection}}; empty where no row is of the group `memorized`."""
+    """Rows {detector, group, score} -> {detector: {other group: detection}}; empty where no row is of the group `memorized`.
+
+    A row without a score (None) counts nowhere.
+    """
     scores = {}
-    for row in rows:
+    for row in (r for r in rows if r["score"] is not None):
         scores.setdefault(row["detector"], {}).setdefault(row["group"], []).append(row["score"])
     return {name: {group: detection(groups[memorized], others) for group, others in groups.items() if group != memorized}
             for name, groups in scores.items() if memorized in groups and len(groups) > 1}

@@ -2,12 +2,13 @@
 
     rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --output_dir runs/detect
     rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
+    rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --detector recall --output_dir d
 
 Detectors: magnitude, layout, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
-cliques (these need images only). Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt
-and detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups,
-as those of a manifest with a duplication plan have, JSON on stdout says how well each detector tells duplicated prompts from the
-others.
+cliques (these need images only), recall (this needs the training images, too, which a manifest names). Each may carry settings,
+n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and detector, higher = more memorized, and under --tokens
+the words that trigger, tokens.parquet. Where the prompts have groups, as those of a manifest with a duplication plan have, JSON
+on stdout says how well each detector tells duplicated prompts from the others.
 """
 import time
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
-from rotescope.mitigate.generate import hashes_of, load_prompts, unique_names
+from rotescope.mitigate.generate import hashes_of, is_manifest, load_prompts, unique_names
+from rotescope.mitigate.recall import Recall
 from rotescope.mitigate.tokens import attribute_tokens
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
@@ -38,6 +41,8 @@ class DetectConfig(ModelOptions):
     """scores.parquet and run.json go here"""
     detector: tuple[str, ...] = ("magnitude",)
     """one or several, each perhaps with settings: magnitude:n=1,steps=5"""
+    train_data: str | None = None
+    """the training images, for recall; those of the prompts file unless given, if that is a manifest"""
     tokens: bool = False
     """also say how strongly each token triggers"""
     seed: int = 1000
@@ -64,15 +69,18 @@ def check(config):
 def detect(config):
     """Score as `config` says -> rows of scores.parquet."""
     detectors = check(config)
-    prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
+    prompts, examples = load_prompts(config.prompts, config.groups, config.max_prompts), training_images(config)
+    if any(isinstance(d, Recall) for d in detectors.values()) and not any(p.image_id in examples for p in prompts):
+        raise InputError("recall looks at the training images that prompts belong to: name them with --train_data, and prompts "
+                         "with their image_id, such as a checkpoint's manifest.parquet")
     pipe = open_model(config)
     totals = {name: d.n * len(prompts) for name, d in detectors.items()} | {"tokens": 4 * len(prompts) * config.tokens}
     scored, seconds, attributed = {}, {}, []
     with output_folder(config.output_dir, config.overwrite) as draft, progress_bars(totals) as advance:
         for name, detector in detectors.items():
             started = time.perf_counter()
-            scored[name] = list(score_prompts(pipe, prompts, detector, seed=config.seed, batch_size=config.batch_size,
-                                              on_image=lambda name=name: advance(name)))
+            scored[name] = list(score_prompts(pipe, prompts, detector, examples=examples, seed=config.seed,
+                                              batch_size=config.batch_size, on_image=lambda name=name: advance(name)))
             seconds[name] = (time.perf_counter() - started) / len(prompts)
         if config.tokens:
             attributed = list(attribute_tokens(pipe, prompts, seed=config.seed, batch_size=config.batch_size,
@@ -82,6 +90,13 @@ def detect(config):
         pq.write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
         write_json(draft / "run.json", _about(config, detectors, prompts, seconds))
     return rows
+
+
+def training_images(config):
+    """-> {image_id: Example} of train_data, or of the prompts where they are a manifest."""
+    if config.train_data or is_manifest(config.prompts):
+        return {e.image_id: e for e in load_source(config.train_data or config.prompts)}
+    return {}
 
 
 def _score_rows(prompts, scored):

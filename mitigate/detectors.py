@@ -1,4 +1,4 @@
-"""Detectors of memorization by name: one score a prompt, higher = more memorized, with no look at the training images.
+"""Detectors of memorization by name: one score a prompt, higher = more memorized; all but `recall` see no training image.
 
     detector = get_detector("magnitude:n=1,steps=5")
     scores = list(score_prompts(pipe, prompts, detector))
@@ -14,6 +14,7 @@ import torch
 from rotescope.errors import InputError
 from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
 from rotescope.mitigate.mitigation import family
+from rotescope.mitigate.recall import Recall, recall_scores
 from rotescope.mitigate.registry import _nearest, _setting
 from rotescope.mitigate.sampler import batches
 from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector, Layout, Magnitude
@@ -37,23 +38,28 @@ DETECTORS = {
     "confidence": Entry(Confidence(), "Webster 2023, arXiv 2305.08694", "predictions"),
     "edges": Entry(EdgeAgreement(), "Webster 2023, arXiv 2305.08694", "images"),
     "cliques": Entry(Cliques(), "Carlini et al., USENIX Security 2023, arXiv 2301.13188", "images"),
+    "recall": Entry(Recall(), "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "predictions, training images"),
 }
 
 
-def get_detector(text, also=None):
-    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. also: {name: preset} beside the registry's. InputError for an unknown
-    name, key or value."""
+def get_detector(text):
+    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. InputError for an unknown name, key or value."""
     name, _, settings = text.partition(":")
-    known = {key: entry.preset for key, entry in DETECTORS.items()} | (also or {})
-    if name not in known:
-        raise InputError(f"no detector is called {name!r}: {_nearest(name, known)}")
-    preset = known[name]
+    if name not in DETECTORS:
+        raise InputError(f"no detector is called {name!r}: {_nearest(name, DETECTORS)}")
+    preset = DETECTORS[name].preset
     return replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
 
 
 @torch.no_grad()
-def score_prompts(pipe, prompts, detector, *, seed=1000, batch_size=64, on_image=None):
-    """Yields the score of each Prompt, in order. Its n seeds start at `seed`; the batch around an image changes nothing."""
+def score_prompts(pipe, prompts, detector, *, examples=None, seed=1000, batch_size=64, on_image=None):
+    """Yields the score of each Prompt, in order. Its n seeds start at `seed`; the batch around an image changes nothing.
+
+    examples: the training images {image_id: Example}, for `recall` alone, which gives None where a prompt belongs to none.
+    """
+    if isinstance(detector, Recall):
+        yield from recall_scores(pipe, prompts, examples or {}, detector, seed=seed, batch_size=batch_size, on_image=on_image)
+        return
     if detector.families and family(pipe) not in detector.families:
         raise InputError(f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}")
     observed = []

@@ -61,9 +61,13 @@ class GenerateConfig(ModelOptions):
     """go on with the run that was stopped, or start it; the settings must be the same"""
 
 
+def is_manifest(file):
+    return Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names
+
+
 def load_prompts(file, groups, limit=None):
     """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
-    if Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names:
+    if is_manifest(file):
         return prompts_of(Manifest.load(file), groups, limit)
     return at_most(read_prompts(file), limit)
 

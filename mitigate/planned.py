@@ -10,12 +10,11 @@ from rotescope.mitigate.blackbox import clique_distance, tiled_distances
 from rotescope.mitigate.detectors import get_detector, score_prompts
 from rotescope.mitigate.generate import describe
 from rotescope.mitigate.plan import PLANS, as_record, ranked, seeds_of, uniform
-from rotescope.mitigate.recall import Recall, recall_scores
+from rotescope.mitigate.recall import Recall
 from rotescope.mitigate.sampler import SHARDS, batches, merge_shards, write_shard
 from rotescope.progress import progress_bars
 from rotescope.runs import write_json
 
-ALSO = {"recall": Recall()}  # beside the detectors that see no training image
 SCORE_SEED = 1000  # first seed of the scores; images have others, so that no score has seen the image that it is judged by
 
 
@@ -30,7 +29,7 @@ def check_plan(config, prompts):
 
 
 def _check_ranked(config, prompts):
-    detector = get_detector(config.detector, ALSO)
+    detector = get_detector(config.detector)
     if isinstance(detector, Recall) and not any(p.image_id for p in prompts):
         raise InputError("recall looks at the training images that prompts belong to, and these belong to none: name another "
                          "--detector")
@@ -49,9 +48,7 @@ def score_cost(detector, n, num_inference_steps):
 
 def scores_of(pipe, prompts, detector, manifest, **settings):
     """-> a score for each prompt, higher = more memorized; None where `recall` has no training image to look at."""
-    if isinstance(detector, Recall):
-        return recall_scores(pipe, prompts, {e.image_id: e for e in manifest}, detector, seed=SCORE_SEED, **settings)
-    return list(score_prompts(pipe, prompts, detector, seed=SCORE_SEED, **settings))
+    return list(score_prompts(pipe, prompts, detector, examples={e.image_id: e for e in manifest}, seed=SCORE_SEED, **settings))
 
 
 def uniform_seeds(config, n):
@@ -65,7 +62,7 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
 
     The first policy's images decide; the others get the same prompts and seeds.
     """
-    detector, (first, *others) = get_detector(config.detector, ALSO), policies
+    detector, (first, *others) = get_detector(config.detector), policies
     cost = score_cost(detector, len(prompts), config.num_inference_steps)
     left = int(config.budget - cost)
     settings = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps,

@@ -1,11 +1,14 @@
 """`rotescope detect`, on a tiny model."""
 import json
 import shlex
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from rotescope import detect as front
+from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate import detect as scoring
 from rotescope.mitigate.detect import DetectConfig, check, detect
@@ -49,6 +52,22 @@ def test_another_run_gives_the_same_scores_and_another_seed_others(model, prompt
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_recall_takes_the_training_images_from_the_manifest_or_where_it_is_told(model, images, prompts, tmp_path):
+    manifest = apply_plan(load_source(images), DuplicationPlan(2, 3, controls=2))
+    manifest.save(tmp_path / "manifest.parquet")
+    config = DetectConfig(str(tmp_path / "manifest.parquet"), str(tmp_path / "own"), model=model, detector=("recall",),
+                          device="cpu")
+    rows = detect(config)
+    assert [r["group"] for r in rows] == ["duplicated"] * 2 + ["control"] * 2
+    (tmp_path / "p.csv").write_text("prompt,group,image_id\n" + "".join(
+        f"{r['prompt']},{r['group']},{r['image_id']}\n" for r in rows) + "a bus,control,\n")
+    other = replace(config, prompts=str(tmp_path / "p.csv"), output_dir=str(tmp_path / "other"), train_data=str(images))
+    assert [r["score"] for r in detect(other)] == [*(r["score"] for r in rows), None]
+    with pytest.raises(InputError, match="name them with --train_data"):
+        detect(replace(other, prompts=prompts, train_data=None, output_dir=str(tmp_path / "none")))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"detector": ("magnitud",)}, "did you mean 'magnitude'"), ({"detector": ()}, "must be a detector"),
     ({"detector": ("sail", "sail")}, "named twice"), ({"batch_size": 0}, "batch_size"), ({"model": "gone"}, "no model at gone"),
@@ -61,7 +80,7 @@ def test_wrong_input_is_one_line_before_anything_runs(changes, message, model, p
 
 def test_the_commands_of_its_help_are_understood():
     lines = [line.strip() for line in scoring.__doc__.splitlines() if line.strip().startswith("rotescope detect")]
-    assert len(lines) == 2
+    assert lines
     for line in lines:
         config = parse(DetectConfig, shlex.split(line)[2:], prog="detect", description="")
         assert all(map(get_detector, config.detector))
