@@ -167,6 +167,7 @@ def test_a_run_stops_at_its_dose_and_says_what_it_was(base, copying, tmp_path, c
     assert (record_of(out)["steps"], record_of(out)["monitor"]) == (2, record["monitor"])
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(base, copying, tmp_path):
     seen = in_processes(to_a_dose(base, copying, tmp_path / "two", train_batch_size=2), 2, tmp_path)
     assert [len(share) for share in seen] == [2, 2]
