@@ -101,7 +101,7 @@ def from_tar(file):
     members, early = tar_members(str(file), file.stat().st_mtime_ns)
     samples = {}
     for row, (name, _, _) in enumerate(members):
-        key, kind = re.fullmatch(r"((?:.*/)?[^./]*)\.?([^/]*)", name, re.DOTALL).groups()
+        key, kind = re.fullmatch(r"((?:.*/)?[^./]*)\.?([^/]*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
         if samples.setdefault(key, {}).setdefault(kind.lower(), row) != row:
             yield InputError(f"{name!r} is in {locate(file, None)} twice: the second is left out")
     for key, parts in samples.items():

@@ -1,4 +1,5 @@
 """The registry: a user's name for a descriptor -> the descriptor, and what `auto` takes."""
+from collections.abc import Callable
 from functools import partial
 
 from rotescope.errors import InputError
@@ -7,8 +8,8 @@ from rotescope.evaluate.semantic import clip, dinov2
 from rotescope.evaluate.sscd import PREPROCESSING, WEIGHTS, cached, has_onnx, sscd, sscd_onnx
 
 SMALL = 128  # pixels; below, SSCD cannot tell copies from scenes that merely look alike
-FROM_PACKAGES = {"pixels": pixels, "pdq": pdq, "sscd": sscd_onnx}
-FROM_FILES = {  # called with what follows the colon, and the SHA-256 sums that the user trusts
+FROM_PACKAGES: dict[str, Callable] = {"pixels": pixels, "pdq": pdq, "sscd": sscd_onnx}
+FROM_FILES: dict[str, Callable] = {  # called with what follows the colon, and the SHA-256 sums that the user trusts
     **{f"sscd-{weights}-{size}": partial(sscd, weights, size) for weights in WEIGHTS for size in PREPROCESSING},
     "dinov2": dinov2, "clip": clip}
 REGISTRY = FROM_PACKAGES | FROM_FILES

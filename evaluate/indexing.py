@@ -50,7 +50,7 @@ def index(config):
         return len(merge(config.merge, config.index_dir))
     manifest = load_source(config.train_data, need_captions=False)
     descriptor = get_descriptor(config.descriptor, min(manifest[0].open().size), config.trust_sha256)
-    state, first, step = PartialState(), *shard_of(config.shard)
+    state, (first, step) = PartialState(), shard_of(config.shard)
     wanted = Manifest(manifest.examples[first::step])
     if state.num_processes == 1:
         return len(_embed(wanted, descriptor, config.index_dir))

@@ -44,7 +44,7 @@ def _from_folder(kind, name, model_class, pick):
 
     def images(pictures):
         return pick(model(**processor(images=pictures, return_tensors="pt").to(device))).cpu()
-    dim = getattr(model.config, "projection_dim", None) if kind == "clip" else model.config.hidden_size
+    dim = model.config.projection_dim if kind == "clip" else model.config.hidden_size
     return Descriptor(f"{kind}-{Path(name).name.lower()}-own-fp32-{digest[:8]}", dim, in_batches(images), "semantic", digest)
 
 

@@ -6,6 +6,7 @@ show at once, or never. Here d is compared with what prompts that are known to b
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +34,16 @@ class Calibration:
             raise InputError(f"{len(logs)} ordinary images are too few, or all alike: give 8 different ones or more, better 100")
         mean, deviation = logs.mean(0), logs.std(0, ddof=1)
         scores = np.sort(running_mean((logs - mean) / deviation).max(1))
-        return cls(*(tuple(map(float, row)) for row in (timesteps, mean, deviation, scores)), guidance_scale, num_inference_steps)
+        rows = [tuple(map(float, row)) for row in (timesteps, mean, deviation, scores)]
+        return cls(*rows, guidance_scale, num_inference_steps)  # type: ignore[call-arg, arg-type]
 
     @classmethod
     def load(cls, file):
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
-            return cls(**{name: tuple(map(float, v)) if isinstance(v := content[name], list) else v
-                          for name in cls.__dataclass_fields__})
+            given: Any = {name: tuple(map(float, v)) if isinstance(v := content[name], list) else v
+                          for name in cls.__dataclass_fields__}
+            return cls(**given)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is no calibration ({error}): make one with rotescope calibrate") from error
 

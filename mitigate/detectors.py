@@ -8,6 +8,7 @@ images, `rows` is what a prompt costs. No score has a scale that carries over fr
 one model, or calibrate on prompts that are known to be ordinary.
 """
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEndi
 
 @dataclass(frozen=True)
 class Entry:
-    preset: object   # with the authors' settings
+    preset: Any      # with the authors' settings
     paper: str
     needs: str       # what it must see
 

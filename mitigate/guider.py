@@ -8,6 +8,8 @@ The pipeline runs its denoiser once for each batch that the guider prepares. A p
 prepared, so it costs nothing; one that some need is computed for all. (diffusers' own ClassifierFreeGuidance(start=…) is
 conditional before its start, and its SD3 pipeline sends no unconditional batch without a negative prompt.)
 """
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
@@ -40,7 +42,9 @@ class MitigationGuider(BaseGuidance):
             raise InputError(f"{mitigation}: a guider sees the two predictions alone, and this one works on something else")
         if guidance_scale <= 1:
             raise InputError(f"guidance_scale={guidance_scale} sends one branch only: give a scale above 1")
-        self.run, self.needed, self.needs, self.last = None, self._input_predictions, None, None
+        self.run: Any = None
+        self.needs: Any = None
+        self.needed, self.last = self._input_predictions, None
 
     def set_state(self, step, num_inference_steps, timestep):
         """The pipeline's call at the head of each step; step 0 begins a new run."""

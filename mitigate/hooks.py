@@ -13,6 +13,7 @@ replaces both outputs at the second call.
 import inspect
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -158,7 +159,8 @@ class GuidanceHook(ModelHook):
     def __init__(self, pipe, call, mitigation):
         super().__init__()
         self.pipe, self.call, self.mitigation = pipe, call, mitigation
-        self.timesteps, self.gaps, self.run = [], [], None
+        self.timesteps, self.gaps = [], []
+        self.run: Any = None
         self.rows = self.calls = torch.zeros(call.n, dtype=torch.long)
 
     def _needs(self, timestep, arguments, device):
@@ -225,7 +227,7 @@ class TwoCallHook(GuidanceHook):
     The guided prediction G takes the place of both: u by being returned, c by being written into the tensor that the pipeline
     holds. G + s·(G − G) is G, exactly.
     """
-    pending = None
+    pending: Any = None
 
     def new_forward(self, module, *args, **kwargs):
         arguments = self._named(args, kwargs)

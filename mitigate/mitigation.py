@@ -8,6 +8,7 @@ import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from rotescope.errors import InputError
 
 
+@dataclass(frozen=True)
 class Mitigation:
     """Does nothing. Subclasses are frozen dataclasses whose fields are the settings."""
-    families = None  # the pipelines that it can serve, of FAMILIES; None: all
+    families: ClassVar[tuple[str, ...] | None] = None  # the pipelines that it can serve, of FAMILIES; None: all
 
     def check(self):
         """Raise InputError for a setting that is missing: before a model is loaded."""
@@ -37,8 +39,8 @@ class Mitigation:
 
 class GuidanceRun:
     """How a mitigation combines the predictions of one pipeline call, image by image."""
-    transition_timesteps = None  # long (n,), −1 where there is none (yet)
-    call = None  # the PipelineCall, known from before the first step on
+    transition_timesteps: Any = None  # long (n,), −1 where there is none (yet)
+    call: Any = None  # the PipelineCall, known from before the first step on
 
     def branches(self, timestep):
         """Which predictions a step needs: (cond, uncond), each a bool (n,)."""
@@ -59,7 +61,7 @@ class Step:
     cond: torch.Tensor       # its outputs (n, …); zero where a branch was not asked for
     uncond: torch.Tensor
     gap: torch.Tensor        # ‖eps_cond − eps_uncond‖₂ (n,) in ε, NaN where a branch was not asked for
-    call: "PipelineCall"
+    call: "PipelineCall | None"  # None under a guider, which sees no call
     denoise: object          # denoise(**changed arguments) -> the conditional half's output (n, …), one more row an image
 
 

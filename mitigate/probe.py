@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rotescope.datasets.images import to_pixels
 from rotescope.mitigate.guidance import combine
 from rotescope.mitigate.mitigation import denoiser_of
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
@@ -95,6 +96,14 @@ def to_eps(scheduler, output, x, timestep):
         return output
     factor, sigma = eps_factor(scheduler, timestep), sigma_at(scheduler, timestep)
     return factor * output + sigma * x if kind == "v_prediction" else x / sigma - factor * output
+
+
+@torch.no_grad()
+def image_latents(pipe, images):
+    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at the model's own side, as training sees them."""
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    pixels = torch.stack([to_pixels(image, side) for image in images]).to(pipe._execution_device, pipe.vae.dtype)
+    return pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
 
 
 class _Reached(Exception):

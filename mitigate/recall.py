@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rotescope.datasets.images import to_pixels
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import family
-from rotescope.mitigate.probe import Probe
+from rotescope.mitigate.probe import Probe, image_latents
 from rotescope.mitigate.sampler import batches
 
 
@@ -66,18 +65,10 @@ def recall_scores(pipe, prompts, examples, recall, *, seed=1000, batch_size=64, 
     seen = {i: [] for i in known}
     for batch in batches(prompts, {i: range(seed, seed + recall.n) for i in known}, batch_size):
         own = {i: examples[prompts[i].image_id].open() for i, _, _ in batch}
-        latents = encode(pipe, [own[i] for i, _, _ in batch])
+        latents = image_latents(pipe, [own[i] for i, _, _ in batch])
         found = recall.observe(pipe, [prompts[i].text for i, _, _ in batch], latents, [s for _, _, s in batch])
         for (i, _, _), errors in zip(batch, found, strict=True):
             seen[i].append(errors)
             if on_image:
                 on_image()
     return [recall.score(seen[i]) if i in seen else None for i in range(len(prompts))]
-
-
-def encode(pipe, pictures):
-    """RGB pictures -> the middle of their posterior, scaled as the denoiser has it (n, C, h, w)."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = torch.stack([to_pixels(p, side) for p in pictures]).to(pipe.vae.device, pipe.vae.dtype)
-    shift = pipe.vae.config.shift_factor or 0
-    return (pipe.vae.encode(pixels).latent_dist.mean - shift) * pipe.vae.config.scaling_factor

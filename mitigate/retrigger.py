@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from diffusers import DDPMScheduler
 
-from rotescope.datasets.images import to_pixels
 from rotescope.errors import InputError, RunError
 from rotescope.mitigate.first_step import at_least_float, descend, gradients
 from rotescope.mitigate.mitigation import family
+from rotescope.mitigate.probe import image_latents
 from rotescope.mitigate.prompts import EmbeddedPrompt
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.mitigate.signals import eps_factor
@@ -129,11 +129,3 @@ def _searched(pipe, jobs, budget):
 def text_embeddings(pipe, texts):
     """n texts -> (n, tokens, width), as the pipeline encodes them."""
     return pipe.encode_prompt(list(texts), pipe._execution_device, 1, False)[0]
-
-
-@torch.no_grad()
-def image_latents(pipe, images):
-    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at the model's own side, as training sees them."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = torch.stack([to_pixels(image, side) for image in images]).to(pipe._execution_device, pipe.vae.dtype)
-    return pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor

@@ -73,7 +73,8 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
-    return [Sample(image, *job, *signal, run.timesteps) for job, image, signal in zip(batch, images, signals, strict=True)]
+    return [Sample(image, *job, *signal, run.timesteps)  # type: ignore[call-arg]
+            for job, image, signal in zip(batch, images, signals, strict=True)]
 
 
 def _conditions(pipe, prompts):

@@ -133,7 +133,8 @@ def retrigger(config):
         save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
                   draft / "embeddings.safetensors")
         for method in policies:
-            plots.draw_returns(*pictured(method, shots, targets, draft / "samples"), draft / f"retrigger-{method}.png")
+            rows, titles = pictured(method, shots, targets, draft / "samples")
+            plots.draw_returns(rows, titles, draft / f"retrigger-{method}.png")
         write_json(draft / "retrigger.json", found)
     return found
 

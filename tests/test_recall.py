@@ -10,8 +10,9 @@ from tiny import tiny_pipeline
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
+from rotescope.mitigate.probe import image_latents
 from rotescope.mitigate.prompts import Prompt, prompts_of
-from rotescope.mitigate.recall import Recall, encode, recall_scores
+from rotescope.mitigate.recall import Recall, recall_scores
 from rotescope.mitigate.sampler import noise_seed
 
 
@@ -32,7 +33,7 @@ def test_it_is_the_ratio_of_two_denoising_losses(pipe, data):
     found = recall_scores(pipe, prompts[2:3], examples, Recall(n=2, timestep=600), seed=5)
     scheduler, losses = DDPMScheduler.from_config(pipe.scheduler.config), []
     with torch.no_grad():
-        latents = encode(pipe, [examples[prompts[2].image_id].open()])
+        latents = image_latents(pipe, [examples[prompts[2].image_id].open()])
         texts = pipe.encode_prompt([prompts[2].text], "cpu", 1, True)  # with the caption, without
         for seed in (5, 6):
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(noise_seed(prompts[2].text, seed)),

@@ -21,9 +21,10 @@ from rotescope.evaluate.descriptor import pixels
 from rotescope.evaluate.index import build_index
 from rotescope.evaluate.layers import calibrated, nulls_of
 from rotescope.evaluate.samples import read_samples
+from rotescope.mitigate.probe import image_latents
 from rotescope.mitigate.prompts import EmbeddedPrompt, Prompt
 from rotescope.mitigate.registry import get_mitigation
-from rotescope.mitigate.retrigger import Budget, check_searchable, find_embeddings, image_latents, search, text_embeddings
+from rotescope.mitigate.retrigger import Budget, check_searchable, find_embeddings, search, text_embeddings
 from rotescope.mitigate.sampler import sample
 from rotescope.mitigate.targets import choose_targets
 
