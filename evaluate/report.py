@@ -144,7 +144,8 @@ def settings_in_words(settings):
     if transition is None or transition == 1000:  # guided from the start
         return ""
     until = "the gap’s first minimum" if transition == "dynamic" else f"t\u00a0=\u00a0{transition:g}"
-    return f"scale {settings['before']:g} until {until}".replace("-", "−")
+    colour = "" if settings.get("colour") is None else f" ({settings['colour']:g} on the mean over the picture)"
+    return f"scale {settings['before']:g}{colour} until {until}".replace("-", "−")
 
 
 def shown_pairs(report):
