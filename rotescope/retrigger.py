@@ -7,9 +7,9 @@
 
 For each image: its own captions, paraphrases by rule, and embeddings found by descent on the denoising loss of the image (DoRI,
 arXiv 2507.16880), from the caption's and from the empty one; each sampled without mitigation and under every one that is named.
-A search paints any picture if it may take steps enough: --heldout_data, pictures with captions that the model never saw, are
-searched for at the same budget, and only what exceeds them says anything. Leaves retrigger.json, a picture for each method, the
-found embeddings and all samples.
+Whoever holds the model can do as much. But a search that may take steps enough paints any picture: --heldout_data, captioned
+pictures that the model never saw, are searched for at the same budget, and only what exceeds them says anything. Leaves
+retrigger.json, a picture for each method, the found embeddings and all samples.
 """
 import json
 import shutil
@@ -104,8 +104,12 @@ def check(config):
         find_lora(config.lora)
     check_sampling(config)
     get_descriptor(config.descriptor)
-    if config.max_images < 1 or config.max_texts < 1 or not config.search_seeds or not config.search_starts:
-        raise InputError("max_images and max_texts must be 1 or more, and there must be a search_seed and a search_start")
+    if config.max_images < 1 or config.max_texts < 1:
+        raise InputError("max_images and max_texts must be 1 or more")
+    for key in ("search_seeds", "search_starts"):
+        given = getattr(config, key)
+        if not given or len(set(given)) < len(given):
+            raise InputError(f"--{key} {' '.join(map(str, given))}: name at least one, and each once")
     if not set(config.search_starts) <= set(STARTS):
         raise InputError(f"no search starts from {' '.join(config.search_starts)}: take {' or '.join(STARTS)}")
     policies = named_policies(dict.fromkeys((PLAIN, *config.mitigation)))

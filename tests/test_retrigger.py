@@ -306,6 +306,7 @@ def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
 
 @pytest.mark.parametrize(("wrong", "says"), [
     (["--search_steps", "0"], "a search needs"), (["--search_starts", "noise"], "caption or empty"),
+    (["--search_seeds", "1", "1"], "each once"),
     (["--mitigation", "og-sto"], "did you mean 'og-stp'"), (["--max_images", "0"], "max_images"),
     (["--image_ids", "x"], "no training image is called 'x'"), (["--guidance_scale", "1"], "above 1"),
 ])
