@@ -120,7 +120,7 @@ def conclusion(method, group, cells, heldout, significance=0.05):
         return f"{start}: no held-out pictures were tried, and without them this proves nothing."
     beside = f"{start}; of held-out ones by found embeddings {_of(heldout['embedding'])} (p = {found['p']:.2g})"
     if found["p"] > significance:
-        return f"{beside}: no clear difference from pictures that the model never saw, so this proves nothing."
+        return f"{beside}: the difference may be chance, so this proves nothing."
     if method == PLAIN:
         return f"{beside}: memorized."
     held_back = cells["caption"]["brought_back"] < found["brought_back"]
