@@ -115,7 +115,7 @@ def conclusion(method, group, cells, heldout, significance=0.05):
     if found is None:
         return f"{start}; the method reads prompts, so no embedding can be tried on it."
     if not found["brought_back"]:
-        return f"{start}: nothing was found within this budget, which does not prove that nothing is left."
+        return f"{start}; the search found nothing within its budget, which does not prove that nothing is left."
     if not heldout:
         return f"{start}: no held-out pictures were tried, and without them this proves nothing."
     beside = f"{start}; of held-out ones by found embeddings {_of(heldout['embedding'])} (p = {found['p']:.2g})"
