@@ -22,3 +22,17 @@ def images(tmp_path_factory):
 def base(tmp_path_factory):
     """The folder of a tiny Stable Diffusion."""
     return saved_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A family's name -> the folder of its tiny model, made on first use."""
+    from tiny_families import tiny_family
+    folders = {}
+
+    def base(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            tiny_family(name).save_pretrained(folders[name])
+        return folders[name]
+    return base

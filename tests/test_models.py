@@ -21,19 +21,6 @@ from rotescope.train.families import FAMILIES
 TEXTS = ("a cat", "a bus on a red background")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """name of a family -> folder of a tiny pipeline of it."""
-    folders = {}
-
-    def save(name):
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            tiny_family(name).save_pretrained(folders[name])
-        return str(folders[name])
-    return save
-
-
 @pytest.fixture
 def prompts(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
@@ -41,10 +28,11 @@ def prompts(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
-def test_generate_makes_what_the_pipeline_makes_alone(name, saved, prompts, tmp_path):
-    out = generate(GenerateConfig(prompts, str(tmp_path / "out"), model=saved(name), mitigation=("none", "stp:transition=600"),
+def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
+    model = str(bases(name))
+    out = generate(GenerateConfig(prompts, str(tmp_path / "out"), model=model, mitigation=("none", "stp:transition=600"),
                                   seeds=(3,), num_inference_steps=3, resolution=16, device="cpu"))
-    pipe = load_pipeline(saved(name))
+    pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     for record in pq.read_table(out / "records.parquet").to_pylist():
         if record["method"] == "none":
@@ -56,8 +44,8 @@ def test_generate_makes_what_the_pipeline_makes_alone(name, saved, prompts, tmp_
             assert record["denoiser_rows"] < 6
 
 
-def test_an_audit_of_another_family_at_another_size_and_precision(saved, images, tmp_path):
-    report = audit(AuditConfig(model=saved("sdxl"), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
+def test_an_audit_of_another_family_at_another_size_and_precision(bases, images, tmp_path):
+    report = audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
                                max_prompts=2, num_inference_steps=2, resolution=32, dtype="bf16", device="cpu"))
     assert report["methods"]["none"]["ungrouped"]["n"] == 2
     run = json.loads((tmp_path / "out/samples/run.json").read_text())
@@ -65,23 +53,23 @@ def test_an_audit_of_another_family_at_another_size_and_precision(saved, images,
     assert {Image.open(f).size for f in (tmp_path / "out/samples/none/images").iterdir()} == {(32, 32)}
 
 
-def test_detectors_that_see_images_serve_every_family(saved, prompts, tmp_path):
-    config = DetectConfig(prompts, str(tmp_path / "out"), model=saved("flux"), detector=("edges:n=2",), device="cpu")
+def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
+    config = DetectConfig(prompts, str(tmp_path / "out"), model=str(bases("flux")), detector=("edges:n=2",), device="cpu")
     assert len(detect(config)) == 2
     with pytest.raises(InputError, match="serves sd, sdxl, not FluxPipeline"):
-        detect(DetectConfig(prompts, str(tmp_path / "other"), model=saved("flux"), device="cpu"))
+        detect(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), device="cpu"))
     assert not (tmp_path / "other").exists()
 
 
-def test_weights_come_in_the_format_that_was_asked_for_and_frozen(saved):
-    pipe = open_model(ModelOptions(model=saved("sd3"), dtype="bf16", device="cpu"))
+def test_weights_come_in_the_format_that_was_asked_for_and_frozen(bases):
+    pipe = open_model(ModelOptions(model=str(bases("sd3")), dtype="bf16", device="cpu"))
     parameters = [p for part in pipe.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
     assert {(p.dtype, p.requires_grad) for p in parameters} == {(torch.bfloat16, False)}
 
 
-def test_a_model_that_is_not_whole_or_not_served_is_named(saved, tmp_path):
+def test_a_model_that_is_not_whole_or_not_served_is_named(bases, tmp_path):
     with pytest.raises(InputError, match="dtype='fp8': take one of fp32, fp16, bf16"):
-        check_model(ModelOptions(model=saved("sd1"), dtype="fp8"))
+        check_model(ModelOptions(model=str(bases("sd1")), dtype="fp8"))
     tiny_family("sdxl").save_pretrained(tmp_path / "broken")
     (tmp_path / "broken/text_encoder_2/model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no text_encoder_2 \(\*.safetensors\): copy the whole"):

@@ -33,19 +33,6 @@ PROMPT = "a cat on a red background"
 HASHES = {"vae": "v", "text": "t"}
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A family's name -> the folder of its tiny model, made on first use."""
-    folders = {}
-
-    def base(name):
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            tiny_family(name).save_pretrained(folders[name])
-        return folders[name]
-    return base
-
-
 def sample(pipe):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(PROMPT, num_inference_steps=2, guidance_scale=3.0, height=16, width=16, output_type="pt",
