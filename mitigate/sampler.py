@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from rotescope.errors import InputError
 from rotescope.mitigate.hooks import mitigated
 from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.prompts import EmbeddedPrompt
@@ -66,7 +67,8 @@ def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterat
 
 
 def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
-    """One batch of jobs -> a Sample for each."""
+    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make."""
+    _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
         images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guided(pipe, len(batch), guidance_scale),
@@ -75,6 +77,13 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps)  # type: ignore[call-arg]
             for job, image, signal in zip(batch, images, signals, strict=True)]
+
+
+def _check_resolution(pipe, resolution):
+    """A transformer takes its latents in patches of 2 × 2."""
+    grain = 8 if hasattr(pipe, "unet") else max(8, 2 * pipe.vae_scale_factor)
+    if resolution is not None and (resolution < grain or resolution % grain):
+        raise InputError(f"resolution={resolution}: take a multiple of {grain} for this model")
 
 
 def _conditions(pipe, prompts):

@@ -61,6 +61,14 @@ def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_size_that_the_model_cannot_make_is_named(bases, prompts, tmp_path):
+    for name, side, grain in (("sd1", 50, 8), ("sd3", 0, 8)):
+        config = GenerateConfig(prompts, str(tmp_path / "out"), model=str(bases(name)), resolution=side, device="cpu")
+        with pytest.raises(InputError, match=f"resolution={side}: take a multiple of {grain}"):
+            generate(config)
+        assert not list(tmp_path.glob("*out*"))
+
+
 def test_weights_come_in_the_format_that_was_asked_for_and_frozen(bases):
     pipe = open_model(ModelOptions(model=str(bases("sd3")), dtype="bf16", device="cpu"))
     parameters = [p for part in pipe.components.values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
