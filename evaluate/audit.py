@@ -24,11 +24,11 @@ from rotescope.evaluate.options import MeasureConfig
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
 from rotescope.evaluate.scoring import score_samples, totals
-from rotescope.mitigate.generate import GenerateConfig, check, named_policies, sample_with
+from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather
 from rotescope.mitigate.sampler import jobs_of
-from rotescope.models import ModelOptions, find_model, open_model
+from rotescope.models import find_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import output_folder, write_json
 from rotescope.settings import parse, plain
@@ -39,7 +39,7 @@ COUNTS = ("copies", "any_copies_of")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(MeasureConfig, ModelOptions):
+class AuditConfig(MeasureConfig, SamplingOptions):
     model: str = field()
     """model folder in diffusers' layout, or its name on the hub"""
     base: str | None = None
@@ -47,8 +47,6 @@ class AuditConfig(MeasureConfig, ModelOptions):
     the checkpoint's rotescope.json names; sampled plainly on the same prompts and seeds"""
     mitigation: tuple[str, ...] = ("none",)
     """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    """one image a prompt and a seed"""
     max_prompts: int | None = None
     """sample only so many prompts of each group, the first ones"""
     prompt_sets: tuple[str, ...] = ("captions",)
@@ -68,14 +66,6 @@ class AuditConfig(MeasureConfig, ModelOptions):
     detector: str = "recall"
     """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
     come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
-    guidance_scale: float = 7.5
-    """after the transition; 1 is off, as in diffusers"""
-    num_inference_steps: int = 50
-    """of the pipeline's own scheduler"""
-    resolution: int | None = None
-    """side of the images in pixels; the model's own unless given"""
-    batch_size: int = 64
-    """images at a time"""
 
 
 def audit(config):

@@ -33,14 +33,9 @@ from rotescope.runs import check_output, folder_sha256, sha256, versions
 from rotescope.settings import parse, plain
 
 
-@dataclass(frozen=True)
-class GenerateConfig(ModelOptions):
-    prompts: str
-    """file of prompts, or a checkpoint's manifest.parquet"""
-    output_dir: str
-    """where images, records.parquet and run.json go"""
-    mitigation: tuple[str, ...] = ("none",)
-    """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(ModelOptions):
+    """What every command that samples prompts lets a user choose alike."""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed; the same seed gives the same image in every batch"""
     guidance_scale: float = 7.5
@@ -51,6 +46,22 @@ class GenerateConfig(ModelOptions):
     """side of the images in pixels; the model's own unless given"""
     batch_size: int = 64
     """images at a time"""
+
+    @property
+    def sampling(self):
+        """What the sampler is to be told beside prompts and seeds, but for the batch size, which changes no image."""
+        return {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps,
+                "resolution": self.resolution}
+
+
+@dataclass(frozen=True)
+class GenerateConfig(SamplingOptions):
+    prompts: str
+    """file of prompts, or a checkpoint's manifest.parquet"""
+    output_dir: str
+    """where images, records.parquet and run.json go"""
+    mitigation: tuple[str, ...] = ("none",)
+    """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
     groups: tuple[str, ...] = ("duplicated", "control")
     """which prompts of a manifest that has a duplication plan"""
     max_prompts: int | None = None
@@ -123,7 +134,7 @@ def generate(config):
 
 
 def sample_with(config, pipe, prompts, policies, folder, seeds=None):
-    """Sample into `folder` with bars and provenance; `config` may be any dataclass with these settings. seeds: as the sampler
+    """Sample into `folder` with bars and provenance; `config`: any SamplingOptions. seeds: as the sampler
     has them, if not the config's."""
     _sample(config, pipe, prompts, policies, folder, describe(config, prompts, policies), seeds=seeds)
 
@@ -132,8 +143,7 @@ def describe(config, prompts, policies):
     """-> what run.json says of a run."""
     return {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes_of(config, prompts),
             "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
-            "guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps,
-            "resolution": config.resolution, "batch_size": config.batch_size}
+            **config.sampling, "batch_size": config.batch_size}
 
 
 def hashes_of(config, prompts):
@@ -148,8 +158,7 @@ def _sample(config, pipe, prompts, policies, folder, about, state=None, seeds=No
     totals = dict.fromkeys(policies, len(jobs_of(prompts, seeds)))
     with progress_bars(totals, disable=bool(state and not state.is_main_process)) as advance:
         sample_to_folder(pipe, prompts, policies, seeds, folder, about=about, on_sample=advance, state=state,
-                         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
-                         batch_size=config.batch_size, resolution=config.resolution)
+                         batch_size=config.batch_size, **config.sampling)
 
 
 @exit_cleanly

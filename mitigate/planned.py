@@ -65,14 +65,12 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
     detector, (first, *others) = get_detector(config.detector), policies
     cost = score_cost(detector, len(prompts), config.num_inference_steps)
     left = int(config.budget - cost)
-    settings = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps,
-                "resolution": config.resolution}
     shards, rounds = [], []
     with progress_bars({"scores": detector.n * len(prompts)} | dict.fromkeys(policies, left)) as advance:
         def run(method, jobs):
             for batch in batches(prompts, seeds_of(jobs), config.batch_size):
                 shards.append(folder / SHARDS / f"{len(shards):06d}.parquet")
-                write_shard(pipe, prompts, method, policies[method], batch, shards[-1], folder, settings)
+                write_shard(pipe, prompts, method, policies[method], batch, shards[-1], folder, config.sampling)
                 for _ in batch:
                     advance(method)
         scores = scores_of(pipe, prompts, detector, manifest, batch_size=config.batch_size, on_image=partial(advance, "scores"))

@@ -30,11 +30,11 @@ from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.samples import open_image, read_samples
 from rotescope.evaluate.scoring import make_layers
 from rotescope.evaluate.words import name
-from rotescope.mitigate.generate import check_sampling, describe, named_policies
+from rotescope.mitigate.generate import SamplingOptions, check_sampling, describe, named_policies
 from rotescope.mitigate.retrigger import STARTS, Budget, check_searchable, find_embeddings
 from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.targets import HELDOUT, choose_targets
-from rotescope.models import ModelOptions, check_model, open_model
+from rotescope.models import check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder, write_json
 from rotescope.settings import parse
@@ -44,7 +44,7 @@ SHOWN = 4  # images of a group in the picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetriggerConfig(ModelOptions):
+class RetriggerConfig(SamplingOptions):
     train_data: str
     """the training images with their captions; the manifest.parquet beside a fine-tuned checkpoint knows which were duplicated"""
     output_dir: str
@@ -73,12 +73,6 @@ class RetriggerConfig(ModelOptions):
     """one search an image, a start and a seed"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a caption, paraphrase or found embedding, and a seed"""
-    guidance_scale: float = 7.5
-    """after the transition; 1 is off, as in diffusers"""
-    num_inference_steps: int = 50
-    """of the pipeline's own scheduler"""
-    resolution: int | None = None
-    """side of the images in pixels; the model's own unless given"""
     batch_size: int = 64
     """images at a time; a search takes search_draws of them"""
     descriptor: str = "auto"
@@ -148,13 +142,12 @@ def _totals(config, targets, prompts, policies):
 def sample_all(config, pipe, prompts, policies, folder, advance):
     """Each route under each policy -> [(route, folder)], and {method: why it takes no embedding}."""
     made, refused = [], {}
-    settings = {k: getattr(config, k) for k in ("guidance_scale", "num_inference_steps", "batch_size", "resolution")}
     for route, method in ((r, m) for r in judged.ROUTES if prompts[r] for m in policies):
         place = folder / f"{route}-{method}"
         place.mkdir(parents=True)
         try:
-            sample_to_folder(pipe, prompts[route], {method: policies[method]}, config.seeds, place, **settings,
-                             on_sample=lambda _, route=route: advance(route))
+            sample_to_folder(pipe, prompts[route], {method: policies[method]}, config.seeds, place, batch_size=config.batch_size,
+                             on_sample=lambda _, route=route: advance(route), **config.sampling)
             made.append((route, place))
         except InputError as error:
             if route != "embedding":
