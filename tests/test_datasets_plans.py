@@ -55,6 +55,13 @@ def test_matched_control_is_the_most_alike():
         "a red cat on a rug": "0000", "a red dog at sea": "0000"}
 
 
+def test_words_count_as_often_as_they_stand_so_that_one_thing_is_not_matched_by_two():
+    captions = ["a cat on a rug", "a cat and a dog on a rug", "a dog on a rug"]  # bags share 5 of 8 words and 4 of 6: sets 4 of 6, 3 of 5
+    data = Manifest(tuple(example(i, c) for i, c in enumerate(captions)))
+    planned = apply_plan(data, DuplicationPlan((data[0].image_id,), 9, matched=1))
+    assert [e.captions[0] for e in planned.group("control")] == ["a dog on a rug"]
+
+
 def test_a_fraction_repeats_whatever_the_captions():
     data = Manifest(tuple(example(i, "a thing") for i in range(200)))
     planned = apply_plan(data, DuplicationPlan(copies=5, fraction=0.05))
