@@ -81,7 +81,8 @@ def one_seed(config, seed, folder, heldout):
     """Fine-tune, sample, score -> {seed, held, threshold, descriptor, finetuned: counts, base: counts}."""
     recipe = parse(FinetuneConfig, [], prog="finetune", description="", config=RECIPE)
     finetune(replace(recipe, output_dir=str(folder / "checkpoint"), seed=seed,
-                     max_train_steps=config.max_train_steps or recipe.max_train_steps))
+                     max_train_steps=config.max_train_steps or recipe.max_train_steps,
+                     partial_plan=bool(config.max_train_steps)))
     manifest, groups = dosed_prompts(folder / "checkpoint")
     prompts = [p for group in groups.values() for p in group]
     found = {}

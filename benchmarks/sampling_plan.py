@@ -51,7 +51,7 @@ class PlanConfig:
     """how many captions: the duplicated ones among others"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a caption and a seed"""
-    detector: tuple[str, ...] = ("recall", "recall:n=4", "edges", "magnitude:n=4,steps=1", "anisotropy:n=1",
+    detector: tuple[str, ...] = ("recall", "recall:n=1", "edges", "magnitude:n=4,steps=1", "anisotropy:n=1",
                                  "cliques:n=2,clique=2,num_inference_steps=8")
     """what ranks the prompts, each a curve"""
     orders: int = 500

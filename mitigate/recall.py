@@ -22,7 +22,7 @@ class Recall:
     the ratio does not grow with how much there is to see in a picture.
     """
     families = ("sd",)
-    n: int = 1
+    n: int = 4
     timestep: int = 700
 
     def __post_init__(self):

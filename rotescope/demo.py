@@ -65,7 +65,8 @@ def demo(config):
     _say(1, "fine-tune the embedded model on data in which some images are duplicated")
     recipe = parse(FinetuneConfig, [], prog="finetune", description="", config=RECIPE)
     recipe = replace(recipe, output_dir=str(checkpoint), overwrite=config.overwrite, seed=config.seed,
-                     max_train_steps=config.max_train_steps or recipe.max_train_steps)
+                     max_train_steps=config.max_train_steps or recipe.max_train_steps,
+                     partial_plan=bool(config.max_train_steps))
     finetune(recipe)
     _say(2, "sample the duplicated captions and untouched controls, plainly and under each method")
     samples = generate(sampling)

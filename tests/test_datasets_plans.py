@@ -56,7 +56,7 @@ def test_matched_control_is_the_most_alike():
 
 
 def test_words_count_as_often_as_they_stand_so_that_one_thing_is_not_matched_by_two():
-    captions = ["a cat on a rug", "a cat and a dog on a rug", "a dog on a rug"]  # bags share 5 of 8 words and 4 of 6: sets 4 of 6, 3 of 5
+    captions = ["a cat on a rug", "a cat and a dog on a rug", "a dog on a rug"]  # bags share 5/8 and 4/6, sets 4/6 and 3/5
     data = Manifest(tuple(example(i, c) for i, c in enumerate(captions)))
     planned = apply_plan(data, DuplicationPlan((data[0].image_id,), 9, matched=1))
     assert [e.captions[0] for e in planned.group("control")] == ["a dog on a rug"]

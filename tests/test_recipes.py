@@ -27,7 +27,7 @@ def twin(name, images, folder):
     dose = {"duplicated": 2, "copies": 20, "controls": 2} if config.duplicated else {}
     return finetune(replace(config, pretrained_model_name_or_path=str(BASE), train_data_dir=str(images), resolution=64,
                             output_dir=str(folder), train_batch_size=4, max_train_steps=20, checkpointing_steps=10,
-                            lr_warmup_steps=5, **dose), progress=False)
+                            lr_warmup_steps=5, partial_plan=True, **dose), progress=False)
 
 
 def audited(model, data, folder, mitigation, **changes):

@@ -279,7 +279,8 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
     config = parse(FinetuneConfig, ["--config", str(recipe)], prog="finetune", description="")
     dose = {"duplicated": 2, "copies": 3} if config.duplicated else {}
     twin = replace(config, pretrained_model_name_or_path=str(base), train_data_dir=str(images), output_dir=str(tmp_path / "out"),
-                   resolution=16, train_batch_size=2, max_train_steps=3, checkpointing_steps=2, lr_warmup_steps=1, **dose)
+                   resolution=16, train_batch_size=2, max_train_steps=3, checkpointing_steps=2, lr_warmup_steps=1,
+                   partial_plan=True, **dose)
     out = finetune(twin, progress=False)
     assert sample(StableDiffusionPipeline.from_pretrained(out)).isfinite().all()
     assert (out / "checkpoint-2").is_dir()
@@ -363,10 +364,22 @@ def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsy
     assert (finetune(replace(config, overwrite=True), progress=False) / "unet").exists()
 
 
-@pytest.mark.parametrize(("steps", "said"), [(2, True), (3, False)])
-def test_a_run_shorter_than_its_plan_is_announced(base, images, tmp_path, capsys, steps, said):
-    finetune(config_of(base, images, tmp_path / "out", max_train_steps=steps), progress=False)  # 8 or 12 samples of 10
-    assert ("warning: the plan takes 10 samples" in capsys.readouterr().err) == said
+def test_more_copies_than_the_steps_serve_are_refused(base, images, tmp_path, capsys):
+    config = config_of(base, images, tmp_path / "out", max_train_steps=2, partial_plan=False)  # 8 samples, and the plan takes 10
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert left.value.code == 2
+    assert "the plan takes 10 samples" in lines[-1]
+    assert "--partial_plan true" in lines[-1]
+    assert not (tmp_path / "out").exists()
+    finetune(replace(config, max_train_steps=3), progress=False)
+    assert "the plan takes" not in capsys.readouterr().err
+
+
+def test_a_run_shorter_than_its_plan_is_announced(base, images, tmp_path, capsys):
+    finetune(config_of(base, images, tmp_path / "out", max_train_steps=2), progress=False)
+    assert "warning: the plan takes 10 samples" in capsys.readouterr().err
 
 
 def test_long_captions_are_announced(base, images, tmp_path, capsys):

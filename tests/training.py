@@ -22,8 +22,8 @@ NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore
 def config_of(base, images, out, **changes):
     """Two of six images, three times an epoch; five steps of four. The epsilon keeps AdamW from blowing up rounding errors."""
     return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data_dir": str(images), "output_dir": str(out),
-                             "duplicated": 2, "copies": 3, "controls": 2, "max_train_steps": 5, "train_batch_size": 4,
-                             "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
+                             "duplicated": 2, "copies": 3, "controls": 2, "partial_plan": True,
+                             "max_train_steps": 5, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
 
 
 def arguments(config):

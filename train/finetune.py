@@ -75,7 +75,7 @@ def _train(job, accelerator, on_step, monitor, progress):
     torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
     size = batch_size(job.config, accelerator)
     steps = total_steps(job.config, job.manifest, size)
-    _warn_of_a_short_run(job.manifest, steps * size)
+    _check_length(job, steps * size)
     bars = {"reading images": len(job.manifest), "fine-tuning": steps}
     with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
         run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
@@ -88,11 +88,13 @@ def _train(job, accelerator, on_step, monitor, progress):
     return run
 
 
-def _warn_of_a_short_run(manifest, samples):
-    """Not an error: a few steps show whether a run runs."""
+def _check_length(job, samples):
+    """InputError if a plan's copies need more samples than these; a warning if that is as asked, or if nothing repeats."""
     try:
-        check_served(manifest, samples)
+        check_served(job.manifest, samples)
     except InputError as error:
+        if any(e.copies > 1 for e in job.manifest) and not job.config.partial_plan:
+            raise InputError(f"{error}; --partial_plan true trains all the same, as for a trial of a few steps") from error
         if is_first_process():
             _say(f"warning: {error}")
 

@@ -46,6 +46,8 @@ class FinetuneConfig:
     """which images repeat and which are controls"""
     exclusive: bool = False
     """leave out other images that bear the caption of a duplicated one"""
+    partial_plan: bool = False
+    """train even where the run ends before it showed every planned copy: the dose is then less than the plan says"""
 
     resolution: int | None = None
     """side of the training images in pixels; the model's own unless given"""
