@@ -14,11 +14,12 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
+from rotescope.mitigate.gaps import Drop, Layout, Magnitude
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.recall import Recall, recall_scores
 from rotescope.mitigate.registry import _nearest, _setting
 from rotescope.mitigate.sampler import batches
-from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector, Layout, Magnitude
+from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Entry:
 DETECTORS = {
     "magnitude": Entry(Magnitude(), "Wen et al., ICLR 2024, arXiv 2407.21720", "predictions"),
     "layout": Entry(Layout(), "this project, after Wen et al.", "predictions"),
+    "drop": Entry(Drop(), "this project, after Jain et al., CVPR 2025, arXiv 2411.16738", "predictions"),
     "anisotropy": Entry(Anisotropy(), "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "predictions"),
     "sail": Entry(HessianVector(), "Jeon et al., ICML 2025, arXiv 2412.04140", "derivatives"),
     "bright-ending": Entry(BrightEnding(), "Chen et al., ICLR 2025, arXiv 2410.21665", "predictions, cross-attention"),

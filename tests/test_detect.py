@@ -1,4 +1,6 @@
 """Detectors against hand arithmetic, other derivatives, other schedulers, and by invariance."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,19 +12,20 @@ from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.blackbox import clique_distance, edge_agreement, tiled_distances
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
+from rotescope.mitigate.gaps import details
 from rotescope.mitigate.probe import Probe, cross_attention, to_eps
 from rotescope.mitigate.prompts import Prompt
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.mitigate.signals import eps_factor
 from rotescope.mitigate.tokens import attribute_tokens
-from rotescope.mitigate.whitebox import as_mask, details, end_tokens, entropy, entropy_d, masked_magnitude
+from rotescope.mitigate.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
 
 TEXTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
 PROMPTS = [Prompt(t) for t in TEXTS]
 SEEDS = [noise_seed(t, 0) for t in TEXTS]
 SMALL = {"bright-ending": ":n=2,num_inference_steps=3", "entropy-d": ":n=2,num_inference_steps=6",
          "cliques": ":n=3,clique=2,num_inference_steps=2", "magnitude": ":n=2,steps=2,num_inference_steps=5",
-         "layout": ":n=2,steps=2,num_inference_steps=5"}
+         "layout": ":n=2,steps=2,num_inference_steps=5", "drop": ":n=2,steps=4,num_inference_steps=5"}
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -65,7 +68,8 @@ def test_every_detector_names_its_paper():
 
 
 @pytest.mark.parametrize("wrong", [
-    "wen", "magnitude:step=3", "magnitude:steps=0", "magnitude:steps=51", "layout:window=0", "sail:n=0", "sail:guidance_scale=1",
+    "wen", "magnitude:step=3", "magnitude:steps=0", "magnitude:steps=51", "layout:window=0", "drop:steps=2",
+    "sail:n=0", "sail:guidance_scale=1",
     "entropy-d:metric=F", "edges:n=1", "cliques:clique=17", "cliques:tiles=0",
 ])
 def test_wrong_names_and_settings_are_refused(wrong):
@@ -148,6 +152,15 @@ def test_layout_is_what_the_seeds_of_a_prompt_share_beyond_colours():
     assert detector.score(list(found[:, None])) == pytest.approx(72 ** 0.5)               # 8² + 8 · 1²
     assert detector.score([found[:1], -found[:1]]) == 0                                   # what seeds do not share cancels
     assert detector.rows == 4
+
+
+def test_drop_is_how_far_the_gap_fell_since_the_second_and_third_step(pipe, probe):
+    logs = torch.stack([look.gap.flatten(1).square().sum(1).sqrt() for look in probe.walk(4)]).log()
+    found = get_detector("drop:steps=4,num_inference_steps=5").observe(pipe, TEXTS, SEEDS)
+    np.testing.assert_allclose(found, (logs[1] - logs[3]).numpy(), atol=1e-6)
+    levels = iter(torch.tensor([9.0, 8, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]).view(-1, 1))
+    curve = SimpleNamespace(walk=lambda steps: (SimpleNamespace(magnitude=next(levels)) for _ in range(steps)))
+    assert get_detector("drop").look(curve, None, None).item() == pytest.approx(3 * np.log(2))  # √(8 · 2) over 1/2
 
 
 def test_anisotropy_adds_the_cosine_at_the_third_last_timestep(pipe, probe):
