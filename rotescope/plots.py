@@ -152,16 +152,30 @@ def _tradeoff(drawn, threshold):
 
 
 def draw_pareto(rows, file):
-    """Copy rate against alignment on duplicated captions, the front joined."""
+    """Copy rate against alignment on duplicated captions, the front joined. Names where there is room, the front's first."""
     figure, axes = _axes("copy rate, duplicated captions", "alignment, duplicated captions", (8, 6))
-    for name, row in rows.items():
-        cell, colour = row["duplicated"], RED if row["front"] else GREY
-        axes.plot(cell["copy_rate"], cell["alignment"], "o", color=colour, markersize=4)
-        axes.annotate(name, (cell["copy_rate"], cell["alignment"]), (4, 3), textcoords="offset points", fontsize=7, color=colour)
-    front = sorted((r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values() if r["front"])
+    points = {name: (row["duplicated"]["copy_rate"], row["duplicated"]["alignment"]) for name, row in rows.items()}
+    front = sorted(points[name] for name, row in rows.items() if row["front"])
     axes.plot(*zip(*front, strict=True), color=RED, linewidth=0.8)
+    for name, row in rows.items():
+        axes.plot(*points[name], "o", color=RED if row["front"] else GREY, markersize=4)
+    placed: list = []
+    for name in sorted(rows, key=lambda name: not rows[name]["front"]):
+        _name(axes, name, points[name], RED if rows[name]["front"] else GREY, placed)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+def _name(axes, name, point, colour, placed):
+    """Write a name right or left of its point, above or below, off the boxes of those in `placed`; nowhere if all is taken."""
+    for x, y in ((5, 3), (5, -9), (-5, 3), (-5, -9)):
+        text = axes.annotate(name, point, (x, y), textcoords="offset points", fontsize=7, color=colour,
+                             ha="left" if x > 0 else "right")
+        box = text.get_window_extent(axes.figure.canvas.get_renderer())
+        if not any(box.overlaps(other) for other in placed):
+            placed.append(box)
+            return
+        text.remove()
 
 
 MONITORED = {"duplicated": (RED, "-"), "control": (BLUE, "-"), "heldout": (GREY, "--")}
