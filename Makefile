@@ -1,6 +1,7 @@
 # make demo        fine-tune, sample, retrieve and report on the embedded model: runs/demo/report.html
 # make test        the quick tests              make test-slow   all of them
 # make check       lint, types and quick tests  make lint        ruff      make typecheck   mypy, on the built wheel
+# make screenshots  the picture of the demo's report that the README shows
 # make clean       remove .venv, builds and caches; runs/ stays
 #
 # The first call sets up .venv: a few minutes, about 6 GB with PyTorch's CUDA build. To choose the interpreter or the build:
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := build/wheel
 
-.PHONY: help demo test test-slow check lint typecheck clean
+.PHONY: help demo test test-slow check lint typecheck screenshots clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,6 +36,9 @@ typecheck: $(VENV)/.ready
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEEL) .
 	$(BIN)/python -m zipfile -e $(WHEEL)/rotescope-*.whl $(WHEEL)/site
 	cd $(WHEEL)/site && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --cache-dir $(abspath .mypy_cache) -p rotescope
+
+screenshots: $(VENV)/.ready
+	README_SCREENSHOTS=docs $(BIN)/python -m pytest -k screenshot tests/test_report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

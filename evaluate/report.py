@@ -1,5 +1,6 @@
 """Report -> report.json and report.html: one file that needs no network, for screen, phone and paper."""
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Callable
@@ -21,6 +22,7 @@ LONG_NAMES = {"none": "Plain guidance", "stp": "Delayed guidance", "og-stp": "Op
               "dtp": "Delayed guidance, dynamic", "og-dtp": "Opposite guidance, dynamic"}
 SHOWN = 12                                 # pairs of the first method; a third of it of the others
 COLUMNS = {"duplicated": 8, "control": 4}  # prompts in the grid; of another group, 8
+LINES = 2000                               # prompts in the table, the most similar ones
 THUMBNAIL = 192                            # pixels; smaller images go in as they are
 
 
@@ -67,11 +69,13 @@ def render(report, redact=False):
     report = withheld(report) if redact else report
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
+    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
     return environment.get_template("report.html.j2").render(
         r=report, heading=heading(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
-        parts=shown_parts(report), redacted=redact)
+        parts=shown_parts(report), lines=lines(report), redacted=redact, script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 
 def withheld(report):
@@ -146,6 +150,13 @@ def settings_in_words(settings):
     until = "the gap’s first minimum" if transition == "dynamic" else f"t\u00a0=\u00a0{transition:g}"
     colour = "" if settings.get("colour") is None else f" ({settings['colour']:g} on the mean over the picture)"
     return f"scale {settings['before']:g}{colour} until {until}".replace("-", "−")
+
+
+def lines(report):
+    """The table of prompts: those whose images came closest first, and which of its columns say something."""
+    told = sorted((p for p in report["prompts"] if p["prompt"]), key=lambda p: -p["top1_similarity"])
+    return {"shown": told[:LINES], "left_out": len(told) > LINES, "own": any(p["own_similarity"] is not None for p in told),
+            "p": any(p["p"] is not None for p in told)}
 
 
 def shown_pairs(report):

@@ -1,9 +1,14 @@
 """The report: one file that fetches nothing, says what report.json says, and shows in a browser on a desk and on a phone."""
+import base64
+import hashlib
+import html
 import json
+import os
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from instruments import noise, samples_folder, training_set
@@ -97,9 +102,12 @@ def test_page_is_one_file_that_fetches_nothing(reported, page):
     assert len(text) < 5e6
     assert page.stack == []
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert not re.search(r"url\(|@import|<script|<iframe|<object", re.sub(r"&lt;.*?&gt;", "", text))
+    assert not re.search(r"url\(|@import|<script\s|<iframe|<object|fetch\(|XMLHttp", re.sub(r"&lt;.*?&gt;", "", text))
     policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(script) == 1  # ours, and no caption's
+    own = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{own}'"
 
 
 def test_page_says_the_verdict_first_and_the_figures(reported, page):
@@ -136,7 +144,8 @@ def test_captions_cannot_break_the_page(tmp_path):
     text = write_report(report, tmp_path / "out").read_text(encoding="utf-8")
     page = Page(text)
     assert page.stack == []
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the page's own, at its end
+    assert "alert(1)" not in text[text.index("<script"):]
     assert "<b>bold" not in text
     assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["pairs"][0]["prompt"].startswith('"><script>')
 
@@ -236,6 +245,64 @@ def test_browser_shows_the_page_without_overflow_or_violation(reported, tmp_path
     assert found["broken"] == 0
     assert found["images"] > 50
     assert found["charts"] == [str(charts.WIDE if width > 640 else charts.NARROW)] * 2  # similarity and gap; no trade-off here
+
+
+USER = """<body><script>
+  const inner = document.createElement("iframe");
+  inner.srcdoc = PAGE;
+  inner.onload = () => {
+    const d = inner.contentDocument, section = d.querySelector("#prompts"), found = [];
+    const look = column => found.push(
+      [...section.querySelectorAll("tbody tr")].filter(r => !r.hidden).map(r => r.cells[column].textContent));
+    const set = (what, change) => {
+      const control = section.querySelector(what);
+      change(control);
+      control.dispatchEvent(new Event("input", {bubbles: true}));
+    };
+    const heads = section.querySelectorAll("thead button");
+    look(3);                                        // as it stands
+    heads[3].click(); look(3);                      // the other way round
+    heads[0].click(); heads[0].click(); look(0);    // by prompt, from a on
+    set("select", e => e.value = "stp"); set("input[type=checkbox]", e => e.checked = true); look(2);
+    set("input[type=search]", e => e.value = "NO SUCH PROMPT"); look(2);
+    document.title = JSON.stringify({found, said: section.querySelector("output").value,
+      hidden: section.querySelector(".tools").hidden, sorted: heads[0].closest("th").getAttribute("aria-sort")});
+  };
+  document.body.append(inner);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_browser_sorts_and_filters_the_prompts(reported, tmp_path):
+    report, folder = reported
+    text = re.sub(r"<meta http-equiv[^>]*>", "", (folder / "report.html").read_text(encoding="utf-8"))
+    page = tmp_path / "user.html"
+    page.write_text(USER.replace("PAGE", json.dumps(text).replace("</", "<\\/")), encoding="utf-8")
+    printed = browse(page, tmp_path / "a", "--dump-dom", "--virtual-time-budget=5000").stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", printed, re.DOTALL)[1]))
+    similar, reverse, named, copies, none = seen["found"]
+    assert not seen["hidden"]
+    assert similar == sorted(similar, reverse=True)
+    assert reverse == similar[::-1]
+    assert named == sorted(named, key=str.lower)
+    assert len(named) == sum(p["method"] == "none" for p in report["prompts"])  # plain guidance, until another is chosen
+    assert len(copies) == sum(p["method"] == "stp" and p["copies"] > 0 for p in report["prompts"]) > 0
+    assert (none, seen["said"], seen["sorted"]) == ([], f"0 of {len(report['prompts'])} lines", "ascending")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_script_runs_under_the_pages_own_policy(reported, tmp_path):
+    printed = browse(reported[1] / "report.html", tmp_path / "a", "--dump-dom", "--virtual-time-budget=5000").stdout
+    assert '<form class="tools">' in printed
+
+
+DEMO = Path(__file__).resolve().parents[1] / "runs/demo/report.html"
+
+
+@pytest.mark.skipif(CHROMIUM is None or not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+def test_the_screenshot_that_the_readme_shows(tmp_path):
+    browse(DEMO, tmp_path / "a", "--window-size=1020,740", "--blink-settings=preferredColorScheme=1",
+           f"--screenshot={Path(os.environ['README_SCREENSHOTS']).absolute() / 'report.png'}")
 
 
 def test_the_best_method_is_not_the_one_whose_images_are_mush():
