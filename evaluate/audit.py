@@ -16,14 +16,14 @@ from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.options import MeasureConfig
+from rotescope.evaluate.intake import announce_left_out, take_in
+from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
-from rotescope.evaluate.scoring import score_samples, totals
+from rotescope.evaluate.scoring import check_measuring, score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather
@@ -74,8 +74,10 @@ def audit(config):
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
-    manifest = load_source(config.train_data)
-    heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    manifest, left_out = take_in(config.train_data, "training", need_captions=True)
+    heldout, more = take_in(config.heldout_data, "held-out") if config.heldout_data else (None, [])
+    announce_left_out(left_out + more)
+    check_measuring(Measuring(**measuring(config)), heldout, base)
     check_ids(rules, {e.image_id for e in manifest})
     if config.empty_images < 1 or config.paraphrases < 1:
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
@@ -92,7 +94,7 @@ def audit(config):
         with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
                 folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
-                rule=rules, on_image=on_image, **measuring(config) | {"alignment": alignment})
+                rule=rules, left_out=left_out + more, on_image=on_image, **measuring(config) | {"alignment": alignment})
         write_all(report, draft, config)
     return report
 

@@ -7,7 +7,7 @@ import numpy as np
 from rotescope.datasets.records import Example
 from rotescope.errors import InputError
 from rotescope.evaluate.descriptor import Descriptor
-from rotescope.evaluate.search import approximate, nearest
+from rotescope.evaluate.search import approximate, load_faiss, nearest
 from rotescope.evaluate.store import CHUNK, Memory, Rows, Store
 
 ENGINES = ("exact", "faiss")
@@ -55,6 +55,14 @@ def unique(manifest):
     return tuple(first), np.array(copies), {e.image_id: row_of[e.sha256] for e in manifest}
 
 
+def check_engine(engine):
+    """InputError if there is none of that name, or its package is not here."""
+    if engine not in ENGINES:
+        raise InputError(f"no search {engine!r}: take {' or '.join(ENGINES)}")
+    if engine == "faiss":
+        load_faiss()
+
+
 def build_index(manifest, descriptor, on_image=None, folder=None, engine="exact"):
     """Manifest -> Index; pictures with the same bytes are one, their copies added up. InputError if there are none.
 
@@ -63,8 +71,7 @@ def build_index(manifest, descriptor, on_image=None, folder=None, engine="exact"
     examples, copies, rows = unique(manifest)
     if not examples:
         raise InputError("the training data hold no images: name data with at least two")
-    if engine not in ENGINES:
-        raise InputError(f"no search {engine!r}: take {' or '.join(ENGINES)}")
+    check_engine(engine)
     shas, openers = [e.sha256 for e in examples], [e.open for e in examples]
     if not folder:
         return Index(descriptor, examples, copies, rows, embed(openers, descriptor, on_image=on_image)[0], engine)

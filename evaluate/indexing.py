@@ -17,10 +17,10 @@ from pathlib import Path
 from accelerate import PartialState
 
 from rotescope.datasets.records import Manifest
-from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.index import build_index, unique
+from rotescope.evaluate.intake import announce_left_out, take_in
 from rotescope.evaluate.store import Store, merge
 from rotescope.progress import progress_bars
 from rotescope.settings import parse
@@ -48,9 +48,11 @@ def index(config):
         raise InputError("name either --train_data to embed or --merge with indexes to join")
     if config.merge:
         return len(merge(config.merge, config.index_dir))
-    manifest = load_source(config.train_data, need_captions=False)
+    state, (first, step) = PartialState(), shard_of(config.shard)  # the state first: it chooses this process's device
+    manifest, left_out = take_in(config.train_data, "training")
+    if state.is_main_process:
+        announce_left_out(left_out)
     descriptor = get_descriptor(config.descriptor, min(manifest[0].open().size), config.trust_sha256)
-    state, (first, step) = PartialState(), shard_of(config.shard)
     wanted = Manifest(manifest.examples[first::step])
     if state.num_processes == 1:
         return len(_embed(wanted, descriptor, config.index_dir))

@@ -59,13 +59,18 @@ def calibrated(index, nulls, quantile=0.99, null="train", threshold=None):
     """
     if threshold is not None:
         return Layer(index, float(threshold), "given by the user", nulls)
-    if null not in NULLS:
-        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
-    if not len(nulls[null]):
-        needed = {"train": "at least two different training images", "heldout": "--heldout_data", "base": "--base"}[null]
-        raise InputError(f"a copy threshold by the null {null!r} needs {needed}: add some, or pass --copy_threshold")
+    check_null(null, {name for name, values in nulls.items() if len(values)})
     rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}, by {index.descriptor.name}")
     return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls)
+
+
+def check_null(null, known):
+    """InputError if there is no such null, or nothing to take it from."""
+    if null not in NULLS:
+        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
+    if null not in known:
+        needed = {"train": "at least two different training images", "heldout": "--heldout_data", "base": "--base"}[null]
+        raise InputError(f"a copy threshold by the null {null!r} needs {needed}: add some, or pass --copy_threshold")
 
 
 def check_exact(kind):
@@ -75,9 +80,10 @@ def check_exact(kind):
 
 def exact_layer(index, nulls, kind):
     """-> Layer of near-identical copies: closer than any training or held-out picture comes to another training image, and never
-    below a floor. The base model's pictures do not count: they may be copies."""
-    quiet = [nulls[name] for name in ("train", "heldout") if len(nulls.get(name, ()))]
-    least, highest = NEAR_IDENTICAL[kind], max((float(v.max()) for v in quiet), default=-1.0)
+    below a floor. The base model's pictures do not count: they may be copies. Nor do pictures at TWIN or over: those are the
+    same one twice, in other bytes, and with them in the null nothing could be a copy of either."""
+    quiet = np.concatenate([np.asarray(nulls.get(name, ()), float) for name in ("train", "heldout")])
+    least, highest = NEAR_IDENTICAL[kind], quiet[quiet < TWIN].max(initial=-1.0)
     threshold = max(least, float(np.nextafter(np.float32(highest), np.float32(2))))
     rule = f"no training or held-out picture comes as close to another, and at least {least:.3g}, by {index.descriptor.name}"
     return Layer(index, threshold, rule, nulls)

@@ -1,6 +1,7 @@
 """Generated images and what is known of each: a samples folder with records, or any folder of images."""
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,6 +42,7 @@ class Samples:
     folder: Path
     records: tuple[Record, ...]
     run: dict = field(default_factory=dict)  # run.json: config, model, hashes, versions, methods
+    left_out: tuple[dict, ...] = ()          # pictures that cannot be read, as intake.take_in names them
 
     def open(self, record):
         """-> PIL image, RGB."""
@@ -88,16 +90,17 @@ def _place(name, order):
 def read_samples(folder):
     """A folder -> Samples. Without records.parquet every image counts as method `none`, prompt unknown.
 
-    Raises InputError if it is missing, holds no images, or its records name images that are gone.
+    Raises InputError if it is missing, holds no images that can be read, or its records name images that are gone.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder of generated images at {folder}: {WANTED}")
-    records = _read_records(folder) if (folder / "records.parquet").exists() else _bare_records(folder)
+    made_here = (folder / "records.parquet").exists()
+    records, left_out = (_read_records(folder), ()) if made_here else _bare_records(folder)
     if not records:
-        raise InputError(f"{folder} holds no images: {WANTED}")
+        raise InputError(left_out[0]["reason"] if left_out else f"{folder} holds no images: {WANTED}")
     _check_files(folder, records)
-    return Samples(folder, tuple(records), _read_run(folder / "run.json"))
+    return Samples(folder, tuple(records), _read_run(folder / "run.json"), left_out)
 
 
 def _check_files(folder, records):
@@ -109,8 +112,22 @@ def _check_files(folder, records):
 
 
 def _bare_records(folder):
+    """Whoever made them: what cannot be read is left out by name -> (records, what is left out)."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    return [Record(p.relative_to(folder).as_posix()) for p in files]
+    with ThreadPoolExecutor() as threads:
+        reasons = list(threads.map(_unreadable, files))
+    names = [p.relative_to(folder).as_posix() for p in files]
+    pairs = list(zip(names, reasons, strict=True))
+    return ([Record(name) for name, reason in pairs if not reason],
+            tuple({"of": "generated", "name": name, "reason": reason} for name, reason in pairs if reason))
+
+
+def _unreadable(file):
+    """-> why, or None."""
+    try:
+        open_image(file)
+    except InputError as error:
+        return str(error)
 
 
 def _read_records(folder):

@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rotescope.datasets.sources import load_source
 from rotescope.errors import exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.exports import junit, model_card, write_pairs
+from rotescope.evaluate.intake import announce_left_out, take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.report import write_report
 from rotescope.evaluate.rules import check_power, parse_rules
@@ -71,12 +71,13 @@ def score(config):
     if config.fail_on:
         check_power(rules, {cell: len(at) for cell, at in read_samples(config.generated).cells.items()})
     announce(rules)
-    manifest = load_source(config.train_data, need_captions=False)
-    heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    manifest, left_out = take_in(config.train_data, "training")
+    heldout, more = take_in(config.heldout_data, "held-out") if config.heldout_data else (None, [])
+    announce_left_out(left_out + more)
     with progress_bars(totals(config.generated, manifest, heldout, config.sweep, config.base_generated)) as on_image:
         report = score_samples(
             config.generated, manifest, heldout, base=config.base_generated, sweep=config.sweep, config=plain(config),
-            title=config.title, rule=rules, on_image=on_image, **measuring(config))
+            title=config.title, rule=rules, left_out=left_out + more, on_image=on_image, **measuring(config))
     with output_folder(config.output_dir, config.overwrite) as draft:
         write_all(report, draft, config)
     return report

@@ -10,8 +10,10 @@ from rotescope.evaluate.conventions import conventions
 from rotescope.evaluate.descriptors import choose, get_descriptor
 from rotescope.evaluate.difference import against_base
 from rotescope.evaluate.fidelity import fidelity
-from rotescope.evaluate.index import build_index, features, unique
-from rotescope.evaluate.layers import calibrated, check_exact, exact_layer, nulls_of, warnings
+from rotescope.evaluate.index import build_index, check_engine, features, unique
+from rotescope.evaluate.intake import apart
+from rotescope.evaluate.intake import notes as intake_notes
+from rotescope.evaluate.layers import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.partial import AT_MOST, partial_copies
 from rotescope.evaluate.report import Pictures, Report
@@ -24,23 +26,27 @@ from rotescope.runs import versions
 SCHEMA_VERSION = "1.0"
 
 
-def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), on_image=None,
-                  **measuring):
+def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), left_out=(),
+                  on_image=None, **measuring):
     """A folder of generated images and the Manifest of the training images -> Report: a dict, as report.json has it.
 
     heldout: Manifest of pictures that the model never saw; base: a samples folder of the base model on the same prompts and
     seeds; sweep: another, one method a transition; rule: one or several, as text or Rule; config: goes into the provenance;
+    left_out: what intake.take_in could not read;
     on_image(what): called for each image that is embedded; measuring: fields of options.Measuring, alignment also as a folder.
     Raises InputError on bad samples or rules before anything is embedded.
     """
     how, rules = Measuring(**measuring), parse_rules(rule)
     samples, swept, unadapted = read_samples(samples_dir), sweep and read_samples(sweep), base and read_samples(base)
+    heldout, twice = apart(heldout, manifest)
+    check_measuring(how, heldout, base)
     for one in rules:
         one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
     check_ids(rules, {e.image_id for e in manifest})
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
+    left_out = [*left_out, *twice, *samples.left_out]
     measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
@@ -52,7 +58,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     return Report({
         "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan")),
-        "notes": list(warnings(layer)),
+        "notes": [*intake_notes(left_out), *warnings(layer)], "left_out": left_out,
         **_layers_as_json(layers, samples, measured, how.descriptor == "auto"),
         **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         "labels": {method: name(method) if samples.run else "generated images" for method in methods},
@@ -65,6 +71,15 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         "prediction_gaps": drawn.gap_curves(samples), "histogram": drawn.histogram(samples, measured, layer),
         "pairs": drawn.pairs(samples, measured, index),
     }, _pictures(samples, manifest))
+
+
+def check_measuring(how, heldout, base):
+    """InputError on options that could not be met once the images are there."""
+    if how.exact != "none":
+        check_exact(how.exact)
+    check_engine(how.search)
+    if how.copy_threshold is None:
+        check_null(how.copy_null, {"train"} | ({"heldout"} if heldout else set()) | ({"base"} if base else set()))
 
 
 def make_layers(side, manifest, heldout, base, how, on_image=None):
@@ -80,7 +95,6 @@ def make_layers(side, manifest, heldout, base, how, on_image=None):
     index, nulls = index_and_nulls(descriptor, how.index_dir, partial(_tick, on_image))
     layers = {"descriptor": calibrated(index, nulls, how.copy_quantile, how.copy_null, how.copy_threshold)}
     if how.exact != "none":
-        check_exact(how.exact)
         exact = get_descriptor(how.exact)
         if exact.name != index.descriptor.name:
             index, nulls = index_and_nulls(exact, how.index_dir and Path(how.index_dir) / "exact", None)

@@ -75,16 +75,21 @@ def nearest_other(reference, at_most=10_000, block=(QUERIES, REFERENCES)):
 
 # ----- approximate
 
+def load_faiss():
+    """-> the module. InputError if it is not installed."""
+    try:
+        return import_module("faiss")  # its distributions are called faiss-cpu and faiss-gpu
+    except ImportError as error:
+        raise InputError("--search faiss needs a package: pip install faiss-cpu; or search exactly") from error
+
+
 def approximate(query, reference):
     """As nearest with k = 1, through FAISS -> similarity (n, 1), row (n, 1), and a line that says how good it is.
 
     An inverted file of product codes proposes 64 candidates, of which the true vectors choose: what is found has its exact
     similarity, and the recall at 1 against exact search, over 200 of the queries, says how often the nearest one is found.
     """
-    try:
-        faiss = import_module("faiss")  # its distributions are called faiss-cpu and faiss-gpu
-    except ImportError as error:
-        raise InputError("--search faiss needs a package: pip install faiss-cpu; or search exactly") from error
+    faiss = load_faiss()
     m, d = reference.shape
     cells = int(max(1, min(4 * m ** 0.5, m / 40)))
     index = faiss.index_factory(d, f"IVF{cells},PQ{_codes(d)}x{8 if m >= 10_000 else 4}", faiss.METRIC_INNER_PRODUCT)

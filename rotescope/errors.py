@@ -2,6 +2,7 @@
 import errno
 import os
 import sys
+import traceback
 from functools import wraps
 
 
@@ -14,7 +15,10 @@ class RunError(Exception):
 
 
 def exit_cleanly(main):
-    """Turn the two errors, a full disk and Ctrl-C into one line on stderr and an exit code; anything else is a bug and shows."""
+    """Turn the two errors, a full disk and Ctrl-C into one line on stderr and an exit code.
+
+    Anything else is a failure that nobody foresaw: its traceback shows, and the code is 3, since 1 is a broken rule.
+    """
     @wraps(main)
     def run(*args, **kwargs):
         try:
@@ -26,9 +30,10 @@ def exit_cleanly(main):
         except BrokenPipeError:  # as in `rotescope --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except Exception as error:
-            if not _disk_is_full(error):
-                raise
-            _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 2)
+            if _disk_is_full(error):
+                _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 3)
+            traceback.print_exc()
+            _leave(f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above", 3)
     return run
 
 

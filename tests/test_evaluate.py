@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -366,6 +367,49 @@ def test_a_broken_generated_image_is_named(data, tmp_path):
     (folder / "none/images/P00002-S1.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match="P00002-S1.png"):
         score_samples(folder, data)
+
+
+def test_what_cannot_be_read_is_left_out_by_name_and_stops_nothing(tmp_path):
+    """Folders that others made: a broken training picture, an empty generated one, a held-out one that was trained on."""
+    train, held, made = (image_folder(tmp_path / name, n=n) for name, n in (("train", 8), ("held", 2), ("made", 3)))
+    (train / "broken.png").write_bytes(b"not an image")
+    (made / "empty.png").write_bytes(b"")
+    Image.fromarray(np.random.default_rng(77).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(held / "new.png")
+    report = score.score(score.ScoreConfig(generated=str(made), train_data=str(train), heldout_data=str(held),
+                                           output_dir=str(tmp_path / "out")))
+    assert [(item["of"], Path(item["name"]).name) for item in report["left_out"]] == [
+        ("training", "broken.png"), ("held-out", "0.png"), ("held-out", "1.png"), ("generated", "empty.png")]
+    assert report["methods"]["none"]["ungrouped"]["copies"] == 3
+    assert report["background"]["heldout"]["n"] == 1
+    assert sum("left out: " in note for note in report["notes"]) == 3
+    (made / "0.png").write_bytes(b"")
+    (made / "1.png").write_bytes(b"")
+    (made / "2.png").write_bytes(b"")
+    with pytest.raises(InputError, match="0.png"):
+        read_samples(made)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    (["--copy_null", "heldout"], "--heldout_data"), (["--exact", "md5"], "no exact layer 'md5'"),
+    (["--search", "annoy"], "no search")])
+def test_an_audit_finds_wrong_options_before_it_samples(wrong, said, tmp_path, monkeypatch, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(audit, "sample", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(SystemExit) as left:
+        audit.main([*map(str, ["--model", tmp_path / "model", "--train_data", image_folder(tmp_path / "train", n=4), "--base", "",
+                               "--output_dir", tmp_path / "out", "--device", "cpu"]), *wrong])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_picture_twice_in_other_bytes_does_not_hide_its_copies(tmp_path):
+    """With the pair in the null of the exact layer, nothing but itself would come closer."""
+    data = image_folder(tmp_path / "train", n=8)
+    Image.open(data / "0.png").save(data / "again.png", compress_level=0)
+    report = score.score(score.ScoreConfig(generated=str(image_folder(tmp_path / "made", n=3)), train_data=str(data),
+                               output_dir=str(tmp_path / "out")))
+    assert report["exact"]["threshold"] < 0.98
+    assert all("exact" in p["copied_by"] for p in report["pairs"])
 
 
 def test_one_training_image_needs_a_threshold(data, tmp_path):

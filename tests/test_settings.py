@@ -48,8 +48,8 @@ def test_a_saved_config_comes_back_and_the_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "code"), [
-    (InputError("bad\nthing"), 2), (RunError("went wrong"), 3), (OSError(errno.ENOSPC, "No space left on device"), 2),
-    (RuntimeError("io error: No space left on device (os error 28)"), 2), (KeyboardInterrupt(), 130),
+    (InputError("bad\nthing"), 2), (RunError("went wrong"), 3), (OSError(errno.ENOSPC, "No space left on device"), 3),
+    (RuntimeError("io error: No space left on device (os error 28)"), 3), (KeyboardInterrupt(), 130),
 ])
 def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
     @exit_cleanly
@@ -61,12 +61,14 @@ def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_bug_is_not_hidden():
+def test_a_bug_is_not_hidden_and_is_no_broken_rule(capsys):
     @exit_cleanly
     def main():
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as left:
         main()
+    assert left.value.code == 3
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_output_folder_is_whole_or_absent(tmp_path):

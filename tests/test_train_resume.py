@@ -156,7 +156,7 @@ def test_a_full_disk_loses_nothing(base, images, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments(config))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (left.value.code, len(lines)) == (2, 1)
+    assert (left.value.code, len(lines)) == (3, 1)
     assert "the disk is full: free some space" in lines[0]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()
