@@ -30,7 +30,9 @@ class Calibration:
     def of(cls, gaps, timesteps, guidance_scale, num_inference_steps):
         """gaps (images, steps) -> Calibration. InputError for fewer than 8 images, or gaps that do not differ."""
         logs = np.log(np.maximum(np.asarray(gaps, float), 1e-12))
-        if len(logs) < 8 or not (logs.std(0) > 0).all():
+        told = (logs > np.log(1e-12)).any(0)  # not the first step of flow matching, where x is the noise: both predictions agree
+        logs, timesteps = logs[:, told], [t for t, tells in zip(timesteps, told, strict=True) if tells]
+        if not told.any() or len(logs) < 8 or not (logs.std(0) > 0).all():
             raise InputError(f"{len(logs)} ordinary images are too few, or all alike: give 8 different ones or more, better 100")
         mean, deviation = logs.mean(0), logs.std(0, ddof=1)
         scores = np.sort(running_mean((logs - mean) / deviation).max(1))
@@ -108,7 +110,7 @@ class CalibratedRun(ScaleRun):
         return torch.full((self.n,), timestep >= self.known.timesteps[-1])
 
     def guide(self, step):
-        if step.timestep >= self.known.timesteps[-1] and not step.repeated:
+        if step.timestep >= self.known.timesteps[-1] and not step.repeated and step.gap.any():
             self.total += self.known.z(step.gap.cpu(), step.timestep)
             self.steps += 1
             self.held |= self.total / self.steps > self.threshold

@@ -4,7 +4,7 @@
     rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
     rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --detector recall --output_dir d
 
-Detectors: magnitude, layout, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
+Detectors: magnitude, layout, drop, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
 cliques (these need images only), recall (this needs the training images, too, which a manifest names). Each may carry settings,
 n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and detector, higher = more memorized, and under --tokens
 the words that trigger, tokens.parquet. Where the prompts have groups, as those of a manifest with a duplication plan have, JSON
@@ -20,8 +20,10 @@ from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
 from rotescope.mitigate.generate import hashes_of, is_manifest, load_prompts, unique_names
+from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.recall import Recall
 from rotescope.mitigate.tokens import attribute_tokens
+from rotescope.mitigate.whitebox import WhiteBox
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder, versions, write_json
@@ -74,6 +76,8 @@ def detect(config):
         raise InputError("recall looks at the training images that prompts belong to: name them with --train_data, and prompts "
                          "with their image_id, such as a checkpoint's manifest.parquet")
     pipe = open_model(config)
+    if config.tokens and family(pipe) not in WhiteBox.families:
+        raise InputError(f"--tokens looks inside Stable Diffusion 1, 2 and XL, not {type(pipe).__name__}: leave it out")
     totals = {name: d.n * len(prompts) for name, d in detectors.items()} | {"tokens": 4 * len(prompts) * config.tokens}
     scored, seconds, attributed = {}, {}, []
     with output_folder(config.output_dir, config.overwrite) as draft, progress_bars(totals) as advance:

@@ -159,6 +159,8 @@ class PadChange(Mitigation):
         tokenizer = call.pipe.tokenizer
         ids, end = token_ids(tokenizer, texts, call.device)
         padding = torch.arange(ids.shape[1], device=ids.device) > end[:, None]
+        if call.get("clip_skip"):
+            raise InputError("pad-change encodes the prompt to its last layer: leave clip_skip out")
         encoder = call.pipe.text_encoder
         return encoder(ids.masked_fill(padding, tokenizer.get_vocab()[self.pad]))[0].to(encoder.dtype), end
 

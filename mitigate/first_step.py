@@ -4,6 +4,7 @@ from contextlib import contextmanager
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
+from rotescope.mitigate.probe import to_eps
 from rotescope.mitigate.signals import eps_factor
 
 
@@ -35,6 +36,11 @@ class FirstStep:
         """noise (k, C, h, w), text (k, tokens, width) -> denoiser output (k, C, h, w), at least fp32."""
         x = self.scheduler.scale_model_input(noise * self.scheduler.init_noise_sigma, self.timestep).to(self.unet.dtype)
         return at_least_float(self.unet(x, self.timestep, encoder_hidden_states=text.to(self.unet.dtype)).sample)
+
+    def eps(self, noise, text):
+        """The same in ε."""
+        x = self.scheduler.scale_model_input(noise * self.scheduler.init_noise_sigma, self.timestep)
+        return to_eps(self.call.pipe.scheduler, self.outputs(noise, text), x, self.timestep.item())
 
     def difference(self, noise, images, cond=None):
         """Δ = ε(x_T, text) − ε(x_T, ∅) (k, C, h, w) in ε, of the images (k,) at a noise (k, C, h, w) and perhaps another text."""

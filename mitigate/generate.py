@@ -61,7 +61,7 @@ class GenerateConfig(SamplingOptions):
     output_dir: str
     """where images, records.parquet and run.json go"""
     mitigation: tuple[str, ...] = ("none",)
-    """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
+    """one or several of what rotescope mitigations lists, each perhaps with settings: og-stp:before=-3,transition=700"""
     groups: tuple[str, ...] = ("duplicated", "control")
     """which prompts of a manifest that has a duplication plan"""
     max_prompts: int | None = None
@@ -141,7 +141,8 @@ def sample_with(config, pipe, prompts, policies, folder, seeds=None):
 
 def describe(config, prompts, policies):
     """-> what run.json says of a run."""
-    return {"config": plain(config), "model": str(config.model), "versions": versions(), "hashes": hashes_of(config, prompts),
+    return {"config": plain(config), "model": str(config.model), "versions": versions(),
+            "hashes": hashes_of(config, prompts) | files_of(policies),
             "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
             **config.sampling, "batch_size": config.batch_size}
 
@@ -151,6 +152,12 @@ def hashes_of(config, prompts):
     lines = "".join(f"{p.text}\t{p.group}\t{p.image_id}\n" for p in prompts)
     found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
     return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
+
+
+def files_of(policies):
+    """-> SHA-256 of each file that a setting names: a calibration, a manifest, ordinary prompts."""
+    named = {value for policy in policies.values() for value in vars(policy).values() if isinstance(value, str) and value}
+    return {f"file {Path(name).name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
 
 
 def _sample(config, pipe, prompts, policies, folder, about, state=None, seeds=None):

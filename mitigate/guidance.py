@@ -55,6 +55,7 @@ class TransitionGuidance(Mitigation):
     The paper states no fallback for a gap without a minimum, and in its released code such an image is never guided. Here:
     latest: a dynamic transition that has not come by this timestep happens there; −1 never.
     ordinary_gap: an image whose gap at the first step is below this is taken for ordinary and guided from that step on; 0 none.
+    A gap of exactly 0 says nothing: under flow matching x is the noise itself at first, and both predictions of ε agree.
     min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
     after: scale after the transition; None takes the pipeline's guidance_scale.
     colour: this project's own: until the transition, scale of the mean of eps_cond − eps_uncond over the picture, which says what
@@ -105,7 +106,7 @@ class TransitionRun(ScaleRun):
         """A timestep that a multi-call scheduler repeats counts once."""
         if self.detector and not step.repeated:
             gap = step.gap.cpu()
-            fires = self.detector.update(gap) | ((gap < self.policy.ordinary_gap) if step.index == 0 else False)
+            fires = self.detector.update(gap) | ((gap > 0) & (gap < self.policy.ordinary_gap) if step.index == 0 else False)
             self._mark(fires & ~self.past, step.timestep)
         guided = super().guide(step)
         return guided if self.policy.colour is None or self.past.all() else guided + self._colour(step)

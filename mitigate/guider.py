@@ -46,6 +46,12 @@ class MitigationGuider(BaseGuidance):
         self.needs: Any = None
         self.needed, self.last = self._input_predictions, None
 
+    def new(self, **kwargs):
+        """A copy, perhaps with other settings; diffusers' own forgets what is not in the configuration."""
+        copy = super().new(**kwargs)
+        copy.scheduler = self.scheduler
+        return copy
+
     def set_state(self, step, num_inference_steps, timestep):
         """The pipeline's call at the head of each step; step 0 begins a new run."""
         super().set_state(step, num_inference_steps, timestep)

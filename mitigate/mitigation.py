@@ -127,6 +127,9 @@ class PipelineCall:
     def prompts(self, texts):
         if self._texts is not None:
             raise InputError("a mitigation that changes prompts must come before one that changes their embeddings")
+        second = next((name for name in ("prompt_2", "prompt_3") if self.get(name) is not None), None)
+        if second:
+            raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline `prompt` alone")
         self._expand()
         self.arguments["prompt"] = list(texts)
 
@@ -175,7 +178,8 @@ class PipelineCall:
             if self.family != "sd":
                 raise InputError(f"this mitigation changes text embeddings, which is not served on {type(self.pipe).__name__}")
             self._expand()
-            both = self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"))
+            both = self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"),
+                                           clip_skip=self.get("clip_skip"))
         elif self._per_prompt > 1:
             both = [e.repeat_interleave(self._per_prompt, 0) for e in both]
         self.embeddings = both

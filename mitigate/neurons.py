@@ -118,7 +118,7 @@ class NeuronSearch:
         self.call.extra_rows = self.call.extra_rows + len(noise) * images.long().cpu()
         every = SimpleNamespace(images=torch.zeros(len(noise), dtype=torch.long, device=noise.device))
         with silenced(self.layers, [mask[None] for mask in off], every):
-            delta = self.first.outputs(noise, text.expand(len(noise), -1, -1)) - noise
+            delta = self.first.eps(noise, text.expand(len(noise), -1, -1)) - noise
         low, high = delta.amin((2, 3), keepdim=True), delta.amax((2, 3), keepdim=True)
         return (delta - low) / (high - low)
 
