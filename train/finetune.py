@@ -27,7 +27,7 @@ from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle
-from rotescope.train.watch import is_first_process, open_hub, report, upload, visiting, watched
+from rotescope.train.watch import is_first_process, open_hub, process_count, report, upload, visiting, watched
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -42,6 +42,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     started = time.time()
     job, repository = check(config), open_hub(config)
     monitor = monitor or _monitor(job, progress)
+    _check_length(job)
     if is_first_process() and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
     with watched(config) as accelerator:
@@ -73,9 +74,8 @@ def _say(line):
 def _train(job, accelerator, on_step, monitor, progress):
     """-> the Run after its last step."""
     torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
-    size = batch_size(job.config, accelerator)
+    size = batch_size(job.config, accelerator.num_processes)
     steps = total_steps(job.config, job.manifest, size)
-    _check_length(job, steps * size)
     bars = {"reading images": len(job.manifest), "fine-tuning": steps}
     with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
         run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
@@ -88,10 +88,11 @@ def _train(job, accelerator, on_step, monitor, progress):
     return run
 
 
-def _check_length(job, samples):
-    """InputError if a plan's copies need more samples than these; a warning if that is as asked, or if nothing repeats."""
+def _check_length(job):
+    """InputError if a plan's copies need more samples than the run has; a warning if that is as asked, or if nothing repeats."""
+    size = batch_size(job.config, process_count())
     try:
-        check_served(job.manifest, samples)
+        check_served(job.manifest, total_steps(job.config, job.manifest, size) * size)
     except InputError as error:
         if any(e.copies > 1 for e in job.manifest) and not job.config.partial_plan:
             raise InputError(f"{error}; --partial_plan true trains all the same, as for a trial of a few steps") from error

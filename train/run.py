@@ -64,9 +64,9 @@ class Run:
                 self.ema.restore(self.job.parameters)
 
 
-def batch_size(config, accelerator):
+def batch_size(config, processes):
     """Samples of an optimizer step, of all processes together."""
-    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    return config.train_batch_size * config.gradient_accumulation_steps * processes
 
 
 def total_steps(config, manifest, size):
@@ -77,7 +77,7 @@ def total_steps(config, manifest, size):
 
 def start(job, encoded, accelerator):
     """-> the Run before its first step."""
-    config, size = job.config, batch_size(job.config, accelerator)
+    config, size = job.config, batch_size(job.config, accelerator.num_processes)
     _place(job, accelerator)
     total, optimizer = total_steps(config, job.manifest, size), _optimizer(config, job.parameters, size)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,

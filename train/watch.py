@@ -102,6 +102,11 @@ def is_first_process():
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count():
+    """How many there are, asked before there is an Accelerator."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def open_hub(config):
     """-> the repository to upload to, made if need be, or None; InputError, before training, if the hub does not let us."""
     if not (config.push_to_hub and is_first_process()):
