@@ -23,10 +23,13 @@ from rotescope.datasets.sources import load_source
 from rotescope.dosed import dosed_prompts, provenance
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.score import score_samples, totals
+from rotescope.mitigate.calibrate import first_gaps
+from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, named_policies
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.mitigation import family
-from rotescope.mitigate.registry import ENTRIES
+from rotescope.mitigate.prompts import Prompt
+from rotescope.mitigate.registry import ENTRIES, get_mitigation
 from rotescope.mitigate.sampler import sample, sample_to_folder
 from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
@@ -34,6 +37,7 @@ from rotescope.runs import check_output, output_folder, versions, write_json
 from rotescope.settings import parse, plain
 from rotescope.train.job import EMBEDDED
 
+WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
     "copies, duplicated": lambda r: f"{r['duplicated']['copy_rate']:.2f} ({_interval(r['duplicated'])})",
     "Sim95": lambda r: f"{r['duplicated']['sim95']:.2f}",
@@ -125,8 +129,8 @@ def compare(config):
     prompts = [p for group in groups.values() for p in group]
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
     pipe = load_pipeline(config.checkpoint).to(config.device)
-    methods = named_policies(config.mitigation or _every(pipe))
     with output_folder(config.output_dir, config.overwrite) as draft:
+        methods = named_policies(config.mitigation) if config.mitigation else _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
@@ -139,9 +143,21 @@ def compare(config):
     return rows, report
 
 
-def _every(pipe):
+def _every(config, pipe, manifest, heldout, folder):
+    """Whatever serves the model -> {name: mitigation}. amg searches the checkpoint's own manifest; dtp-calibrated gets a
+    calibration on held-out captions that no training image bears, where there are eight or more."""
     kind = family(pipe)
-    return ("none", *(n for n, e in ENTRIES.items() if n != "none" and kind in e.families and e.ready))
+    named = {n: n for n, e in ENTRIES.items() if kind in e.families and e.ready}
+    if kind in ENTRIES["amg"].families:
+        named["amg"] = f"amg:training={Path(config.checkpoint) / 'manifest.parquet'}"
+    ordinary = ({c for e in heldout or () for c in e.captions} - set(manifest.captions()))
+    if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
+        sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}
+        prompts = [Prompt(c) for c in sorted(ordinary)[:100]]
+        gaps, timesteps = first_gaps(pipe, prompts, range(1000, 1004), watch=WATCH, **sampling)
+        write_json(folder / "calibration.json", Calibration.of(gaps, timesteps, *sampling.values()).as_json())
+        named["dtp-calibrated"] = f"dtp-calibrated:calibration={folder / 'calibration.json'}"
+    return {name: get_mitigation(text) for name, text in {"none": "none", **named}.items()}
 
 
 def _sample_all(config, pipe, prompts, methods, folder):
