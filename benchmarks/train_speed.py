@@ -75,9 +75,9 @@ def cached_losses(job, accelerator, cache_dir):
     return seconds, (result.loss for result in start(job, encoded, accelerator).steps())
 
 
-def plain_losses(job, accelerator, batches):
-    """An iterator of losses, a step each; the images of `batches` are read and encoded when they are needed."""
-    config, pipe = job.config, load_pipeline(job.config.pretrained_model_name_or_path)
+def plain_losses(job, pipe, accelerator, batches):
+    """An iterator of losses, a step each; the images of `batches` are read and encoded when they are needed. Trains `pipe`."""
+    config = job.config
     device, noise = accelerator.device, DDPMScheduler.from_config(pipe.scheduler.config)
     side = job.preprocessing.resolution
     prepare = transforms.Compose([transforms.Resize(side, transforms.InterpolationMode.LANCZOS), transforms.CenterCrop(side),
@@ -127,7 +127,7 @@ def timed(losses):
 def measure(config, cache_dir):
     """-> what is printed."""
     job, accelerator = job_of(config), Accelerator()
-    encoding = plain_losses(job, accelerator, same_batches(job))
+    encoding = plain_losses(job, load_pipeline(config.pretrained_model_name_or_path), accelerator, same_batches(job))
     cache_seconds, cached = cached_losses(job, accelerator, cache_dir)
     times = {"cached": [], "plain": []}
     for step in range(config.warmup + config.steps):
@@ -159,7 +159,7 @@ def run_one(config):
     job, accelerator = job_of(config), Accelerator()
     with tempfile.TemporaryDirectory() as cache_dir:
         losses = cached_losses(job, accelerator, cache_dir)[1] if config.only == "cached" else \
-            plain_losses(job, accelerator, same_batches(job))
+            plain_losses(job, job.pipe, accelerator, same_batches(job))
         for _, _ in zip(range(5), losses, strict=False):
             pass
     if accelerator.device.type == "cuda":

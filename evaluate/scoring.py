@@ -171,7 +171,7 @@ def _metrics(index, aligner, heldout_features, n):
     picked = once[::max(len(once) // n, 1)][:n]
     floor = fidelity(features([e.open for e in picked], aligner), heldout_features)
     return {"alignment_metric": aligner.label, "fidelity_floor": floor,
-            "fidelity_metric": f"KID and FID to held-out pictures, on features of the {aligner.label}"}
+            "fidelity_metric": f"KID, FID, precision and recall (k = 3) to held-out pictures, on features of the {aligner.label}"}
 
 
 def _hashes(samples, manifest, heldout, aligner, index):

@@ -26,7 +26,7 @@ from rotescope.evaluate.alignment import agreement, find_alignment, get_alignmen
 from rotescope.evaluate.descriptor import square
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.drawn import gap_curves, sweep_points
-from rotescope.evaluate.fidelity import fidelity
+from rotescope.evaluate.fidelity import fidelity, precision_recall
 from rotescope.evaluate.index import build_index
 from rotescope.evaluate.layers import calibrated, nulls_of
 from rotescope.evaluate.measure import cells, measure
@@ -233,6 +233,18 @@ def test_kid_and_fid_by_their_formulas():
     assert found["fid"] == pytest.approx(distance, rel=1e-3)
     assert fidelity(x, y) == fidelity(x, y)
     assert fidelity(x[:1], y) is None
+
+
+def test_precision_and_recall_by_hand():
+    real = torch.arange(6.0)[:, None]                            # third others at 3, 2, 2, 2, 2, 3: they cover from -3 to 8
+    close, far = torch.tensor([[0.5], [2.0], [2.2], [3.0]]), torch.tensor([[100.0], [101.0], [102.0], [103.0]])
+    assert precision_recall(close, real) == {"precision": 1.0, "recall": 1.0}
+    assert precision_recall(far, real) == {"precision": 0.0, "recall": 0.0}
+    half = torch.cat([close, far])
+    assert precision_recall(half, real)["precision"] == 0.5
+    single = torch.tensor([[0.0], [0.01], [0.02], [0.03]])       # one picture again and again: real, and no variety
+    assert precision_recall(single, real) == {"precision": 1.0, "recall": pytest.approx(1 / 6)}
+    assert precision_recall(real[:3], real) == {"precision": None, "recall": None}
 
 
 # ----- rule and verdict
