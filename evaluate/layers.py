@@ -27,13 +27,15 @@ class Layer:
 
     @property
     def best_null(self):
-        """The null that p-values rest on. Not the base model's pictures: it may copy too."""
-        return "heldout" if len(self.nulls["heldout"]) else "train"
+        """The null that p-values rest on: held-out pictures, if they are not far fewer than the training ones, for with a few
+        no p is small. Not the base model's pictures: it may copy too."""
+        held, train = len(self.nulls["heldout"]), len(self.nulls["train"])
+        return "heldout" if held and held >= min(FEW, train / 2) else "train"
 
     @property
     def chance(self):
         """Share of pictures over the threshold that cannot be copies: of the held-out ones, without them of the background."""
-        values = self.nulls[self.best_null]
+        values = self.nulls["heldout" if len(self.nulls["heldout"]) else "train"]
         return self._share(values) if len(values) else 0.0
 
     def _share(self, values):

@@ -1,5 +1,6 @@
 """The few lines that a terminal shows, on stderr."""
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rotescope.evaluate.words import percent, share
@@ -14,10 +15,11 @@ def print_table(report, console=None):
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1)
     for method, group, cell in cells_of(report):
-        table.add_row(*row(method, group, cell), style="bold red" if cell["above_chance"] else "")
+        table.add_row(*map(escape, row(method, group, cell)), style="bold red" if cell["above_chance"] else "")
     console.print(table)
     verdict = report["verdict"]
-    console.print(f"\n[bold]{verdict['outcome']}[/] by {verdict['rule']}: {verdict['headline']}", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{verdict['outcome']}[/] by {escape(verdict['rule'])}: {escape(verdict['headline'])}", highlight=False,
+                  soft_wrap=True)
 
 
 def cells_of(report):

@@ -116,6 +116,7 @@ def test_threshold_is_a_stated_quantile_of_a_stated_null(data):
     assert (nulls["heldout"] > by_heldout.threshold).mean() <= 0.1
     assert by_heldout.best_null == "heldout"
     assert calibrated(index, nulls_of(index)).best_null == "train"
+    assert calibrated(index, nulls | {"heldout": nulls["heldout"][:19]}).best_null == "train"  # too few for a small p
     with pytest.raises(InputError, match="needs --base"):
         calibrated(index, nulls, null="base")
     with pytest.raises(InputError, match="no null 'luck'"):

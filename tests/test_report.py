@@ -2,6 +2,7 @@
 import base64
 import hashlib
 import html
+import io
 import json
 import os
 import re
@@ -294,6 +295,14 @@ def test_browser_sorts_and_filters_the_prompts(reported, tmp_path):
 def test_the_script_runs_under_the_pages_own_policy(reported, tmp_path):
     printed = browse(reported[1] / "report.html", tmp_path / "a", "--dump-dom", "--virtual-time-budget=5000").stdout
     assert '<form class="tools">' in printed
+
+
+def test_markup_in_a_group_name_is_text_in_the_terminal(tmp_path):
+    data = training_set(tmp_path / "train", 12)
+    report = score_samples(samples_folder(tmp_path / "samples", data, lambda *_: True, groups=("[/x]",)), data)
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_table(report, console)
+    assert "[/x]" in console.export_text()
 
 
 DEMO = Path(__file__).resolve().parents[1] / "runs/demo/report.html"
