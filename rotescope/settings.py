@@ -14,13 +14,16 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_
 def parse(config_class, argv, *, prog, description, config=None):
     """argv -> an instance of the dataclass `config_class`. `--config FILE.yaml` may come first; --a-b and --a_b are one.
 
-    `config` names the YAML that is used when argv has no --config. Raises InputError on an unknown key or a bad value.
+    --out is short for --output_dir. `config` names the YAML that is used when argv has no --config. Raises InputError on an
+    unknown key or a bad value.
     """
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False,
                             formatter_class=DefaultHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
     parser.add_class_arguments(config_class, as_group=False)
-    argv = _switched([_underscored(a) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
+    names = {f.name for f in fields(config_class)}
+    short = {"--out": "--output_dir"} if "output_dir" in names and "out" not in names else {}
+    argv = _switched([_underscored(a, short) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
     argv = _gathered(argv, {f"--{f.name}" for f in fields(config_class) if "[" in str(f.type)})
     if config and not any(a.split("=")[0] == "--config" for a in argv):
         argv = ["--config", str(config), *argv]
@@ -44,11 +47,12 @@ def plain(config):
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
-def _underscored(argument):
+def _underscored(argument, short):
     if not argument.startswith("--"):
         return argument
     key, equals, value = argument.partition("=")
-    return "--" + key[2:].replace("-", "_") + equals + value
+    key = "--" + key[2:].replace("-", "_")
+    return short.get(key, key) + equals + value
 
 
 def _switched(argv, switches):

@@ -31,6 +31,17 @@ def test_options_as_people_type_them(argv, expected):
     assert read(*argv) == expected
 
 
+def test_out_is_short_for_output_dir():
+    @dataclass(frozen=True)
+    class Writes:
+        output_dir: str
+
+    for argv in (["--out", "a"], ["--out=a"], ["--output-dir", "a"]):
+        assert parse(Writes, argv, prog="p", description="d").output_dir == "a"
+    with pytest.raises(InputError):
+        read("--out", "a")
+
+
 @pytest.mark.parametrize("argv", [("--stepz", "2"), ("--step", "2"), ("--steps", "two"), ("--steps",), ("loose",)])
 def test_an_unknown_key_or_a_bad_value_is_an_input_error_in_one_line(argv):
     with pytest.raises(InputError) as error:
