@@ -86,3 +86,10 @@ def test_what_a_guider_cannot_do_is_refused():
         MitigationGuider("stp", 1.0)
     with pytest.raises(InputError, match='negative_prompt=""'):
         MitigationGuider("stp").prepare_inputs({"hidden_states": torch.zeros(1)})
+
+
+def test_a_copy_of_a_guider_knows_the_scheduler_too(modular):
+    guider = guider_for(modular[1], "og-stp")
+    copy = guider.new(guidance_scale=5.0)
+    assert copy.scheduler is guider.scheduler
+    assert copy.guidance_scale == 5.0

@@ -9,7 +9,7 @@ from diffusers import HeunDiscreteScheduler
 from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance
 from oracle import Transition, plain_loop
 from scipy.stats import beta
-from tiny import tiny_pipeline
+from tiny import TOKENS, cached_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
@@ -24,6 +24,7 @@ from rotescope.mitigate.relatives import SHAPES, beta_density, damp
 from rotescope.mitigate.sampler import noise_seed, sample
 from rotescope.mitigate.signals import eps_factor, prediction_gap
 from rotescope.mitigate.transition import FirstLocalMinimum, local_minima
+from rotescope.runs import write_json
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 10
@@ -208,6 +209,27 @@ def test_calibration_by_hand():
     assert known.z(torch.tensor([np.exp(7.0)]), 100).item() == pytest.approx(0)   # beyond them the last counts
     with pytest.raises(InputError, match="too few"):
         Calibration.of(gaps[:7], [999, 899], 7.5, 10)
+
+
+def test_a_step_that_says_nothing_is_not_calibrated_on():
+    """Flow matching begins with the noise itself, where both predictions of ε agree."""
+    gaps = np.exp(np.random.default_rng(0).normal(size=(20, 2)))
+    silent = np.concatenate([np.zeros((20, 1)), gaps], 1)
+    assert Calibration.of(silent, [1000, 900, 800], 7.5, 10) == Calibration.of(gaps, [900, 800], 7.5, 10)
+
+
+def test_ordinary_prompts_of_a_flow_model_calibrate(tmp_path):
+    pipe = cached_pipeline("sd3")
+    prompts = [Prompt(f"a {noun}") for noun in ("cat", "bus", "frog", "pig")]
+    gaps, timesteps = calibrate.first_gaps(pipe, prompts, (0, 1), watch=3, guidance_scale=7.5, num_inference_steps=4)
+    assert all(row[0] == 0 for row in gaps)
+    known = Calibration.of(gaps, timesteps, 7.5, 4)
+    assert len(known.timesteps) == 2
+    write_json(tmp_path / "c.json", known.as_json())
+    with mitigated(pipe, f"dtp-calibrated:calibration={tmp_path / 'c.json'}") as run:
+        pipe(["a cat", "a bus"], guidance_scale=7.5, num_inference_steps=4, output_type="latent", height=16, width=16,
+             max_sequence_length=TOKENS)
+    assert len(run.prediction_gaps) == 2
 
 
 def test_only_an_image_that_stands_out_is_touched(pipe, tmp_path):
