@@ -111,19 +111,28 @@ def _band(axes, x, cells, colour, label):
 
 
 def draw_dose(curves, caption, chance, file):
-    """Copy rate against copies, a line and a band a curve, its controls dashed."""
-    figure, axes = _axes("copies of the image in an epoch", "share of copies", (8, 5.4))
-    for i, (name, curve) in enumerate(curves.items()):
-        doses, colour = [p["dose"] for p in curve["points"]], f"C{i}"
-        _band(axes, doses, [p["duplicated"] for p in curve["points"]], colour, name)
-        axes.plot(doses, [p["control"]["copy_rate"] for p in curve["points"]], "--", color=colour, linewidth=1)
-    axes.axhline(chance, color=GREY, linestyle=":", label="chance: training images among each other")
-    axes.plot([], [], "--", color=GREY, label="controls")
+    """Copy rate against copies, a panel a curve with its band and controls; the first curve in grey in the others' panels."""
+    columns, rows = min(4, len(curves)), -(-len(curves) // 4)
+    figure, panels = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
+                                  figsize=(max(2.6 * columns, 5), 2.3 * rows + 0.6))
+    first = next(iter(curves.values()))["points"]
+    doses = [p["dose"] for p in first]
+    for axes, (name, curve) in zip(panels.flat, curves.items(), strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.axhline(chance, color=GREY, linestyle=":", linewidth=0.8)
+        if curve["points"] is not first:
+            axes.plot(doses, [p["duplicated"]["copy_rate"] for p in first], color=GREY, linewidth=1)
+        _band(axes, doses, [p["duplicated"] for p in curve["points"]], RED, name)
+        axes.plot(doses, [p["control"]["copy_rate"] for p in curve["points"]], "--", color=BLUE, linewidth=1)
+        axes.set_title(name, fontsize=8)
+    for axes in panels.flat[len(curves):]:
+        axes.set_visible(False)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(doses, doses)
+    axes.set_xticks(doses[::2], doses[::2])
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False, fontsize=8)
-    figure.supxlabel(caption, fontsize=7, wrap=True)
+    figure.supylabel("share of copies", fontsize=9)
+    marks = f"copies of the image in an epoch. Dashed: controls; dotted: chance; grey: {next(iter(curves))}"
+    figure.supxlabel(f"{marks}\n{caption}", fontsize=7, wrap=True)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
