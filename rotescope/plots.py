@@ -125,8 +125,10 @@ def draw_dose(curves, caption, chance, file):
         _band(axes, doses, [p["duplicated"] for p in curve["points"]], RED, name)
         axes.plot(doses, [p["control"]["copy_rate"] for p in curve["points"]], "--", color=BLUE, linewidth=1)
         axes.set_title(name, fontsize=8)
-    for axes in panels.flat[len(curves):]:
-        axes.set_visible(False)
+    for hidden in panels.flat[len(curves):]:
+        hidden.set_visible(False)
+    for lowest in panels.flat[len(curves) - columns:len(curves)]:  # of each column: below it there may be no panel
+        lowest.tick_params(labelbottom=True)
     axes.set_xscale("log", base=2)
     axes.set_xticks(doses[::2], doses[::2])
     axes.set_ylim(-0.02, 1.02)
