@@ -16,13 +16,14 @@ def save_quarantined(quarantined, file):
         rows.writerows(asdict(q) for q in quarantined)
 
 
-def show_quarantined(quarantined, file):
-    """The first of them and how many there are, on stderr; nothing if there are none."""
+def show_quarantined(quarantined, file=None):
+    """The first of them and how many there are, on stderr; nothing if there are none. file: where all are listed, if anywhere."""
     if not quarantined:
         return
     more = [f"  … and {len(quarantined) - SHOWN} more"] if len(quarantined) > SHOWN else []
     are = "1 image is" if len(quarantined) == 1 else f"{len(quarantined)} images are"
-    lines = [f"{are} left out, all listed in {file}:", *(f"  {' '.join(q.reason.split())}" for q in quarantined[:SHOWN]), *more]
+    listed = f", all listed in {file}" if file else ""
+    lines = [f"{are} left out{listed}:", *(f"  {' '.join(q.reason.split())}" for q in quarantined[:SHOWN]), *more]
     Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

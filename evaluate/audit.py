@@ -19,7 +19,7 @@ from pathlib import Path
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.intake import announce_left_out, take_in
+from rotescope.evaluate.intake import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
@@ -74,9 +74,7 @@ def audit(config):
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
-    manifest, left_out = take_in(config.train_data, "training", need_captions=True)
-    heldout, more = take_in(config.heldout_data, "held-out") if config.heldout_data else (None, [])
-    announce_left_out(left_out + more)
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
     check_measuring(Measuring(**measuring(config)), heldout, base)
     check_ids(rules, {e.image_id for e in manifest})
     if config.empty_images < 1 or config.paraphrases < 1:
@@ -94,7 +92,7 @@ def audit(config):
         with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
                 folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
-                rule=rules, left_out=left_out + more, on_image=on_image, **measuring(config) | {"alignment": alignment})
+                rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
         write_all(report, draft, config)
     return report
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from rotescope.datasets.quarantine import show_quarantined
 from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import read_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.index import build_index, unique
-from rotescope.evaluate.intake import announce_left_out, take_in
 from rotescope.evaluate.store import Store, merge
 from rotescope.progress import progress_bars
 from rotescope.settings import parse
@@ -49,9 +50,10 @@ def index(config):
     if config.merge:
         return len(merge(config.merge, config.index_dir))
     state, (first, step) = PartialState(), shard_of(config.shard)  # the state first: it chooses this process's device
-    manifest, left_out = take_in(config.train_data, "training")
+    source = read_source(config.train_data, need_captions=False)
+    manifest = source.manifest
     if state.is_main_process:
-        announce_left_out(left_out)
+        show_quarantined(source.quarantined)
     descriptor = get_descriptor(config.descriptor, min(manifest[0].open().size), config.trust_sha256)
     wanted = Manifest(manifest.examples[first::step])
     if state.num_processes == 1:

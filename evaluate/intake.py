@@ -1,26 +1,32 @@
 """What an evaluation takes in: a picture that cannot be read is left out by name, and does not stop the rest."""
-from rich.console import Console
-
+from rotescope.datasets.quarantine import show_quarantined
 from rotescope.datasets.records import Manifest
-from rotescope.datasets.sources import read_source
+from rotescope.datasets.sources import Quarantined, read_source
 
 
-def take_in(path, what, need_captions=False):
-    """A file, folder or name of a data set -> (Manifest, what is left out of it: [{of, name, reason}]).
+def take_in(train_data, heldout_data=None, need_captions=False):
+    """-> (Manifest of the training images, that of the held-out pictures or None, what is left out of both, as named gives it).
 
-    what: "training" or "held-out", for the reader. Raises InputError where nothing is there or nothing is left.
+    The last is told on stderr, too. need_captions: of the training images. Raises InputError where nothing is there or left.
     """
-    source = read_source(path, need_captions)
-    return source.manifest, [{"of": what, "name": q.name, "reason": q.reason} for q in source.quarantined]
+    training = read_source(train_data, need_captions)
+    heldout = read_source(heldout_data, need_captions=False) if heldout_data else None
+    show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), "report.json")
+    return training.manifest, heldout and heldout.manifest, [
+        *named("training", training.quarantined), *named("held-out", heldout.quarantined if heldout else ())]
+
+
+def named(what, quarantined):
+    """-> [{of, name, reason}], as report.json has it."""
+    return [{"of": what, "name": q.name, "reason": q.reason} for q in quarantined]
 
 
 def apart(heldout, training):
     """-> (the held-out pictures that are no training image too, those that are): as a null these would call copying chance."""
     known = {e.sha256 for e in training}
-    both = [e for e in heldout or () if e.sha256 in known]
-    rest = [e for e in heldout or () if e.sha256 not in known]
-    return (Manifest(tuple(rest)) if rest else None), [
-        {"of": "held-out", "name": e.name, "reason": f"{e.name} is a training image too"} for e in both]
+    rest = tuple(e for e in heldout or () if e.sha256 not in known)
+    both = [Quarantined(e.name, f"{e.name} is a training image too") for e in heldout or () if e.sha256 in known]
+    return Manifest(rest) if rest else None, both
 
 
 def notes(left_out):
@@ -29,8 +35,3 @@ def notes(left_out):
         own = [item for item in left_out if item["of"] == what]
         yield (f"{len(own):,} {what} {'picture is' if len(own) == 1 else 'pictures are'} left out: {own[0]['reason']}"
                + (f" (and {len(own) - 1:,} more, all in report.json)" if own[1:] else ""))
-
-
-def announce_left_out(left_out):
-    for note in notes(left_out):
-        Console(stderr=True).print(f"warning: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rotescope.datasets.records import decode, read_encoded
-from rotescope.datasets.sources import IMAGES
+from rotescope.datasets.sources import IMAGES, Quarantined
 from rotescope.errors import InputError
 from rotescope.runs import sha256
 
@@ -42,7 +42,7 @@ class Samples:
     folder: Path
     records: tuple[Record, ...]
     run: dict = field(default_factory=dict)  # run.json: config, model, hashes, versions, methods
-    left_out: tuple[dict, ...] = ()          # pictures that cannot be read, as intake.take_in names them
+    left_out: tuple[Quarantined, ...] = ()   # pictures that cannot be read
 
     def open(self, record):
         """-> PIL image, RGB."""
@@ -88,17 +88,19 @@ def _place(name, order):
 
 
 def read_samples(folder):
-    """A folder -> Samples. Without records.parquet every image counts as method `none`, prompt unknown.
+    """A folder -> Samples; these stay as they are. Without records.parquet every image counts as method `none`, prompt unknown.
 
     Raises InputError if it is missing, holds no images that can be read, or its records name images that are gone.
     """
+    if isinstance(folder, Samples):
+        return folder
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder of generated images at {folder}: {WANTED}")
     made_here = (folder / "records.parquet").exists()
     records, left_out = (_read_records(folder), ()) if made_here else _bare_records(folder)
     if not records:
-        raise InputError(left_out[0]["reason"] if left_out else f"{folder} holds no images: {WANTED}")
+        raise InputError(left_out[0].reason if left_out else f"{folder} holds no images: {WANTED}")
     _check_files(folder, records)
     return Samples(folder, tuple(records), _read_run(folder / "run.json"), left_out)
 
@@ -119,7 +121,7 @@ def _bare_records(folder):
     names = [p.relative_to(folder).as_posix() for p in files]
     pairs = list(zip(names, reasons, strict=True))
     return ([Record(name) for name, reason in pairs if not reason],
-            tuple({"of": "generated", "name": name, "reason": reason} for name, reason in pairs if reason))
+            tuple(Quarantined(name, reason) for name, reason in pairs if reason))
 
 
 def _unreadable(file):

@@ -11,7 +11,7 @@ from pathlib import Path
 from rotescope.errors import exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.exports import junit, model_card, write_pairs
-from rotescope.evaluate.intake import announce_left_out, take_in
+from rotescope.evaluate.intake import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.report import write_report
 from rotescope.evaluate.rules import check_power, parse_rules
@@ -68,16 +68,16 @@ def score(config):
     check_output(config.output_dir, config.overwrite)
     rules = parse_rules(config.fail_on)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
+    generated, sweep, base = (folder and read_samples(folder)
+                              for folder in (config.generated, config.sweep, config.base_generated))
     if config.fail_on:
-        check_power(rules, {cell: len(at) for cell, at in read_samples(config.generated).cells.items()})
+        check_power(rules, {cell: len(at) for cell, at in generated.cells.items()})
     announce(rules)
-    manifest, left_out = take_in(config.train_data, "training")
-    heldout, more = take_in(config.heldout_data, "held-out") if config.heldout_data else (None, [])
-    announce_left_out(left_out + more)
-    with progress_bars(totals(config.generated, manifest, heldout, config.sweep, config.base_generated)) as on_image:
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
+    with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
         report = score_samples(
-            config.generated, manifest, heldout, base=config.base_generated, sweep=config.sweep, config=plain(config),
-            title=config.title, rule=rules, left_out=left_out + more, on_image=on_image, **measuring(config))
+            generated, manifest, heldout, base=base, sweep=sweep, config=plain(config),
+            title=config.title, rule=rules, left_out=left_out, on_image=on_image, **measuring(config))
     with output_folder(config.output_dir, config.overwrite) as draft:
         write_all(report, draft, config)
     return report

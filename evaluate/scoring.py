@@ -11,7 +11,7 @@ from rotescope.evaluate.descriptors import choose, get_descriptor
 from rotescope.evaluate.difference import against_base
 from rotescope.evaluate.fidelity import fidelity
 from rotescope.evaluate.index import build_index, check_engine, features, unique
-from rotescope.evaluate.intake import apart
+from rotescope.evaluate.intake import apart, named
 from rotescope.evaluate.intake import notes as intake_notes
 from rotescope.evaluate.layers import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings
 from rotescope.evaluate.options import TITLE, Measuring
@@ -31,9 +31,9 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     """A folder of generated images and the Manifest of the training images -> Report: a dict, as report.json has it.
 
     heldout: Manifest of pictures that the model never saw; base: a samples folder of the base model on the same prompts and
-    seeds; sweep: another, one method a transition; rule: one or several, as text or Rule; config: goes into the provenance;
-    left_out: what intake.take_in could not read;
-    on_image(what): called for each image that is embedded; measuring: fields of options.Measuring, alignment also as a folder.
+    seeds; sweep: another, one method a transition (Samples that were read from a folder do as well); rule: one or several, as
+    text or Rule; config: goes into the provenance; left_out: what intake.take_in could not read; on_image(what): called for each
+    image that is embedded; measuring: fields of options.Measuring, alignment also as a folder.
     Raises InputError on bad samples or rules before anything is embedded.
     """
     how, rules = Measuring(**measuring), parse_rules(rule)
@@ -46,7 +46,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
-    left_out = [*left_out, *twice, *samples.left_out]
+    left_out = [*left_out, *named("held-out", twice), *named("generated", samples.left_out)]
     measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)

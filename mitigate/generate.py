@@ -157,7 +157,7 @@ def hashes_of(config, prompts):
 def files_of(policies):
     """-> SHA-256 of each file that a setting names: a calibration, a manifest, ordinary prompts."""
     named = {value for policy in policies.values() for value in vars(policy).values() if isinstance(value, str) and value}
-    return {f"file {Path(name).name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
+    return {f"file {name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
 
 
 def _sample(config, pipe, prompts, policies, folder, about, state=None, seeds=None):

@@ -150,7 +150,7 @@ def _every(config, pipe, manifest, heldout, folder):
     named = {n: n for n, e in ENTRIES.items() if kind in e.families and e.ready}
     if kind in ENTRIES["amg"].families:
         named["amg"] = f"amg:training={Path(config.checkpoint) / 'manifest.parquet'}"
-    ordinary = ({c for e in heldout or () for c in e.captions} - set(manifest.captions()))
+    ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
         sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}
         prompts = [Prompt(c) for c in sorted(ordinary)[:100]]
