@@ -5,8 +5,9 @@ import numpy as np
 import torch
 
 from rotescope.errors import InputError
+from rotescope.evaluate import coarse
 
-QUERIES, REFERENCES = 1024, 4096  # vectors in one product
+QUERIES, REFERENCES = 2048, 4096  # vectors in one product
 CHECKED = 200                     # queries on which an approximate engine is compared with the exact one
 PROBES, CANDIDATES = 32, 64       # cells that FAISS visits, and how many of its answers are compared exactly
 
@@ -16,29 +17,52 @@ def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
 
     Of equal ones the first row comes first (beyond place k any of them). Both may be memory maps of float16: blocks of the
     reference are read and converted once each, so memory is the queries in float32 and one product, whatever m. own (n,):
-    a row that is no answer to query i, -1 for none. Runs on the GPU where there is one.
+    a row that is no answer to query i, -1 for none. Runs on the GPU where there is one. On a processor with an int8 unit, many
+    queries and k = 1, the products are of int8, and of float32 only where their error could decide: the answer is the same.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     query = torch.from_numpy(np.asarray(query, np.float32)).to(device)
     n, k = len(query), min(k, len(reference) - (own is not None))
     best = torch.full((n, k), -torch.inf, device=device), torch.zeros((n, k), dtype=torch.int64, device=device)
     space = torch.empty(block[0] * block[1], device=device)
+    few = k == 1 and n >= coarse.LEAST and device == "cpu" and coarse.supported()
+    codes, integers = (coarse.rounded(query), coarse.space_for(block)) if few else (None, None)
     for j in range(0, len(reference), block[1]):
         part = torch.from_numpy(np.asarray(reference[j:j + block[1]], np.float32)).to(device)
+        rounded = coarse.rounded(part, together=True) if few else None
         for i in range(0, n, block[0]):
             lines = slice(i, min(i + block[0], n))
+            without = _in_block(own, lines, j, len(part))
+            if few and _improve_few(best, lines, (query[lines], codes[lines]), (part, rounded), without, integers, j):
+                continue
             product = space[:(lines.stop - i) * len(part)].view(lines.stop - i, len(part))
             torch.mm(query[lines], part.T, out=product)
-            if own is not None:
-                _blank(product, np.asarray(own[lines]) - j)
+            product[without] = -torch.inf
             _improve(best, lines, product, j)
     return best[0].clamp(-1, 1).cpu().numpy(), best[1].cpu().numpy()
 
 
-def _blank(product, columns):
-    """One entry of each line is no answer, where it is in this block."""
-    lines = np.flatnonzero((columns >= 0) & (columns < product.shape[1]))
-    product[torch.from_numpy(lines), torch.from_numpy(columns[lines])] = -torch.inf
+def _in_block(own, lines, first_row, size):
+    """-> (line, column) of the entries of a block that are no answers."""
+    columns = np.asarray(own[lines]) - first_row if own is not None else np.zeros(0, np.int64)
+    at = np.flatnonzero((columns >= 0) & (columns < size))
+    return torch.from_numpy(at), torch.from_numpy(columns[at])
+
+
+def _improve_few(best, lines, query, reference, without, space, first_row):
+    """As _improve, for k = 1 and of the candidates alone -> whether they were few."""
+    similarity, row = (b[lines, 0] for b in best)
+    found = coarse.candidates(query, reference, similarity, without, space)
+    if found is None:
+        return False
+    line, column = found
+    exact = coarse.exactly(query[0], reference[0], line, column)
+    better = exact > similarity[line]
+    line, column, exact = line[better], column[better], exact[better]
+    order = np.lexsort((column, -exact, line))
+    line, first = np.unique(line.numpy()[order], return_index=True)
+    similarity[line], row[line] = exact[order[first]], column[order[first]] + first_row
+    return True
 
 
 def _improve(best, lines, product, first_row):

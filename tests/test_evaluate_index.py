@@ -13,6 +13,7 @@ from instruments import samples_folder, training_folder, training_set
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
+from rotescope.evaluate import coarse
 from rotescope.evaluate.descriptor import pixels
 from rotescope.evaluate.index import build_index
 from rotescope.evaluate.score import score_samples
@@ -51,6 +52,22 @@ def test_search_is_brute_force(block, k):
     every = query.astype(np.float64) @ reference.astype(np.float64).T
     assert np.array_equal(row, np.argsort(-every, axis=1)[:, :k])
     assert np.allclose(similarity, np.take_along_axis(every, row, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [3.0, 0.3, 0.003, 0.0])  # of vectors around one direction: few, some, or all are candidates
+@pytest.mark.parametrize("itself", [True, False])
+def test_many_queries_find_what_brute_force_finds(spread, itself):
+    rng = np.random.default_rng(0)
+    x = 1 + spread * rng.normal(size=(1300, 100)).astype(np.float32)
+    x[7], x[900], x[13] = x[1100], 0, -x[12]
+    x *= rng.uniform(0.9, 1, (1300, 1)).astype(np.float32) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    own = np.where(rng.random(700) < 0.8, np.arange(700), -1) if itself else None
+    similarity, row = nearest(x[:700], x, own=own, block=(256, 170))
+    every = x[:700].astype(np.float64) @ x.T
+    every[np.arange(700), np.arange(700)] -= 9 * (own >= 0) if itself else 0
+    assert np.allclose(similarity[:, 0], every.max(1), atol=1e-6)
+    assert np.allclose(every[np.arange(700), row[:, 0]], every.max(1), atol=1e-6)
+    assert coarse.LEAST <= 700
 
 
 @pytest.mark.parametrize("block", [(1, 1), (4, 2), (100, 100)])
