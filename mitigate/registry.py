@@ -12,6 +12,7 @@ from rotescope.mitigate.mitigation import FAMILIES, Mitigation
 from rotescope.mitigate.neurons import ValueNeurons
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
 from rotescope.mitigate.perturb import CaptionPerturbation
+from rotescope.mitigate.recalled import RecallTransition
 from rotescope.mitigate.search import AntiMemorizationGuidance
 
 
@@ -54,6 +55,7 @@ ENTRIES = {
     "dtp-released": Entry(guidance.TransitionGuidance(before=1.0, transition="dynamic", latest=-1, min_drop=0.0), _JAIN, "1 ×"),
     "og-dtp-released": Entry(probed.ProbedTransition(), _JAIN, "2 ×, half of it a probe"),
     "dtp-calibrated": Entry(calibrated.CalibratedTransition(), _OURS, "1 ×", "a calibration file"),
+    "og-recall": Entry(RecallTransition(), _OURS, "1 ×, and an encoding of each training image", "training images"),
     **{f"cfg-{shape}": Entry(relatives.ScheduledGuidance(shape), f"a baseline in {_JAIN}", "1 ×") for shape in relatives.SHAPES},
     "beta-cfg": Entry(relatives.BetaGuidance(), "Malarz et al. 2025, arXiv 2502.10574", "1 ×"),
     "tcfg": Entry(relatives.TangentialGuidance(), "Kwon et al., CVPR 2025, arXiv 2503.18137", "1 ×"),

@@ -118,4 +118,4 @@ def clean_estimate(scheduler, timestep):
         return lambda sample, output: (sample - sigma * output) / alpha
     if kind == "v_prediction":
         return lambda sample, output: alpha * sample - sigma * output
-    raise InputError(f"amg serves models that predict ε or v, and this one predicts {kind}")
+    raise InputError(f"this mitigation serves models that predict ε or v, and this one predicts {kind}")
