@@ -27,6 +27,7 @@ from rotescope.evaluate.scoring import check_measuring, score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather
+from rotescope.mitigate.registry import with_training
 from rotescope.mitigate.sampler import jobs_of
 from rotescope.models import find_model, open_model
 from rotescope.progress import progress_bars
@@ -46,7 +47,8 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     """the base model, to tell what this fine-tune memorized: a folder, a name, or auto: the LoRA's adapter off, or the base that
     the checkpoint's rotescope.json names; sampled plainly on the same prompts and seeds"""
     mitigation: tuple[str, ...] = ("none",)
-    """one or several of none, stp, og-stp, dtp, og-dtp, each perhaps with settings: og-stp:before=-3,transition=700"""
+    """one or several of what rotescope mitigations lists, each perhaps with settings: og-stp:before=-3,transition=700; one that
+    needs training images gets train_data"""
     max_prompts: int | None = None
     """sample only so many prompts of each group, the first ones"""
     prompt_sets: tuple[str, ...] = ("captions",)
@@ -164,7 +166,9 @@ def add_to_run(folder, **more):
 
 def _generate_config(config):
     shared = ({f.name for f in fields(GenerateConfig)} & {f.name for f in fields(AuditConfig)}) - {"prompts"}
-    return GenerateConfig(prompts=config.train_data, **{key: getattr(config, key) for key in shared})
+    asked = {key: getattr(config, key) for key in shared}
+    return GenerateConfig(**asked | {"prompts": config.train_data,
+                                     "mitigation": [with_training(m, config.train_data) for m in config.mitigation]})
 
 
 @exit_cleanly

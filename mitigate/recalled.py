@@ -5,21 +5,19 @@ ordinary caption it is a mean of many pictures and like none of them, under a me
 """
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
-from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError, RunError
 from rotescope.mitigate.guidance import TransitionRun
 from rotescope.mitigate.mitigation import Mitigation
 from rotescope.mitigate.probe import image_latents
-from rotescope.mitigate.search import clean_estimate
+from rotescope.mitigate.search import clean_estimate, dated, different_images
 
 SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
-_kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {(manifest, when it changed): Known}
+_kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {(where, when it changed): Known}
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,13 @@ def describe(latents):
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 
-def known_images(manifest, pipe):
-    """A manifest file -> Known, kept for the next call. InputError where it cannot be read or holds too few different images."""
-    file, kept = Path(manifest).absolute(), _kept.setdefault(pipe.vae, {})
-    key = file, file.stat().st_mtime_ns if file.exists() else 0
-    if key not in kept:
+def known_images(training, pipe):
+    """A folder, a file or a manifest -> Known, kept for the next call. InputError where there are too few different images."""
+    place, kept = dated(training), _kept.setdefault(pipe.vae, {})
+    if place not in kept:
         kept.clear()
-        kept[key] = _encoded(list({e.sha256: e for e in Manifest.load(file)}.values()), pipe)
-    return kept[key]
+        kept[place] = _encoded(different_images(place[0]), pipe)
+    return kept[place]
 
 
 def _encoded(examples, pipe):
@@ -69,7 +66,8 @@ class RecallTransition(Mitigation):
     It is one if at any step so far the cosine of x̂₀ of its conditional prediction to the nearest training image, in the VAE's
     latents, exceeded what the `quantile` of training images have to the nearest other one. Whoever is recognised after the
     warm-up is held back anew. One pass and no row on top; each training image is encoded once for a pipeline.
-    training: the manifest of the training images. warm_up: 1000 leaves ordinary images as plain guidance makes them, to the bit.
+    training: the training images, a folder or their manifest.
+    warm_up: 1000 leaves ordinary images as plain guidance makes them, to the bit.
     threshold: a cosine, where many training images are twins and the quantile says nothing; 0 takes the quantile.
     """
     training: str = ""
@@ -82,15 +80,12 @@ class RecallTransition(Mitigation):
     families = ("sd", "sdxl")
 
     def check(self):
-        if not self.training:
-            raise InputError("og-recall looks for the training images: name their manifest, as in og-recall:training=runs/demo/"
-                             "checkpoint/manifest.parquet")
+        dated(self.training)
         if not 0 < self.quantile < 1 or not 0 <= self.threshold < 1:
             raise InputError(f"quantile={self.quantile}, threshold={self.threshold}: give numbers between 0 and 1")
         if not 0 <= self.transition <= self.warm_up <= 1000:
             raise InputError(f"transition={self.transition}, warm_up={self.warm_up}: give timesteps from 0 to 1000, the "
                              "warm-up not below the transition")
-        Manifest.load(Path(self.training).absolute())
 
     def prepare(self, call):
         call.memory[self] = known_images(self.training, call.pipe)

@@ -95,6 +95,13 @@ def get_mitigation(text):
     return mitigation
 
 
+def with_training(text, source):
+    """What get_mitigation reads -> the same, with `source` for the training images if it needs some and names none."""
+    name, _, settings = text.partition(":")
+    needed = name in ENTRIES and "training images" in ENTRIES[name].needs and "training=" not in settings
+    return f"{name}:{settings}{',' if settings else ''}training={source}" if needed else text
+
+
 def _setting(name, preset, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     keys = [f.name for f in fields(preset)]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from rotescope.datasets.images import to_pixels
-from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import read_source
 from rotescope.errors import InputError
 from rotescope.mitigate.embeddings import BothBranches
 from rotescope.mitigate.first_step import at_least_float, gradients
@@ -28,18 +28,28 @@ def describe(images):
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 
-def load_descriptors(manifest):
-    """A manifest file -> descriptors (N, 3072) of its images, kept for the next call; InputError where it cannot be read."""
-    if not manifest:
-        raise InputError("amg searches the training images: name their manifest, as in amg:training=runs/demo/checkpoint/"
-                         "manifest.parquet")
-    file = Path(manifest).absolute()
-    return _descriptors(file, file.stat().st_mtime_ns if file.exists() else 0)
+def dated(training):
+    """Where the training images are -> the path, and when it changed. InputError where nothing is there."""
+    path = Path(training).absolute()
+    if not training or not path.exists():
+        raise InputError(f"training={training} holds no images: name the training images' folder or their manifest, as in "
+                         "training=runs/demo/checkpoint/manifest.parquet")
+    return path, path.stat().st_mtime_ns
+
+
+def different_images(path):
+    """A folder, a file or a manifest -> Examples of its readable images, each content once."""
+    return list({e.sha256: e for e in read_source(path, need_captions=False).manifest}.values())
+
+
+def load_descriptors(training):
+    """A folder, a file or a manifest -> descriptors (N, 3072) of its images, kept for the next call."""
+    return _descriptors(*dated(training))
 
 
 @lru_cache(maxsize=2)
-def _descriptors(file, changed):
-    return torch.cat([describe(to_pixels(example.open(), SIDE * 2)[None]) for example in Manifest.load(file)])
+def _descriptors(path, changed):
+    return torch.cat([describe(to_pixels(example.open(), SIDE * 2)[None]) for example in different_images(path)])
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class AntiMemorizationGuidance(Mitigation):
     c₃ nor the parabola of λ: `despecification`, `dissimilarity` and λ = `threshold` · (1 − (t/T)²) are this project's. Its SSCD
     is replaced by `describe`, and ∇ goes through the decoder and x̂₀ with ε̂ held constant, not through the denoiser. No row on
     top: a decoding at each step, and another with its gradient where σ > λ.
-    training: the manifest of the training images.
+    training: the training images, a folder or their manifest.
     """
     training: str = ""
     despecification: float = 10.0

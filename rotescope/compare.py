@@ -29,7 +29,7 @@ from rotescope.mitigate.generate import check_sampling, named_policies
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.prompts import Prompt
-from rotescope.mitigate.registry import ENTRIES, get_mitigation
+from rotescope.mitigate.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.sampler import sample, sample_to_folder
 from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
@@ -130,7 +130,8 @@ def compare(config):
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
     pipe = load_pipeline(config.checkpoint).to(config.device)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        methods = named_policies(config.mitigation) if config.mitigation else _every(config, pipe, manifest, heldout, draft)
+        methods = named_policies([own_training(m, config) for m in config.mitigation]) if config.mitigation else \
+            _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
@@ -143,13 +144,17 @@ def compare(config):
     return rows, report
 
 
+def own_training(text, config):
+    """A mitigation that needs training images gets the checkpoint's own."""
+    return with_training(text, Path(config.checkpoint) / "manifest.parquet")
+
+
 def _every(config, pipe, manifest, heldout, folder):
-    """Whatever serves the model -> {name: mitigation}. amg searches the checkpoint's own manifest; dtp-calibrated gets a
-    calibration on held-out captions that no training image bears, where there are eight or more."""
+    """Whatever serves the model -> {name: mitigation}. dtp-calibrated gets a calibration on held-out captions that no training
+    image bears, where there are eight or more."""
     kind = family(pipe)
-    named = {n: n for n, e in ENTRIES.items() if kind in e.families and e.ready}
-    if kind in ENTRIES["amg"].families:
-        named["amg"] = f"amg:training={Path(config.checkpoint) / 'manifest.parquet'}"
+    named = {n: own_training(n, config) for n, e in ENTRIES.items() if kind in e.families}
+    named = {n: text for n, text in named.items() if ENTRIES[n].ready or text != n}
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
         sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}

@@ -95,7 +95,7 @@ def test_the_same_image_twice_counts_once_and_large_latents_are_pooled(manifest,
 
 
 @pytest.mark.parametrize(("setting", "complaint"), [
-    ("", "name their manifest"), ("training={},quantile=1", "between 0 and 1"), ("training={},threshold=1", "between 0 and 1"),
+    ("", "or their manifest"), ("training={},quantile=1", "between 0 and 1"), ("training={},threshold=1", "between 0 and 1"),
     ("training={},transition=900", "not below the transition"), ("training=nowhere.parquet", "nowhere.parquet")])
 def test_wrong_settings_are_refused_before_a_model_is_loaded(manifest, setting, complaint):
     with pytest.raises(InputError, match=complaint):

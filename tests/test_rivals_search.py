@@ -59,7 +59,7 @@ def test_a_training_image_is_found_as_itself(manifest):
     known = load_descriptors(manifest)
     assert known.shape == (6, 3072)
     torch.testing.assert_close((known @ known.T).diagonal(), torch.ones(6))
-    with pytest.raises(InputError, match="name their manifest"):
+    with pytest.raises(InputError, match="or their manifest"):
         load_descriptors("")
     with pytest.raises(InputError, match="manifest"):
         load_descriptors("nowhere.parquet")
