@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from rotescope.datasets.quarantine import show_quarantined
@@ -49,7 +50,8 @@ def index(config):
         raise InputError("name either --train_data to embed or --merge with indexes to join")
     if config.merge:
         return len(merge(config.merge, config.index_dir))
-    state, (first, step) = PartialState(), shard_of(config.shard)  # the state first: it chooses this process's device
+    first, step = shard_of(config.shard)
+    state = PartialState(cpu=not torch.cuda.is_available())  # before the descriptor: it chooses this process's device
     source = read_source(config.train_data, need_captions=False)
     manifest = source.manifest
     if state.is_main_process:

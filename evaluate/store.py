@@ -160,9 +160,8 @@ def read_about(folder):
 
 
 def merge(shards, folder):
-    """Indexes of parts of a data set -> one Store in `folder`: each picture once, its copies added up.
-
-    InputError unless they are all of one descriptor.
+    """Indexes of parts of a data set -> one Store in `folder`: each picture once, its copies added up. A part that was merged
+    before adds nothing. InputError unless they are all of one descriptor.
     """
     about = read_about(shards[0])
     merged = Store(folder, about["descriptor"], about["dim"])
@@ -175,7 +174,8 @@ def merge(shards, folder):
                 merged._add([key for key, _ in some], part.vectors[[row for _, row in some]])
             for row in part.images():
                 known = images.setdefault(row["sha256"], row | {"image_ids": [], "copies": 0})
-                known["image_ids"] = list(dict.fromkeys([*known["image_ids"], *row["image_ids"]]))
-                known["copies"] += row["copies"]
+                new_ids = [i for i in row["image_ids"] if i not in known["image_ids"]]
+                known["image_ids"] += new_ids
+                known["copies"] += row["copies"] if new_ids else 0  # else it was merged before
     merged._write_images([row | {"row": merged.row_of[bytes.fromhex(sha)]} for sha, row in images.items()])
     return merged

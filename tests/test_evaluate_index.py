@@ -18,7 +18,7 @@ from rotescope.evaluate.descriptor import pixels
 from rotescope.evaluate.index import build_index
 from rotescope.evaluate.score import score_samples
 from rotescope.evaluate.search import approximate, nearest, nearest_other
-from rotescope.evaluate.store import Rows, Store, merge
+from rotescope.evaluate.store import Rows, Store, merge, read_about
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,8 @@ def test_shards_merge_into_the_whole(data, tmp_path):
         build_index(Manifest(data.examples[i::3]), pixels(), folder=shard)
     merged, describe = merge(shards, tmp_path / "m"), counted()
     assert len(merged) == 40
+    images = merged.images()
+    assert merge(shards[1:], tmp_path / "m").images() == images  # once more changes nothing
     whole = build_index(data, describe[0], folder=tmp_path / "m")
     assert describe[1] == []  # nothing was left to embed
     assert np.array_equal(whole.vectors[:], build_index(data, pixels(), folder=tmp_path / "w").vectors[:])
@@ -186,6 +188,33 @@ def test_a_score_from_an_index_is_the_score_in_memory_but_for_half_precision(dat
     assert disk["methods"]["none"]["ungrouped"]["copies"] == 7
     assert disk["copy_threshold"] == pytest.approx(memory["copy_threshold"], abs=1e-3)
     assert figures(score_samples(folder, data, index_dir=str(tmp_path / "i"))) == figures(disk)
+
+
+@pytest.mark.slow
+def test_two_processes_embed_what_one_would(tmp_path):
+    train = training_folder(tmp_path / "train", 101)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command = ["rotescope.evaluate.indexing", "--train_data", train, "--index_dir"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(*argv):
+        done = subprocess.run(list(map(str, argv)), env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(run(*launch, *command, tmp_path / "two")) == 1  # the main process alone says what was done
+    run(sys.executable, "-m", *command, tmp_path / "one")
+    training_folder(tmp_path / "more", 120)
+    for file in (tmp_path / "more").iterdir():
+        file.replace(train / file.name)
+    assert '"pictures": 120' in run(*launch, *command, tmp_path / "two")[0]  # it grew
+    run(sys.executable, "-m", *command, tmp_path / "one")
+    stores = [Store(tmp_path / name, *read_about(tmp_path / name).values()) for name in ("one", "two")]
+    assert {p.name for p in tmp_path.iterdir()} == {"train", "more", "one", "two"}  # no part is left
+    assert stores[0].row_of.keys() == stores[1].row_of.keys()
+    for key, row in stores[0].row_of.items():
+        assert np.array_equal(stores[0].vectors[row], stores[1].vectors[stores[1].row_of[key]])
+    rows = [[{k: v for k, v in row.items() if k != "row"} for row in store.images()] for store in stores]
+    assert rows[0] == rows[1]
 
 
 SLOWLY = """
