@@ -1,11 +1,12 @@
 """Two processes train as one; the launch files load."""
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from training import config_of, in_processes, largest_difference, weights
+from training import config_of, in_processes, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
@@ -19,13 +20,16 @@ LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes
 
 
 def test_two_processes_train_as_one(base, images, tmp_path):
-    """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes."""
+    """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes; both
+    leave out the same broken picture."""
     settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2,
                 "caption_perturbation": "random_token_addition", "caption_perturbation_probability": 0.5,
                 "mem_ratio": 1.0, "arr_ema_decay": 0.5}
     one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
-    seen = in_processes(config_of(base, images, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
-    assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
+    spoilt = with_broken_picture(images, tmp_path.with_name(tmp_path.name + "-spoilt"))
+    seen = in_processes(config_of(base, spoilt, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
+    record = json.loads((tmp_path / "two/rotescope.json").read_text())
+    assert (record["processes"], [q["name"] for q in record["left_out"]]) == (2, [str(spoilt / "broken.png")])
     assert largest_difference(weights(one), weights(tmp_path / "two")) < 1e-5
     counts = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (one, tmp_path / "two")]
     assert counts[0] == counts[1]
@@ -35,6 +39,15 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     assert not moments[0] & moments[1]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one", "two"]
     assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_images_do_not_start(base, images, tmp_path):
+    """As where a file is there on one node and not on the other: every process says so, and none waits for ever."""
+    fewer = shutil.copytree(images, tmp_path / "fewer")
+    (fewer / "5.png").write_bytes(b"")
+    in_processes([config_of(base, data, tmp_path / "out") for data in (images, fewer)], 2, tmp_path, code=2)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from diffusers.utils import make_image_grid
 from huggingface_hub import create_repo, upload_folder
 
@@ -100,6 +100,13 @@ def visiting(parts, device):
 def is_first_process():
     """Whether this is the process that writes, asked before there is an Accelerator."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def check_agreed(manifest):
+    """InputError, in every process, if they do not all see the same images: each would train on batches of its own."""
+    if len(set(gather_object([manifest.hash]))) > 1:
+        raise InputError("the processes do not all read the same images: see that each of them can read the whole of "
+                         "--train_data_dir, and that nothing changes there")
 
 
 def process_count():
