@@ -86,7 +86,7 @@ class DoseConfig:
 
 
 def check_config(config):
-    """-> list of Job, pictures that cannot be read. InputError, before anything is trained, on what would stop the run later."""
+    """-> list of Job, Source. InputError, before anything is trained, on what would stop the run later."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200)
     check_sampling(config)
     if config.images < 1 or not config.doses or min(config.doses) < 1 or list(config.doses) != sorted(set(config.doses)):
@@ -100,12 +100,12 @@ def check_config(config):
     source = read_source(config.train_data_dir)
     work = jobs(config, source.manifest)
     check(replace(work[0].config, train_data_dir=config.train_data_dir, output_dir=config.output_dir, overwrite=True))
-    return work, source.quarantined
+    return work, source
 
 
 def dose(config):
     """Fine-tune, sample, score and draw -> what dose.json says."""
-    work, quarantined = check_config(config)
+    work, source = check_config(config)
     about = {"config": plain(config), "recipe": plain(recipe_of(config)), "runs": [job.about for job in work],
              "hashes": {"model": folder_sha256(find_model(config.pretrained_model_name_or_path))}}
     with resumable_folder(config.output_dir, about, PartialState(), overwrite=config.overwrite, resume=config.resume) as draft:
@@ -113,12 +113,13 @@ def dose(config):
             _say(f"{number}/{len(work)}: {job.arm.name or 'plain fine-tune'}, training seed {job.config.seed}")
             _train(job, draft / job.folder, draft / "cache")
             _sample(config, job, draft / job.folder)
-        found = about | {"versions": versions(), "left_out": [asdict(q) for q in quarantined]} | _score(config, work, draft)
+        left_out = [asdict(q) for q in source.quarantined]
+        found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
         plots.draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
         (draft / "dose.md").write_text(markdown(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)
-    show_quarantined(quarantined, Path(config.output_dir) / "dose.json")
+    show_quarantined(source.quarantined, Path(config.output_dir) / "dose.json", source.unused)
     return found
 
 

@@ -58,7 +58,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
         with run.averaged():
             if accelerator.is_main_process:
                 _save(job, run.served, about)
-                show_quarantined(job.quarantined, Path(config.output_dir) / "rotescope.json")
+                show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
         if accelerator.is_main_process and repository:
             upload(config, repository)
         accelerator.wait_for_everyone()
@@ -107,9 +107,9 @@ def _check_length(job):
 
 
 def _announce(job):
-    if job.quarantined and is_first_process():
-        _say(f"warning: {len(job.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
-             f"{job.quarantined[0].reason}")
+    if job.source.quarantined and is_first_process():
+        _say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
+             f"{job.source.quarantined[0].reason}")
 
 
 def _trained(run, monitor):
@@ -143,7 +143,7 @@ def _save(job, served, about):
     with result_folder(config.output_dir, config.overwrite) as folder:
         weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
-                 **about, "left_out": [asdict(q) for q in job.quarantined], "hashes": {"base": job.hashes["base"]}}
+                 **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(served), weights, about)
 
 

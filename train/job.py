@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
-from rotescope.datasets.sources import Quarantined, read_source
+from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError
 from rotescope.models import DTYPES, find_model, load_pipeline
 from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
@@ -34,7 +34,7 @@ class Job:
     noise: NoiseSchedule
     parameters: list[torch.nn.Parameter]
     resume: Path | None           # the checkpoint to go on from
-    quarantined: tuple[Quarantined, ...] = ()   # pictures that cannot be read: not in the manifest
+    source: Source                # what was read, and what was left out: pictures that cannot be
 
     @property
     def denoiser(self):
@@ -66,7 +66,7 @@ def check(config):
     _warn_of_long_captions(manifest, pipe.tokenizer)
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
-               [p for p in predictor.parameters() if p.requires_grad], resume, source.quarantined)
+               [p for p in predictor.parameters() if p.requires_grad], resume, source)
 
 
 def _preprocessing(config, pipe):
