@@ -2,6 +2,7 @@
 import json
 import random
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from tiny import saved_pipeline
 from training import arguments, assert_same_state, config_of, in_process, largest_difference, weights
 
 from rotescope.errors import InputError, RunError
+from rotescope.train import finetune as module
 from rotescope.train import resume
 from rotescope.train.finetune import finetune, main
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
+from rotescope.train.watch import watched
 
 
 def killed_and_resumed(config, deaths):
@@ -137,6 +140,35 @@ def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
     with pytest.raises(InputError, match="checkpoint-1 is of another run: its model is"):
         finetune(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
+
+
+def scaled(config):
+    """What fp16 has on a GPU beside its arithmetic: torch's own gradient scaler, which doubles its scale every other step."""
+    @contextmanager
+    def opened(config):
+        with watched(config) as accelerator:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+            yield accelerator
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "watched", opened)
+        return finetune(config, progress=False)
+
+
+def test_a_gradient_scaler_goes_on_where_it_was_and_nowhere_else(base, images, tmp_path, capsys):
+    config = config_of(base, images, tmp_path / "half", checkpointing_steps=1)
+    scaled(config)
+    other = replace(config, output_dir=str(tmp_path / "other"), resume_from_checkpoint=str(tmp_path / "half/checkpoint-3"))
+    scaled(other)
+    assert json.loads((tmp_path / "other/checkpoint-5" / RECORD).read_text())["rest"]["scaler/scale"] == 16.0  # after 2 and 4
+    assert_same_state(tmp_path / "half/checkpoint-5", tmp_path / "other/checkpoint-5")
+    whole = finetune(replace(config, output_dir=str(tmp_path / "whole")), progress=False)
+    with pytest.raises(InputError, match="checkpoint-3 is of a run that was not in fp16 .*: pass the --mixed_precision"):
+        scaled(replace(other, resume_from_checkpoint=str(whole / "checkpoint-3"), overwrite=True))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(arguments(replace(other, overwrite=True)))
+    assert left.value.code == 2
+    assert "checkpoint-3 is of a run in fp16, whose gradient scaler it keeps, and this one has" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")

@@ -43,6 +43,7 @@ def restore(run, folder):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         _check_alike(folder, record["alike"], identity(run))
         state = unflattened(load_file(folder / STATE), record["rest"])
+        _check_scaler(folder, "scaler" in state, run.accelerator)
         _restore_weights(run, state, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be read ({error}): resume from another checkpoint") from error
@@ -67,6 +68,17 @@ def _check_alike(folder, theirs, ours):
     for what in ours:
         if theirs.get(what) != ours[what]:
             raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}")
+
+
+def _check_scaler(folder, theirs, accelerator):
+    """Gradients scaled in half precision go on scaled; other precisions keep nothing, and may change from start to start."""
+    ours = accelerator.scaler is not None
+    if theirs and not ours:
+        raise InputError(f"{folder} is of a run in fp16, whose gradient scaler it keeps, and this one has "
+                         f"--mixed_precision {accelerator.mixed_precision}: pass --mixed_precision fp16, on a GPU")
+    if ours and not theirs:
+        raise InputError(f"{folder} is of a run that was not in fp16 and keeps no gradient scaler: pass the --mixed_precision "
+                         "that it had, no or bf16")
 
 
 def _state(run, random_states):

@@ -26,6 +26,8 @@ def watched(config):
         handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=1)))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
                               gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in float32, unsaid
+        raise InputError("--mixed_precision fp16 needs a GPU, and there is none: take bf16 or no")
     if config.report_to:
         shown = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in plain(config).items() if k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=shown)
