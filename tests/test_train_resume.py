@@ -108,6 +108,26 @@ def test_the_average_is_what_diffusers_average_is(base, images, tmp_path):
     assert largest_difference(now, weights(tmp_path / "out")) > 1e-5
 
 
+def test_a_run_that_resumes_before_other_checkpoints_replaces_them_once_it_has_its_own(base, images, tmp_path):
+    """The learning rate is another, so is the history: "latest" is never a mixture of the two."""
+    config = config_of(base, images, tmp_path / "out", max_train_steps=6, checkpointing_steps=2)
+    first = weights(finetune(config, progress=False))
+    again = replace(config, resume_from_checkpoint="checkpoint-2", overwrite=True, learning_rate=5e-3, checkpoints_total_limit=2)
+
+    def there():
+        return [c.name for c in checkpoints(tmp_path / "out")]
+    seen = {}
+    with pytest.raises(KeyError):  # stopped before it has a checkpoint of its own, it has cost nothing
+        finetune(again, on_step={}.__getitem__, progress=False)
+    assert there() == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    finetune(again, on_step=lambda result: seen.update({result.step: there()}), progress=False)
+    assert seen[4] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert (seen[5], seen[6], there()) == (["checkpoint-2", "checkpoint-4"],) * 2 + (["checkpoint-4", "checkpoint-6"],)
+    assert largest_difference(first, weights(tmp_path / "out/checkpoint-6")) > 1e-4
+    finetune(replace(again, resume_from_checkpoint="checkpoint-4", max_train_steps=5), progress=False)  # ends before its first
+    assert there() == ["checkpoint-4"]
+
+
 def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_unasked(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=2, resume_from_checkpoint="latest")
     finetune(config, progress=False)

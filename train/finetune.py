@@ -24,7 +24,7 @@ from rotescope.settings import parse
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
-from rotescope.train.place import checkpoints, clear_work, result_folder
+from rotescope.train.place import checkpoints, clear_work, drop_later, result_folder
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
@@ -57,7 +57,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
                  "wall_seconds": round(time.time() - started, 1), **run.notes}
         with run.averaged():
             if accelerator.is_main_process:
-                _save(job, run.served, about)
+                _save(run, about)
                 show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
         if accelerator.is_main_process and repository:
             upload(config, repository)
@@ -138,13 +138,14 @@ def _encode(job, accelerator, show):
                       texts=not job.config.train_text_encoder)
 
 
-def _save(job, served, about):
-    config = job.config
+def _save(run, about):
+    job, config = run.job, run.job.config
     with result_folder(config.output_dir, config.overwrite) as folder:
         weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
                  **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
-        save_record(folder, config, job.manifest.with_served(served), weights, about)
+        save_record(folder, config, job.manifest.with_served(run.served), weights, about)
+        drop_later(config.output_dir, run.saved)
 
 
 @exit_cleanly

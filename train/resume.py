@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rotescope.errors import InputError, RunError
 from rotescope.train.checkpoint import load_trained, save_trained
-from rotescope.train.place import RECORD, checkpoints, discard, durable_folder
+from rotescope.train.place import RECORD, checkpoints, discard, drop_later, durable_folder
 
 STATE = "state.safetensors"
 ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layers", "use_ema", "use_8bit_adam", "caption_dropout",
@@ -21,7 +21,10 @@ ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layer
 
 
 def save_checkpoint(run, out, limit=None):
-    """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`."""
+    """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`.
+
+    Later ones than the last of this run are another history's: they go when this one is on the disk and not yet in its place.
+    """
     random_states = _random_states(run.accelerator)
     if run.accelerator.is_main_process:
         tensors, rest = flattened(_state(run, random_states))
@@ -32,8 +35,10 @@ def save_checkpoint(run, out, limit=None):
             save_file(tensors, folder / STATE)
             record = {"step": run.step, "losses": list(run.losses), "alike": identity(run), "rest": rest}
             (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            drop_later(out, run.saved)
         for old in checkpoints(out)[:-limit] if limit else ():
             discard(old)
+    run.saved = run.step
     run.accelerator.wait_for_everyone()
 
 
@@ -47,7 +52,8 @@ def restore(run, folder):
         _restore_weights(run, state, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be read ({error}): resume from another checkpoint") from error
-    run.step, run.served = record["step"], state["served"]
+    run.step = run.saved = record["step"]
+    run.served = state["served"]
     run.losses.extend(record["losses"])
     run.batches.restore(state["batches"])
     if run.loss.bank:
