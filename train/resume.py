@@ -20,6 +20,10 @@ ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layer
          "resolution", "center_crop", "random_flip")  # what the state depends on; other options may change from start to start
 
 
+MEANT = {"data": ": see that --train_data_dir, the pictures that can be read there and the plan are what they were",
+         "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
+
+
 def save_checkpoint(run, out, limit=None):
     """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`.
 
@@ -73,7 +77,8 @@ def identity(run):
 def _check_alike(folder, theirs, ours):
     for what in ours:
         if theirs.get(what) != ours[what]:
-            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}")
+            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}"
+                             + MEANT.get(what, ""))
 
 
 def _check_scaler(folder, theirs, accelerator):
@@ -137,7 +142,7 @@ def _random_states(accelerator):
 
 def _restore_random(accelerator, states):
     def own(rows):
-        return rows[accelerator.process_index % len(rows)]
+        return rows[accelerator.process_index % len(rows)].clone()  # torch reads a view from where its storage begins
     torch.set_rng_state(own(states["cpu"]))
     if "cuda" in states and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(own(states["cuda"]), accelerator.device)
