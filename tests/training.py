@@ -9,10 +9,12 @@ import sys
 import threading
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
 from rotescope.errors import exit_cleanly
+from rotescope.train import resume
 from rotescope.train.finetune import FinetuneConfig, finetune
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD
@@ -93,7 +95,8 @@ def in_processes(config, n, folder, code=0):
 
 
 def _train(config, environment, die, seen):
-    """die: ("step", k, seconds) so long after its k-th step, or ("line", n) at the n-th line run in the files that save."""
+    """die: ("step", k, seconds) so long after its k-th step, ("line", n) at the n-th line run in the files that save, or
+    ("file", k, name) after its k-th step, once half of the bytes of a safetensors file of that name are on the disk."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -105,6 +108,8 @@ def _train(config, environment, die, seen):
         steps.append(result.step)
         if die and die[0] == "step" and len(steps) == die[1]:
             threading.Timer(die[2], _die).start()
+        if die and die[0] == "file" and len(steps) == die[1]:
+            _die_within(die[2])
     samples, loss = [], DenoisingLoss.__call__
 
     def noted(self, denoiser, batch):
@@ -126,6 +131,23 @@ def _die_at_line(n):
             _die()
         return trace
     sys.settrace(trace)
+
+
+def _die_within(name):
+    """The library's own bytes, written by hand, since its writing cannot be stopped half-way at will."""
+    save_file = safetensors.torch.save_file
+
+    def save(tensors, file, metadata=None):
+        if Path(file).name != name:
+            save_file(tensors, file, metadata)
+            return
+        content = safetensors.torch.save(tensors, metadata)
+        with open(file, "wb") as stream:
+            stream.write(content[:len(content) // 2])
+            stream.flush()
+            os.fsync(stream.fileno())
+            _die()
+    safetensors.torch.save_file = resume.save_file = save
 
 
 def _die():
