@@ -25,11 +25,12 @@ from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
 from rotescope.train.place import checkpoints, clear_work, drop_later, result_folder
+from rotescope.train.publish import open_hub, upload
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle
-from rotescope.train.watch import check_agreed, is_first_process, open_hub, process_count, report, upload, visiting, watched
+from rotescope.train.watch import check_agreed, is_first_process, process_count, report, visiting, watched
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -60,7 +61,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
                 _save(run, about)
                 show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
         if accelerator.is_main_process and repository:
-            upload(config, repository)
+            upload(job, repository)
         accelerator.wait_for_everyone()
     return Path(config.output_dir)
 

@@ -170,7 +170,7 @@ class FinetuneConfig:
     tracker_project_name: str = "rotescope"
     """how the trackers call the run's project"""
     push_to_hub: bool = False
-    """upload the result, but for the manifest, which names local files"""
+    """upload the result with a model card, without the manifest, whose files are local, and without local paths"""
     hub_model_id: str | None = None
     """under this name; the output folder's unless given"""
     hub_token: str | None = None

@@ -1,4 +1,4 @@
-"""What can be seen of a training while it goes on: numbers at the trackers, validation images; and the upload."""
+"""What can be seen of a training while it goes on: numbers at the trackers, validation images."""
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,9 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from diffusers.utils import make_image_grid
-from huggingface_hub import create_repo, upload_folder
 
-from rotescope.errors import InputError, RunError
+from rotescope.errors import InputError
 from rotescope.settings import plain
 
 
@@ -114,22 +113,3 @@ def check_agreed(manifest):
 def process_count():
     """How many there are, asked before there is an Accelerator."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def open_hub(config):
-    """-> the repository to upload to, made if need be, or None; InputError, before training, if the hub does not let us."""
-    if not (config.push_to_hub and is_first_process()):
-        return None
-    name = config.hub_model_id or Path(config.output_dir).name
-    try:
-        return create_repo(name, exist_ok=True, token=config.hub_token).repo_id
-    except Exception as error:  # offline, no token, no such organisation: one kind each
-        raise InputError(f"--push_to_hub: the hub does not open {name} ({error}): log in with `hf auth login`") from error
-
-
-def upload(config, repository):
-    try:
-        upload_folder(repo_id=repository, folder_path=config.output_dir, token=config.hub_token, commit_message="Add the model",
-                      ignore_patterns=["checkpoint-*", "manifest.parquet", ".*", "logs/*"])
-    except Exception as error:
-        raise RunError(f"the model is in {config.output_dir}, but the upload to {repository} failed ({error})") from error
