@@ -104,8 +104,11 @@ def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
 @pytest.mark.usefixtures("another_precision")
 def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
+    earlier = tmp_path / "out/checkpoint-3"  # of a run that is to be overwritten, and is not by one that cannot start
+    earlier.mkdir(parents=True)
     with pytest.raises(InputError, match="--mixed_precision fp16 needs a GPU"):
-        finetune(config_of(base, images, tmp_path / "out", mixed_precision="fp16"), progress=False)
+        finetune(config_of(base, images, tmp_path / "out", mixed_precision="fp16", overwrite=True), progress=False)
+    assert earlier.exists()
 
 
 def test_validation_images_are_the_models_and_change_nothing(base, images, tmp_path, plain):

@@ -2,7 +2,6 @@
 import json
 import random
 import signal
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from rotescope.train.finetune import finetune, main
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
-from rotescope.train.watch import watched
+from rotescope.train.watch import accelerator_of
 
 
 def killed_and_resumed(config, deaths):
@@ -187,13 +186,12 @@ def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
 
 def scaled(config):
     """What fp16 has on a GPU beside its arithmetic: torch's own gradient scaler, which doubles its scale every other step."""
-    @contextmanager
-    def opened(config):
-        with watched(config) as accelerator:
-            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
-            yield accelerator
+    def with_scaler(config):
+        accelerator = accelerator_of(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return accelerator
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "watched", opened)
+        patch.setattr(module, "accelerator_of", with_scaler)
         return finetune(config, progress=False)
 
 

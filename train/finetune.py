@@ -30,7 +30,7 @@ from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle
-from rotescope.train.watch import check_agreed, is_first_process, process_count, report, visiting, watched
+from rotescope.train.watch import accelerator_of, check_agreed, is_first_process, process_count, report, tracked, visiting
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -48,11 +48,12 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     monitor = monitor or _monitor(job, progress)
     _check_length(job)
     _announce(job)
-    if is_first_process() and not config.resume_from_checkpoint:
+    accelerator = accelerator_of(config)
+    check_sharding(accelerator, config)
+    check_agreed(job.manifest)
+    if accelerator.is_main_process and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
-    with watched(config) as accelerator:
-        check_sharding(accelerator, config)
-        check_agreed(job.manifest)
+    with tracked(accelerator, config):
         run = _train(job, accelerator, on_step, monitor, progress)
         about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses),
                  "wall_seconds": round(time.time() - started, 1), **run.notes}

@@ -14,9 +14,8 @@ from rotescope.errors import InputError
 from rotescope.settings import plain
 
 
-@contextmanager
-def watched(config):
-    """An Accelerator whose trackers, if any, are open."""
+def accelerator_of(config):
+    """-> the Accelerator of a run; its trackers are not open yet. InputError on a precision that is not there."""
     out = Path(config.output_dir)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
     # the last layer of SDXL's text encoders is not used
@@ -27,11 +26,17 @@ def watched(config):
                               gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in float32, unsaid
         raise InputError("--mixed_precision fp16 needs a GPU, and there is none: take bf16 or no")
+    return accelerator
+
+
+@contextmanager
+def tracked(accelerator, config):
+    """The trackers, if any, are open."""
     if config.report_to:
         shown = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in plain(config).items() if k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=shown)
     try:
-        yield accelerator
+        yield
     finally:
         if config.report_to:
             accelerator.end_training()
