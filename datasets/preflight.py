@@ -50,6 +50,7 @@ class Preflight:
     pictures: Pictures          # which images are near-duplicates of each other
     risks: list[Risk]           # for each image
     order: list[int]            # positions, the riskiest first
+    unused: tuple[str, ...] = ()  # sentences on files that are no part of the data
 
     @property
     def clusters(self):
@@ -79,7 +80,7 @@ def preflight(source, on_image=None):
         looks = dict(zip(first, threads.map(lambda e: _look(e, on_image), first.values()), strict=True))
     pictures = find_pictures([e.sha256 for e in manifest], looks)
     found = risks(manifest, pictures.labels)
-    return Preflight(manifest, source.quarantined, pictures, found, ranking(found))
+    return Preflight(manifest, source.quarantined, pictures, found, ranking(found), source.unused)
 
 
 def _look(example, on_image):
@@ -156,7 +157,7 @@ def say(found, folder, deduplicate=False):
     if deduplicate:
         file = Path(folder) / "dropped.csv"
         lines.append(f"deduplicated.parquet keeps one image of each cluster; {file} lists the {len(superfluous(found))} others")
-    show_quarantined(found.quarantined, Path(folder) / "quarantined.csv")
+    show_quarantined(found.quarantined, Path(folder) / "quarantined.csv", found.unused)
     Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

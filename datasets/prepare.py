@@ -77,7 +77,7 @@ def prepare(config):
     file.parent.mkdir(parents=True, exist_ok=True)
     whole(file, manifest.save)
     whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
-    return Source(manifest, quarantined)
+    return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
 
 
 def _plan(config):
@@ -106,7 +106,7 @@ def summary(source):
 def main(argv=None):
     config = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, prog="rotescope prepare", description=__doc__)
     source = prepare(config)
-    show_quarantined(source.quarantined, quarantine_file(config.output_file))
+    show_quarantined(source.quarantined, quarantine_file(config.output_file), source.unused)
     print(json.dumps(summary(source) | {"manifest": config.output_file}))
 
 

@@ -16,15 +16,24 @@ def save_quarantined(quarantined, file):
         rows.writerows(asdict(q) for q in quarantined)
 
 
-def show_quarantined(quarantined, file=None):
-    """The first of them and how many there are, on stderr; nothing if there are none. file: where all are listed, if anywhere."""
+def show_quarantined(quarantined, file=None, unused=()):
+    """The first of them and how many there are, on stderr; nothing if there are none.
+
+    file: where all are listed, if anywhere; unused: a Source's sentences on other files.
+    """
+    for sentence in unused:
+        _say(f"warning: {sentence}")
     if not quarantined:
         return
     more = [f"  … and {len(quarantined) - SHOWN} more"] if len(quarantined) > SHOWN else []
     are = "1 image is" if len(quarantined) == 1 else f"{len(quarantined)} images are"
     listed = f", all listed in {file}" if file else ""
     lines = [f"{are} left out{listed}:", *(f"  {' '.join(q.reason.split())}" for q in quarantined[:SHOWN]), *more]
-    Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    _say("\n".join(lines))
+
+
+def _say(text):
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def whole(file, write):

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 
 from rotescope.datasets.encoded import IMAGES, decode, locate, read_encoded
 from rotescope.datasets.records import Example, Manifest, identify
-from rotescope.datasets.tables import from_hub, from_metadata, from_parquet, from_saved_dataset, from_tar
+from rotescope.datasets.tables import from_hub, from_metadata, from_parquet, from_saved_dataset, from_tar, metadata_file
 from rotescope.errors import InputError
+
+NAMED = 5   # of the files that are no part of a data set
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Quarantined:
 @dataclass(frozen=True)
 class Source:
     manifest: Manifest
-    quarantined: tuple[Quarantined, ...]   # nothing is dropped that is not named here
+    quarantined: tuple[Quarantined, ...]   # no image is dropped that is not named here,
+    unused: tuple[str, ...] = ()           # or counted here: a sentence on the other files of a folder
 
 
 def read_source(path, need_captions=True):
@@ -41,14 +44,15 @@ def read_source(path, need_captions=True):
 
     Raises InputError where nothing is there or nothing is left.
     """
+    entries, unused = _folder_entries(Path(path)) if Path(path).is_dir() else (_entries(path), ())
     with ThreadPoolExecutor() as threads:
-        examined = list(threads.map(partial(_examined, need_captions=need_captions), _entries(path)))
+        examined = list(threads.map(partial(_examined, need_captions=need_captions), entries))
     quarantined = tuple(e for e in examined if isinstance(e, Quarantined))
     good = [e for e in examined if not isinstance(e, Quarantined)]
     if not good:
         raise InputError(_complaint(quarantined) if quarantined else
                          f"{path} holds no images: name a folder of captioned images, a Parquet file or a manifest")
-    return Source(Manifest(tuple(good)) if isinstance(good[0], Example) else identify(good), quarantined)
+    return Source(Manifest(tuple(good)) if isinstance(good[0], Example) else identify(good), quarantined, unused)
 
 
 def load_source(path, need_captions=True):
@@ -85,14 +89,12 @@ def _examined(entry, need_captions):
 # ----- what lies where
 
 def _entries(path):
-    """-> Examples of a manifest, or (captions, file, row) for each image; Quarantined for what cannot be listed."""
+    """File or hub name -> Examples of a manifest, or (captions, file, row) each; Quarantined for what cannot be listed."""
     name, path = str(path), Path(path)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise InputError(f"no data at {path}: name a folder of captioned images, a Parquet file or a manifest")
         return _listed(from_hub, name)
-    if path.is_dir():
-        return _folder_entries(path)
     if _is_manifest(path):
         return Manifest.load(path)
     if path.suffix not in TABLES:
@@ -101,17 +103,35 @@ def _entries(path):
 
 
 def _folder_entries(folder):
+    """-> the same of a folder, and a sentence on the files in it that are not among them, if there are any."""
     names = {p.name for p in folder.iterdir()}
     if "dataset_dict.json" in names or "state.json" in names:
-        return _listed(from_saved_dataset, folder)
-    if names & {"metadata.csv", "metadata.jsonl"}:
-        return _listed(from_metadata, folder)
+        return _listed(from_saved_dataset, folder), ()
     files, unread = _walk(folder)
+    if metadata := metadata_file(folder):
+        entries = _listed(from_metadata, folder)
+        named = {Path(os.path.normpath(e[1])) for e in entries if not isinstance(e, Quarantined)}
+        return entries, _unused(folder, files, {metadata, *named}, f"not named in {metadata.name}")
     for suffix, reader in TABLES.items():
         shards = [f for f in files if f.suffix == suffix and not _is_manifest(f)]
         if shards:
-            return unread + [entry for file in shards for entry in _shard(reader, file)]
-    return unread + [_with_side_file(f) for f in files if f.suffix.lower() in IMAGES]
+            read = unread + [entry for file in shards for entry in _shard(reader, file)]
+            return read, _unused(folder, files, set(shards), f"beside the {suffix} files that are read")
+    images = [f for f in files if f.suffix.lower() in IMAGES]
+    known = {*images, *(f.with_suffix(".txt") for f in images)}
+    return unread + [_with_side_file(f) for f in images], _unused(folder, files, known, "neither images nor captions of one")
+
+
+def _unused(folder, files, used, why):
+    """-> (a sentence,) on what lies there beside what is used, hidden files and manifests apart; () if nothing does."""
+    rest = [locate(f.relative_to(folder), None) for f in files if Path(os.path.normpath(f)) not in used
+            and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+            and not _is_manifest(f) and not f.name.endswith(".quarantined.csv")]
+    if not rest:
+        return ()
+    more = f" and {len(rest) - NAMED:,} more" if len(rest) > NAMED else ""
+    files_are = "1 file is" if len(rest) == 1 else f"{len(rest):,} files are"
+    return (f"{files_are} left out of {locate(folder, None)}, {why}: {', '.join(rest[:NAMED])}{more}",)
 
 
 def _walk(folder):

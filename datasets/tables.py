@@ -127,9 +127,14 @@ def _tar_caption(file, kind, row):
 
 # ----- metadata files
 
+def metadata_file(folder):
+    """The one that counts, or None."""
+    return next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()), None)
+
+
 def from_metadata(folder):
     """Hugging Face's imagefolder: metadata.csv or .jsonl with a `file_name` and a caption column."""
-    file = next(folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists())
+    file = metadata_file(folder)
     for number, row in enumerate(_metadata_rows(file), 1):
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:

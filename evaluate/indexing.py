@@ -55,7 +55,7 @@ def index(config):
     source = read_source(config.train_data, need_captions=False)
     manifest = source.manifest
     if state.is_main_process:
-        show_quarantined(source.quarantined)
+        show_quarantined(source.quarantined, unused=source.unused)
     descriptor = get_descriptor(config.descriptor, min(manifest[0].open().size), config.trust_sha256)
     wanted = Manifest(manifest.examples[first::step])
     if state.num_processes == 1:

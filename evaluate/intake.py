@@ -11,7 +11,8 @@ def take_in(train_data, heldout_data=None, need_captions=False):
     """
     training = read_source(train_data, need_captions)
     heldout = read_source(heldout_data, need_captions=False) if heldout_data else None
-    show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), "report.json")
+    unused = training.unused + (heldout.unused if heldout else ())
+    show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), "report.json", unused)
     return training.manifest, heldout and heldout.manifest, [
         *named("training", training.quarantined), *named("held-out", heldout.quarantined if heldout else ())]
 

@@ -11,15 +11,18 @@ the checkpoints and samples. A run that was stopped stays beside output_dir and 
 import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 
 from rotescope import plots
+from rotescope.datasets.quarantine import show_quarantined
 from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import read_source
 from rotescope.dose_plan import jobs, recipe_of
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
@@ -83,7 +86,7 @@ class DoseConfig:
 
 
 def check_config(config):
-    """-> list of Job. InputError, before anything is trained, on whatever would stop the run later."""
+    """-> list of Job, Source. InputError, before anything is trained, on what would stop the run later."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200)
     check_sampling(config)
     if config.images < 1 or not config.doses or min(config.doses) < 1 or list(config.doses) != sorted(set(config.doses)):
@@ -94,14 +97,15 @@ def check_config(config):
         raise InputError("rotescope dose works in one process: start it without accelerate launch")
     find_model(config.pretrained_model_name_or_path)
     get_descriptor(config.descriptor)
-    work = jobs(config)
+    source = read_source(config.train_data_dir)
+    work = jobs(config, source.manifest)
     check(replace(work[0].config, train_data_dir=config.train_data_dir, output_dir=config.output_dir, overwrite=True))
-    return work
+    return work, source
 
 
 def dose(config):
     """Fine-tune, sample, score and draw -> what dose.json says."""
-    work = check_config(config)
+    work, source = check_config(config)
     about = {"config": plain(config), "recipe": plain(recipe_of(config)), "runs": [job.about for job in work],
              "hashes": {"model": folder_sha256(find_model(config.pretrained_model_name_or_path))}}
     with resumable_folder(config.output_dir, about, PartialState(), overwrite=config.overwrite, resume=config.resume) as draft:
@@ -109,11 +113,13 @@ def dose(config):
             _say(f"{number}/{len(work)}: {job.arm.name or 'plain fine-tune'}, training seed {job.config.seed}")
             _train(job, draft / job.folder, draft / "cache")
             _sample(config, job, draft / job.folder)
-        found = about | {"versions": versions()} | _score(config, work, draft)
+        left_out = [asdict(q) for q in source.quarantined]
+        found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
         plots.draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
         (draft / "dose.md").write_text(markdown(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)
+    show_quarantined(source.quarantined, Path(config.output_dir) / "dose.json", source.unused)
     return found
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan, check_served
 from rotescope.datasets.records import Manifest
-from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.generate import named_policies
 from rotescope.mitigate.guidance import PLAIN
@@ -75,10 +74,9 @@ def recipe_of(config):
                    max_train_steps=config.max_train_steps or given.max_train_steps)
 
 
-def jobs(config):
-    """-> list of Job. InputError on a plan that the data or the steps cannot serve."""
-    recipe, data = recipe_of(config), load_source(config.train_data_dir)
-    found = []
+def jobs(config, data):
+    """Manifest of all images -> list of Job. InputError on a plan that the data or the steps cannot serve."""
+    recipe, found = recipe_of(config), []
     for number, arm in enumerate(arms(config)):
         for seed in config.train_seeds:
             canaries = DuplicationPlan(config.images, captions=arm.captions, doses=config.doses, matched=1, seed=seed)

@@ -92,6 +92,45 @@ def test_prepare_names_them_at_the_end(spoilt, tmp_path, capsys):
     assert len(load_source(tmp_path / "m.parquet")) == 6
 
 
+def by_metadata(folder):
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n./2.png,b\n3.png,c\n")
+    (folder / "photo.heic").touch()
+    for i in range(6):
+        (folder / f"{i}.txt").unlink()
+    return 3, "4 files are left out of {}, not named in metadata.csv: 1.png, 4.png, 5.png, photo.heic"
+
+
+def by_side_files(folder):
+    (folder / "9.txt").touch()
+    return 6, "1 file is left out of {}, neither images nor captions of one: 9.txt"
+
+
+def by_shards(folder):
+    shard(folder, ["0.txt", "0.png"])
+    (folder / "data.TAR").touch()
+    return 1, "13 files are left out of {}, beside the .tar files that are read: 0.png, 0.txt, 1.png, 1.txt, 2.png and 8 more"
+
+
+def with_nothing_else(folder):
+    (folder / ".cache").mkdir()
+    (folder / ".cache/0.lock").touch()
+    load_source(folder).save(folder / "m.parquet")
+    (folder / "m.quarantined.csv").touch()
+    return 6, None
+
+
+@pytest.mark.parametrize("layout", [by_metadata, by_side_files, by_shards, with_nothing_else])
+def test_other_files_of_a_folder_are_counted_and_named(layout, folder, tmp_path, capsys):
+    images, sentence = layout(folder)
+    told = (sentence.format(folder),) if sentence else ()
+    source = read_source(folder)
+    assert (len(source.manifest), source.quarantined, source.unused) == (images, (), told)
+    assert len(load_source(folder)) == images
+    prepare(["--train_data_dir", str(folder), "--output_file", str(tmp_path / "m.parquet")])
+    assert capsys.readouterr().err.splitlines() == [f"warning: {t}" for t in told]
+    assert not (tmp_path / "m.quarantined.csv").exists()
+
+
 def test_nothing_left_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "b.png").write_bytes(b"")

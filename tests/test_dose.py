@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from instruments import samples_folder, training_set
+from training import with_broken_picture
 
 from rotescope import dose as module
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
@@ -80,9 +81,10 @@ def config_of(base, data, out, **changes):
                          "num_inference_steps": 2, "device": "cpu", **changes})
 
 
-def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, monkeypatch):
-    """Dies in the third of four fine-tunes; the second start trains that and the last one alone."""
-    config = config_of(base, images, tmp_path / "dose", mitigation=("none", "stp"), train_mitigation=("deduplication",))
+def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, monkeypatch, capsys):
+    """Dies in the third of four fine-tunes; the second start trains that and the last one alone. A broken picture is named."""
+    spoilt = with_broken_picture(images, tmp_path / "images")
+    config = config_of(base, spoilt, tmp_path / "dose", mitigation=("none", "stp"), train_mitigation=("deduplication",))
     trained, finetune = [], module.finetune
 
     def noted(finetuning, dies=True):
@@ -102,6 +104,8 @@ def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, mo
     found = dose(replace(config, resume=True))
     assert trained == [f"arm-{arm}-seed-{seed}" for arm, seed in ((0, 0), (0, 1), (1, 0), (1, 0), (1, 1))]
     assert json.loads((tmp_path / "dose/dose.json").read_text()) == found
+    assert [q["name"] for q in found["left_out"]] == [str(spoilt / "broken.png")]
+    assert "1 image is left out, all listed in" in capsys.readouterr().err
     assert list(found["curves"]) == ["none", "stp", "train:deduplication"]
     for curve in found["curves"].values():
         assert [(p["dose"], p["duplicated"]["n"], p["control"]["n"]) for p in curve["points"]] == [(1, 2, 2), (3, 2, 2)]

@@ -19,12 +19,12 @@ from diffusers.training_utils import compute_snr
 from PIL import Image
 from tiny import saved_pipeline, tiny_pipeline
 from torchvision import transforms
-from training import arguments, config_of, largest_difference, weights
+from training import arguments, config_of, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
-from rotescope.errors import RunError
+from rotescope.errors import InputError, RunError
 from rotescope.models import load_pipeline
 from rotescope.settings import parse
 from rotescope.train import finetune as module
@@ -315,7 +315,16 @@ def with_flags(*flags):
     return spoil
 
 
+def without_a_readable_picture(base, images, argv):
+    folder = base.parent / "unreadable"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.txt").write_text("a cat")
+    return [*argv, "--train_data_dir", str(folder)]
+
+
 BAD = {
+    without_a_readable_picture: "a.png cannot be read as an image",
     without("tokenizer"): "has no tokenizer", without("vae"): "has no vae", without("unet/config.json"): "has no unet",
     without("text_encoder/model.safetensors"): "has no text_encoder", without("model_index.json"): "no model at",
     with_flags("--pretrained_model_name_or_path", "nowhere"): "no model at nowhere",
@@ -341,16 +350,37 @@ def test_bad_input_is_one_line_and_leaves_nothing(spoil, message, base, images, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_that_names_a_missing_image_is_one_line(base, images, tmp_path, capsys):
+def test_broken_pictures_are_left_out_by_name(base, images, tmp_path, capsys):
+    """The run is that of the readable ones to the bit; what goes on from it must find the same ones."""
+    folder = with_broken_picture(images, tmp_path / "images")
+    config = config_of(base, folder, tmp_path / "out", checkpointing_steps=3)
+    assert largest_difference(weights(finetune(config, progress=False)),
+                              weights(finetune(config_of(base, images, tmp_path / "whole"), progress=False))) == 0
+    told, record = capsys.readouterr().err, json.loads((tmp_path / "out/rotescope.json").read_text())
+    assert "warning: 1 of the pictures cannot be trained on" in told
+    assert f"1 image is left out, all listed in {tmp_path / 'out/rotescope.json'}:\n  {folder / 'broken.png'} cannot be" in told
+    assert [q["name"] for q in record["left_out"]] == [str(folder / "broken.png")]
+    manifests = [Manifest.load(tmp_path / name / "manifest.parquet") for name in ("out", "whole")]
+    assert record["hashes"]["manifest"] == manifests[0].hash == manifests[1].hash
+    assert [e.served for e in manifests[0]] == [e.served for e in manifests[1]]
+    resumed = replace(config, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-3"))
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(InputError, match="checkpoint-3 is of another run: its data is"):
+        finetune(resumed, progress=False)
+
+
+def test_pictures_that_a_plan_names_and_nobody_finds_are_left_out_alike(base, images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     apply_plan(load_source(folder), DuplicationPlan(2, 3)).save(tmp_path / "manifest.parquet")
     (folder / "3.png").unlink()
-    with pytest.raises(SystemExit) as left:
-        main(arguments(config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", duplicated=0, copies=1, controls=0)))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (left.value.code, len(lines)) == (2, 1)
-    assert "3.png" in lines[0]
-    assert not (tmp_path / "out").exists()
+    planned = {"duplicated": 0, "copies": 1, "controls": 0, "max_train_steps": 2}
+    config = config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", **planned)
+    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
+    assert [Path(e.file).name for e in trained] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
+    assert sum(e.served for e in trained) == 8
+    (left_out,) = json.loads((tmp_path / "out/rotescope.json").read_text())["left_out"]
+    assert left_out["name"] == str(folder / "3.png")
+    assert "bring it back" in left_out["reason"]
 
 
 def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsys):

@@ -13,6 +13,7 @@ from tiny import tiny_pipeline
 from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
+from rotescope.errors import InputError
 from rotescope.train.finetune import finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
@@ -98,6 +99,16 @@ def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_
     assert all(w.dtype == torch.float32 for w in loras[1].values())
     moved = max(w.abs().max() for name, w in loras[0].items() if "lora_B" in name or ".up." in name)
     assert 0 < largest_difference(*loras) < moved / 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+@pytest.mark.usefixtures("another_precision")
+def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
+    earlier = tmp_path / "out/checkpoint-3"  # of a run that is to be overwritten, and is not by one that cannot start
+    earlier.mkdir(parents=True)
+    with pytest.raises(InputError, match="--mixed_precision fp16 needs a GPU"):
+        finetune(config_of(base, images, tmp_path / "out", mixed_precision="fp16", overwrite=True), progress=False)
+    assert earlier.exists()
 
 
 def test_validation_images_are_the_models_and_change_nothing(base, images, tmp_path, plain):

@@ -1,11 +1,13 @@
 """Two processes train as one; the launch files load."""
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from training import config_of, in_processes, largest_difference, weights
+from training import assert_same_state, config_of, in_processes, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
@@ -19,13 +21,16 @@ LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes
 
 
 def test_two_processes_train_as_one(base, images, tmp_path):
-    """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes."""
+    """Gloo on the CPU: the same global batches, so the same weights; disjoint shares of them; only one of the two writes; both
+    leave out the same broken picture."""
     settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2,
                 "caption_perturbation": "random_token_addition", "caption_perturbation_probability": 0.5,
                 "mem_ratio": 1.0, "arr_ema_decay": 0.5}
     one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
-    seen = in_processes(config_of(base, images, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
-    assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
+    spoilt = with_broken_picture(images, tmp_path.with_name(tmp_path.name + "-spoilt"))
+    seen = in_processes(config_of(base, spoilt, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
+    record = json.loads((tmp_path / "two/rotescope.json").read_text())
+    assert (record["processes"], [q["name"] for q in record["left_out"]]) == (2, [str(spoilt / "broken.png")])
     assert largest_difference(weights(one), weights(tmp_path / "two")) < 1e-5
     counts = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (one, tmp_path / "two")]
     assert counts[0] == counts[1]
@@ -35,6 +40,35 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     assert not moments[0] & moments[1]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one", "two"]
     assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
+
+
+@pytest.mark.slow
+def test_two_processes_resume_as_if_nothing_had_been(base, images, tmp_path):
+    """From a checkpoint of two: two end equal to the bit; one with as large a batch of its own to 1e-5, as it sums in another
+    order; one with a smaller global batch is refused."""
+    config = config_of(base, images, tmp_path / "whole", max_train_steps=6, checkpointing_steps=3, train_batch_size=2,
+                       use_ema=True, random_flip=True, lr_scheduler="cosine", rand_noise_lam=0.1, mem_ratio=1.0)
+    seen = in_processes(config, 2, tmp_path)
+    assert checkpoints(tmp_path / "whole")[0].name == "checkpoint-3"
+    resumed = replace(config, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
+    assert in_processes(resumed, 2, tmp_path) == [share[3:] for share in seen]
+    assert_same_state(tmp_path / "whole/checkpoint-6", tmp_path / "resumed/checkpoint-6")
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == 0
+    alone = finetune(replace(resumed, output_dir=str(tmp_path / "alone"), train_batch_size=4), progress=False)
+    assert largest_difference(weights(tmp_path / "whole"), weights(alone)) < 1e-5
+    counts = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (tmp_path / "whole", alone)]
+    assert counts[0] == counts[1]
+    with pytest.raises(InputError, match=r"its global batch is 4, this one's 2: it is processes × train_batch_size × grad"):
+        finetune(replace(resumed, output_dir=str(tmp_path / "refused")), progress=False)
+
+
+@pytest.mark.slow
+def test_processes_that_read_other_images_do_not_start(base, images, tmp_path):
+    """As where a file is there on one node and not on the other: every process says so, and none waits for ever."""
+    fewer = shutil.copytree(images, tmp_path / "fewer")
+    (fewer / "5.png").write_bytes(b"")
+    in_processes([config_of(base, data, tmp_path / "out") for data in (images, fewer)], 2, tmp_path, code=2)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)

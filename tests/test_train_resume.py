@@ -13,11 +13,13 @@ from tiny import saved_pipeline
 from training import arguments, assert_same_state, config_of, in_process, largest_difference, weights
 
 from rotescope.errors import InputError, RunError
+from rotescope.train import finetune as module
 from rotescope.train import resume
 from rotescope.train.finetune import finetune, main
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
+from rotescope.train.watch import accelerator_of
 
 
 def killed_and_resumed(config, deaths):
@@ -71,6 +73,29 @@ def test_killed_twenty_times_it_ends_as_if_it_had_not_been(base, images, tmp_pat
     assert compare_with_uninterrupted(base, images, tmp_path, kills=24, steps=60) >= 20
 
 
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", pytest.param(STATE, marks=pytest.mark.slow)])
+def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(base, images, tmp_path, file):
+    """Half the bytes of the second checkpoint's weights, or of its state, are on the disk: nobody takes it for a checkpoint."""
+    config = config_of(base, images, tmp_path / "out", max_train_steps=2, checkpointing_steps=1, resume_from_checkpoint="latest")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    processes = in_process(replace(config, output_dir=str(whole))), in_process(config, die=("file", 2, Path(file).name))
+    assert [ended(p) for p in processes] == [0, -signal.SIGKILL]
+    half, full = (folder / file for folder in (out / ".checkpoint-2.part", whole / "checkpoint-2"))
+    assert half.read_bytes() == full.read_bytes()[:full.stat().st_size // 2]
+    assert [c.name for c in checkpoints(out)] == ["checkpoint-1"]
+    assert_same_state(out / "checkpoint-1", whole / "checkpoint-1")
+    assert ended(in_process(config)) == 0
+    assert largest_difference(weights(whole), weights(out)) == 0
+    assert_same_state(out / "checkpoint-2", whole / "checkpoint-2")
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def ended(process):
+    """-> its exit code."""
+    process.join(120)
+    return process.exitcode
+
+
 @pytest.mark.parametrize("changes", [
     {"lora": True, "caption_perturbation": "caption_word_repetition", "caption_perturbation_probability": 0.5},
     {"use_ema": True, "gradient_accumulation_steps": 2, "random_flip": True, "mem_ratio": 1.0, "arr_ema_decay": 0.5}],
@@ -105,6 +130,26 @@ def test_the_average_is_what_diffusers_average_is(base, images, tmp_path):
     assert largest_difference(now, weights(tmp_path / "out")) > 1e-5
 
 
+def test_a_run_that_resumes_before_other_checkpoints_replaces_them_once_it_has_its_own(base, images, tmp_path):
+    """The learning rate is another, so is the history: "latest" is never a mixture of the two."""
+    config = config_of(base, images, tmp_path / "out", max_train_steps=3, checkpointing_steps=1)
+    first = weights(finetune(config, progress=False))
+    again = replace(config, resume_from_checkpoint="checkpoint-1", overwrite=True, learning_rate=5e-3, checkpoints_total_limit=2)
+
+    def there():
+        return [int(c.name.split("-")[1]) for c in checkpoints(tmp_path / "out")]
+    seen = {}
+    with pytest.raises(KeyError):  # stopped before it has a checkpoint of its own, it has cost nothing
+        finetune(again, on_step={}.__getitem__, progress=False)
+    assert there() == [1, 2, 3]
+    finetune(again, on_step=lambda result: seen.update({result.step: there()}), progress=False)
+    assert (seen, there()) == ({2: [1, 2, 3], 3: [1, 2]}, [2, 3])
+    assert largest_difference(first, weights(tmp_path / "out/checkpoint-3")) > 1e-4
+    again = replace(again, resume_from_checkpoint="checkpoint-2", checkpointing_steps=9)
+    finetune(again, progress=False)  # ends without one of its own
+    assert there() == [2]
+
+
 def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_unasked(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=2, resume_from_checkpoint="latest")
     finetune(config, progress=False)
@@ -137,6 +182,34 @@ def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
     with pytest.raises(InputError, match="checkpoint-1 is of another run: its model is"):
         finetune(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
+
+
+def scaled(config):
+    """What fp16 has on a GPU beside its arithmetic: torch's own gradient scaler, which doubles its scale every other step."""
+    def with_scaler(config):
+        accelerator = accelerator_of(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return accelerator
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "accelerator_of", with_scaler)
+        return finetune(config, progress=False)
+
+
+def test_a_gradient_scaler_goes_on_where_it_was_and_nowhere_else(base, images, tmp_path, capsys):
+    config = config_of(base, images, tmp_path / "half", max_train_steps=4, checkpointing_steps=2)
+    scaled(config)
+    other = replace(config, output_dir=str(tmp_path / "other"), resume_from_checkpoint=str(tmp_path / "half/checkpoint-2"))
+    scaled(other)
+    assert json.loads((tmp_path / "other/checkpoint-4" / RECORD).read_text())["rest"]["scaler/scale"] == 16.0  # after 2 and 4
+    assert_same_state(tmp_path / "half/checkpoint-4", tmp_path / "other/checkpoint-4")
+    whole = finetune(replace(config, output_dir=str(tmp_path / "whole"), max_train_steps=2), progress=False)
+    with pytest.raises(InputError, match="checkpoint-2 is of a run that was not in fp16 .*: pass the --mixed_precision"):
+        scaled(replace(other, resume_from_checkpoint=str(whole / "checkpoint-2"), overwrite=True))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(arguments(replace(other, overwrite=True)))
+    assert left.value.code == 2
+    assert "checkpoint-2 is of a run in fp16, whose gradient scaler it keeps, and this one has" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")

@@ -2,15 +2,19 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
+from rotescope.errors import exit_cleanly
+from rotescope.train import resume
 from rotescope.train.finetune import FinetuneConfig, finetune
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD
@@ -24,6 +28,14 @@ def config_of(base, images, out, **changes):
     return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data_dir": str(images), "output_dir": str(out),
                              "duplicated": 2, "copies": 3, "controls": 2, "partial_plan": True,
                              "max_train_steps": 5, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
+
+
+def with_broken_picture(images, folder):
+    """A copy of the image folder with one picture more, captioned and cut off -> the folder."""
+    shutil.copytree(images, folder)
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:99])
+    (folder / "broken.txt").write_text("a cat on a torn background")
+    return folder
 
 
 def arguments(config):
@@ -64,22 +76,27 @@ def in_process(config, environment=None, die=None, seen=None):
     return process
 
 
-def in_processes(config, n, folder):
-    """Train in n processes that work together over gloo -> the samples that each of them saw, a list a part of a batch."""
+def in_processes(config, n, folder, code=0):
+    """Train in n processes that work together over gloo -> the samples that each of them saw, a list a part of a batch.
+
+    config: of all, or a list with one for each; code: how every process should end.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [in_process(config, common | {"RANK": str(i), "LOCAL_RANK": str(i)}, seen=folder / f"seen-{i}.json")
+    configs = config if isinstance(config, list) else [config] * n
+    processes = [in_process(configs[i], common | {"RANK": str(i), "LOCAL_RANK": str(i)}, seen=folder / f"seen-{i}.json")
                  for i in range(n)]
     for process in processes:
         process.join(240)
-    assert [p.exitcode for p in processes] == [0] * n
-    return [json.loads((folder / f"seen-{i}.json").read_text()) for i in range(n)]
+    assert [p.exitcode for p in processes] == [code] * n
+    return [json.loads((folder / f"seen-{i}.json").read_text()) for i in range(n) if not code]
 
 
 def _train(config, environment, die, seen):
-    """die: ("step", k, seconds) so long after its k-th step, or ("line", n) at the n-th line run in the files that save."""
+    """die: ("step", k, seconds) so long after its k-th step, ("line", n) at the n-th line run in the files that save, or
+    ("file", k, name) after its k-th step, once half of the bytes of a safetensors file of that name are on the disk."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -91,13 +108,15 @@ def _train(config, environment, die, seen):
         steps.append(result.step)
         if die and die[0] == "step" and len(steps) == die[1]:
             threading.Timer(die[2], _die).start()
+        if die and die[0] == "file" and len(steps) == die[1]:
+            _die_within(die[2])
     samples, loss = [], DenoisingLoss.__call__
 
     def noted(self, denoiser, batch):
         samples.append([batch.images.tolist(), batch.levels.tolist()])
         return loss(self, denoiser, batch)
     DenoisingLoss.__call__ = noted
-    finetune(config, progress=False, on_step=on_step)
+    exit_cleanly(finetune)(config, progress=False, on_step=on_step)
     if seen:
         seen.write_text(json.dumps(samples))
 
@@ -112,6 +131,23 @@ def _die_at_line(n):
             _die()
         return trace
     sys.settrace(trace)
+
+
+def _die_within(name):
+    """The library's own bytes, written by hand, since its writing cannot be stopped half-way at will."""
+    save_file = safetensors.torch.save_file
+
+    def save(tensors, file, metadata=None):
+        if Path(file).name != name:
+            save_file(tensors, file, metadata)
+            return
+        content = safetensors.torch.save(tensors, metadata)
+        with open(file, "wb") as stream:
+            stream.write(content[:len(content) // 2])
+            stream.flush()
+            os.fsync(stream.fileno())
+            _die()
+    safetensors.torch.save_file = resume.save_file = save
 
 
 def _die():

@@ -38,6 +38,8 @@ def add_lora(part, rank, alpha, layers):
 def save_lora(job, folder):
     """The adapters with their ranks and alphas in the file's metadata: `load_lora_weights` of a stock pipeline restores them."""
     parts = dict(job.predictor.parts.items())
+    for about in (about for part in parts.values() for about in part.peft_config.values()):
+        about.base_model_name_or_path = None  # transformers notes the folder on this machine, and it would go with the file
     layers = {f"{name}_lora_layers": _lora_layers(name, part) for name, part in parts.items()}
     with quiet():
         type(job.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(parts))

@@ -9,12 +9,14 @@ Without a model, data or config it trains the embedded model on the embedded dat
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from rotescope.datasets.duplicate import check_served
+from rotescope.datasets.quarantine import show_quarantined
 from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.models import DTYPES
 from rotescope.progress import progress_bars
@@ -22,12 +24,13 @@ from rotescope.settings import parse
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
-from rotescope.train.place import checkpoints, clear_work, result_folder
+from rotescope.train.place import checkpoints, clear_work, drop_later, result_folder
+from rotescope.train.publish import open_hub, upload
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle
-from rotescope.train.watch import is_first_process, open_hub, process_count, report, upload, visiting, watched
+from rotescope.train.watch import accelerator_of, check_agreed, is_first_process, process_count, report, tracked, visiting
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -36,25 +39,30 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
     `on_step(StepResult)` is called after each step. `monitor(Run)` is called in every process before the first step and after
-    each; where it is true, training ends; --monitor_steps gives rotescope.monitor's. InputError before anything expensive,
-    RunError when the loss is no number.
+    each; where it is true, training ends; --monitor_steps gives rotescope.monitor's. Pictures that cannot be read are left out:
+    announced before the first step, named at the end and in rotescope.json. InputError before anything expensive, RunError when
+    the loss is no number.
     """
     started = time.time()
     job, repository = check(config), open_hub(config)
     monitor = monitor or _monitor(job, progress)
     _check_length(job)
-    if is_first_process() and not config.resume_from_checkpoint:
+    _announce(job)
+    accelerator = accelerator_of(config)
+    check_sharding(accelerator, config)
+    check_agreed(job.manifest)
+    if accelerator.is_main_process and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
-    with watched(config) as accelerator:
-        check_sharding(accelerator, config)
+    with tracked(accelerator, config):
         run = _train(job, accelerator, on_step, monitor, progress)
         about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses),
                  "wall_seconds": round(time.time() - started, 1), **run.notes}
         with run.averaged():
             if accelerator.is_main_process:
-                _save(job, run.served, about)
+                _save(run, about)
+                show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
         if accelerator.is_main_process and repository:
-            upload(config, repository)
+            upload(job, repository)
         accelerator.wait_for_everyone()
     return Path(config.output_dir)
 
@@ -100,6 +108,12 @@ def _check_length(job):
             _say(f"warning: {error}")
 
 
+def _announce(job):
+    if job.source.quarantined and is_first_process():
+        _say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
+             f"{job.source.quarantined[0].reason}")
+
+
 def _trained(run, monitor):
     """The steps of a run, each followed by what is due after it, until the last, or until the monitor says so."""
     config = run.job.config
@@ -126,13 +140,14 @@ def _encode(job, accelerator, show):
                       texts=not job.config.train_text_encoder)
 
 
-def _save(job, served, about):
-    config = job.config
+def _save(run, about):
+    job, config = run.job, run.job.config
     with result_folder(config.output_dir, config.overwrite) as folder:
         weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
-                 **about, "hashes": {"base": job.hashes["base"]}}
-        save_record(folder, config, job.manifest.with_served(served), weights, about)
+                 **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
+        save_record(folder, config, job.manifest.with_served(run.served), weights, about)
+        drop_later(config.output_dir, run.saved)
 
 
 @exit_cleanly

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError
 from rotescope.models import DTYPES, find_model, load_pipeline
 from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
@@ -34,6 +34,7 @@ class Job:
     noise: NoiseSchedule
     parameters: list[torch.nn.Parameter]
     resume: Path | None           # the checkpoint to go on from
+    source: Source                # what was read, and what was left out: pictures that cannot be
 
     @property
     def denoiser(self):
@@ -53,7 +54,8 @@ def check(config):
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    manifest = apply_plan(load_source(config.train_data_dir), plan)
+    source = read_source(config.train_data_dir)
+    manifest = apply_plan(source.manifest, plan)
     pipe = load_pipeline(model)
     check_place(config, min_free_mb=_megabytes(pipe, config))
     noise = noise_schedule(pipe.scheduler)
@@ -64,7 +66,7 @@ def check(config):
     _warn_of_long_captions(manifest, pipe.tokenizer)
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
-               [p for p in predictor.parameters() if p.requires_grad], resume)
+               [p for p in predictor.parameters() if p.requires_grad], resume, source)
 
 
 def _preprocessing(config, pipe):

@@ -92,8 +92,18 @@ def clear_work(out):
 
 def checkpoints(out):
     """The checkpoints in a folder, oldest first."""
-    numbered = {int(p.name.split("-")[1]): p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)}
-    return [numbered[n] for n in sorted(numbered)]
+    return sorted((p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)), key=_step_of)
+
+
+def _step_of(checkpoint):
+    return int(checkpoint.name.split("-")[1])
+
+
+def drop_later(out, step):
+    """Remove the checkpoints after a step: a run that resumed before them makes another history, and would find them "latest"."""
+    for folder in reversed(checkpoints(out)):
+        if _step_of(folder) > step:
+            discard(folder)
 
 
 def check_place(config, min_free_mb=50):

@@ -28,7 +28,8 @@ class FinetuneConfig:
     checkpoints_total_limit: int | None = None
     """how many of them stay, the newest; all unless given"""
     resume_from_checkpoint: str | None = None
-    """go on from a checkpoint-… folder, or from the latest in output_dir; with none there the run starts anew"""
+    """go on from a checkpoint-… folder, or from the latest in output_dir; with none there the run starts anew. Later checkpoints
+    in output_dir stay until the run has a new one, or ends"""
     save_dtype: str = "fp32"
     """number format of a saved full model: fp32, fp16 or bf16"""
     cache_dir: str | None = None
@@ -169,7 +170,7 @@ class FinetuneConfig:
     tracker_project_name: str = "rotescope"
     """how the trackers call the run's project"""
     push_to_hub: bool = False
-    """upload the result, but for the manifest, which names local files"""
+    """upload the result with a model card, without the manifest, whose files are local, and without local paths"""
     hub_model_id: str | None = None
     """under this name; the output folder's unless given"""
     hub_token: str | None = None

@@ -13,15 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from rotescope.errors import InputError, RunError
 from rotescope.train.checkpoint import load_trained, save_trained
-from rotescope.train.place import RECORD, checkpoints, discard, durable_folder
+from rotescope.train.place import RECORD, checkpoints, discard, drop_later, durable_folder
 
 STATE = "state.safetensors"
 ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layers", "use_ema", "use_8bit_adam", "caption_dropout",
          "resolution", "center_crop", "random_flip")  # what the state depends on; other options may change from start to start
 
 
+MEANT = {"data": ": see that --train_data_dir, the pictures that can be read there and the plan are what they were",
+         "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
+
+
 def save_checkpoint(run, out, limit=None):
-    """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`."""
+    """Every process calls it; the main one writes OUT/checkpoint-STEP and then removes the oldest beyond `limit`.
+
+    Later ones than the last of this run are another history's: they go when this one is on the disk and not yet in its place.
+    """
     random_states = _random_states(run.accelerator)
     if run.accelerator.is_main_process:
         tensors, rest = flattened(_state(run, random_states))
@@ -32,8 +39,10 @@ def save_checkpoint(run, out, limit=None):
             save_file(tensors, folder / STATE)
             record = {"step": run.step, "losses": list(run.losses), "alike": identity(run), "rest": rest}
             (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            drop_later(out, run.saved)
         for old in checkpoints(out)[:-limit] if limit else ():
             discard(old)
+    run.saved = run.step
     run.accelerator.wait_for_everyone()
 
 
@@ -43,10 +52,12 @@ def restore(run, folder):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         _check_alike(folder, record["alike"], identity(run))
         state = unflattened(load_file(folder / STATE), record["rest"])
+        _check_scaler(folder, "scaler" in state, run.accelerator)
         _restore_weights(run, state, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be read ({error}): resume from another checkpoint") from error
-    run.step, run.served = record["step"], state["served"]
+    run.step = run.saved = record["step"]
+    run.served = state["served"]
     run.losses.extend(record["losses"])
     run.batches.restore(state["batches"])
     if run.loss.bank:
@@ -66,7 +77,19 @@ def identity(run):
 def _check_alike(folder, theirs, ours):
     for what in ours:
         if theirs.get(what) != ours[what]:
-            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}")
+            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}"
+                             + MEANT.get(what, ""))
+
+
+def _check_scaler(folder, theirs, accelerator):
+    """Gradients scaled in half precision go on scaled; other precisions keep nothing, and may change from start to start."""
+    ours = accelerator.scaler is not None
+    if theirs and not ours:
+        raise InputError(f"{folder} is of a run in fp16, whose gradient scaler it keeps, and this one has "
+                         f"--mixed_precision {accelerator.mixed_precision}: pass --mixed_precision fp16, on a GPU")
+    if ours and not theirs:
+        raise InputError(f"{folder} is of a run that was not in fp16 and keeps no gradient scaler: pass the --mixed_precision "
+                         "that it had, no or bf16")
 
 
 def _state(run, random_states):
@@ -119,7 +142,7 @@ def _random_states(accelerator):
 
 def _restore_random(accelerator, states):
     def own(rows):
-        return rows[accelerator.process_index % len(rows)]
+        return rows[accelerator.process_index % len(rows)].clone()  # torch reads a view from where its storage begins
     torch.set_rng_state(own(states["cpu"]))
     if "cuda" in states and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(own(states["cuda"]), accelerator.device)

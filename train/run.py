@@ -32,6 +32,7 @@ class Run:
     served: torch.Tensor                      # (n,) how often each image was shown
     losses: deque = field(default_factory=lambda: deque(maxlen=100))
     step: int = 0
+    saved: int = 0                            # step of the last checkpoint, of this start or the one that it resumed from
     notes: dict = field(default_factory=dict)  # what else goes into rotescope.json
 
     def steps(self):

@@ -1,4 +1,4 @@
-"""What can be seen of a training while it goes on: numbers at the trackers, validation images; and the upload."""
+"""What can be seen of a training while it goes on: numbers at the trackers, validation images."""
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from diffusers.utils import make_image_grid
-from huggingface_hub import create_repo, upload_folder
 
-from rotescope.errors import InputError, RunError
+from rotescope.errors import InputError
 from rotescope.settings import plain
 
 
-@contextmanager
-def watched(config):
-    """An Accelerator whose trackers, if any, are open."""
+def accelerator_of(config):
+    """-> the Accelerator of a run; its trackers are not open yet. InputError on a precision that is not there."""
     out = Path(config.output_dir)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
     # the last layer of SDXL's text encoders is not used
@@ -26,11 +24,19 @@ def watched(config):
         handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=1)))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
                               gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in float32, unsaid
+        raise InputError("--mixed_precision fp16 needs a GPU, and there is none: take bf16 or no")
+    return accelerator
+
+
+@contextmanager
+def tracked(accelerator, config):
+    """The trackers, if any, are open."""
     if config.report_to:
         shown = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in plain(config).items() if k != "hub_token"}
         accelerator.init_trackers(config.tracker_project_name, config=shown)
     try:
-        yield accelerator
+        yield
     finally:
         if config.report_to:
             accelerator.end_training()
@@ -102,25 +108,13 @@ def is_first_process():
     return os.environ.get("RANK", "0") == "0"
 
 
+def check_agreed(manifest):
+    """InputError, in every process, if they do not all see the same images: each would train on batches of its own."""
+    if len(set(gather_object([manifest.hash]))) > 1:
+        raise InputError("the processes do not all read the same images: see that each of them can read the whole of "
+                         "--train_data_dir, and that nothing changes there")
+
+
 def process_count():
     """How many there are, asked before there is an Accelerator."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def open_hub(config):
-    """-> the repository to upload to, made if need be, or None; InputError, before training, if the hub does not let us."""
-    if not (config.push_to_hub and is_first_process()):
-        return None
-    name = config.hub_model_id or Path(config.output_dir).name
-    try:
-        return create_repo(name, exist_ok=True, token=config.hub_token).repo_id
-    except Exception as error:  # offline, no token, no such organisation: one kind each
-        raise InputError(f"--push_to_hub: the hub does not open {name} ({error}): log in with `hf auth login`") from error
-
-
-def upload(config, repository):
-    try:
-        upload_folder(repo_id=repository, folder_path=config.output_dir, token=config.hub_token, commit_message="Add the model",
-                      ignore_patterns=["checkpoint-*", "manifest.parquet", ".*", "logs/*"])
-    except Exception as error:
-        raise RunError(f"the model is in {config.output_dir}, but the upload to {repository} failed ({error})") from error
