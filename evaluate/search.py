@@ -11,8 +11,14 @@ CHECKED = 200                     # queries on which an approximate engine is co
 PROBES, CANDIDATES = 32, 64       # cells that FAISS visits, and how many of its answers are compared exactly
 
 
-def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
-    """Exact cosine search: query (n, d), reference (m, d) -> similarity (n, k) descending and row (n, k).
+def cosine(query, reference, out):
+    """Of vectors of length 1: (n, d), (m, d) -> (n, m) in `out`."""
+    return torch.mm(query, reference.T, out=out)
+
+
+def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES), score=cosine):
+    """Exact search: query (n, d), reference (m, d) -> similarity (n, k) descending and row (n, k); by another score than the
+    cosine if it has that one's arguments.
 
     Of equal ones the first row comes first (beyond place k any of them). Both may be memory maps of float16: blocks of the
     reference are read and converted once each, so memory is the queries in float32 and one product, whatever m. own (n,):
@@ -28,7 +34,7 @@ def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
         for i in range(0, n, block[0]):
             lines = slice(i, min(i + block[0], n))
             product = space[:(lines.stop - i) * len(part)].view(lines.stop - i, len(part))
-            torch.mm(query[lines], part.T, out=product)
+            score(query[lines], part, product)
             if own is not None:
                 _blank(product, np.asarray(own[lines]) - j)
             _improve(best, lines, product, j)
