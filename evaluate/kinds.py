@@ -108,9 +108,10 @@ def agreement(squares):
 
 def difference(made, trained, pair):
     """-> twice the box around the largest group of blocks in which two squares differ; None if they differ nowhere."""
-    a, b = blocks(np.stack([made, trained]))
-    differ = (((a * b).sum(1) < AGREE) & (a.any(1) | b.any(1))).reshape(BLOCKS, BLOCKS)
-    found = _largest(differ, 1)
+    both = np.stack([made, trained])
+    (a, b), (colour, other) = blocks(both), shrunk(both, BLOCKS)
+    inside = ((a * b).sum(1) < AGREE) & (a.any(1) | b.any(1))
+    found = _largest(inside.reshape(BLOCKS, BLOCKS) | (np.linalg.norm(colour - other, axis=2) > GROUND), 1)
     return (_region(found[0], BLOCKS),) * 2 if found else None
 
 

@@ -185,9 +185,13 @@ def _closest_parts(report, kind):
     for p in report["partial"]:
         if p["kind"] == kind:
             closest.setdefault(p["nearest"], p)
-    return [p | {"generated_uri": uri(marked(report.pictures.generated(p["image"]), [r["generated"] for r in p["regions"]])),
-                 "training_uri": uri(marked(report.pictures.training(p["nearest"]), [r["training"] for r in p["regions"]]))}
+    return [p | {"generated_uri": uri(marked(report.pictures.generated(p["image"]), _frames(p, "generated"))),
+                 "training_uri": uri(marked(report.pictures.training(p["nearest"]), _frames(p, "training")))}
             for p in list(closest.values())[:SHOWN // 3]]
+
+
+def _frames(part, picture):
+    return [r[picture] for r in part["regions"] if r[picture] != [0, 0, 1, 1]]
 
 
 def marked(picture, regions):

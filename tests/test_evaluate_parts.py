@@ -16,7 +16,7 @@ from rotescope.evaluate.descriptor import centred_pixels
 from rotescope.evaluate.exports import write_pairs
 from rotescope.evaluate.kinds import KINDS, TILES, WHOLE, objects
 from rotescope.evaluate.partial import partial_copies
-from rotescope.evaluate.report import marked
+from rotescope.evaluate.report import marked, render
 from rotescope.evaluate.scoring import score_samples
 
 
@@ -187,7 +187,13 @@ def test_the_report_tells_parts_apart_from_copies(data, tmp_path):
     (part,) = next(p["partial"] for p in pq.read_table(tmp_path / "pairs.parquet").to_pylist() if p["image"] == "part.png")
     assert part == {key: report["partial"][0][key] for key in ("kind", "similarity", "nearest", "regions")}
     assert part["regions"] == [both(*TILES[0])]
-    assert score_samples(tmp_path / "made", data, partial=False)["partial_thresholds"] is None
+    text = render(report)
+    assert "A part in its place <span>· 1 image, from" in text
+    assert text.count("framed: the region that matches") == 2
+    assert "Not found: an object" in text
+    report = score_samples(tmp_path / "made", data, partial=False, exact="none")
+    assert report["partial_thresholds"] is None
+    assert 'id="parts"' not in render(report)
 
 
 def test_a_region_is_drawn_around_what_it_names():
