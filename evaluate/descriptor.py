@@ -34,7 +34,11 @@ def square(image, side, resample):
 
 def centred_pixels(images, side=32):
     """n RGB images -> (n, 3·side²) float32: colours at side × side, each channel less its mean."""
-    x = np.stack([np.asarray(square(image, side, Image.BOX), np.float32) for image in images])  # (n, side, side, 3)
+    return centred(np.stack([np.asarray(square(image, side, Image.BOX), np.float32) for image in images]))
+
+
+def centred(x):
+    """(n, h, w, c) -> (n, c·h·w): each channel less its mean over the picture."""
     return (x - x.mean(axis=(1, 2), keepdims=True)).reshape(len(x), -1)
 
 

@@ -9,17 +9,25 @@ from rotescope.evaluate.rules import Rule
 from rotescope.evaluate.table import cells_of, number
 from rotescope.evaluate.words import PROMPTS, percent, share
 
+REGION = pa.list_(pa.float64())  # left, top, width, height as shares of the centre square
+PART = pa.struct([("kind", pa.string()), ("similarity", pa.float64()), ("nearest", pa.string()),
+                  ("regions", pa.list_(pa.struct([("generated", REGION), ("training", REGION)])))])
 PAIRS = pa.schema([
     ("method", pa.string()), ("group", pa.string()), ("prompt_index", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("copied_by", pa.list_(pa.string())),
     ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("expected", pa.string()),
-    ("own_similarity", pa.float64())])
+    ("own_similarity", pa.float64()), ("partial", pa.list_(PART))])
 
 
 def write_pairs(report, file):
-    """Every generated image with its nearest training image; descriptor and threshold are in the table's metadata."""
+    """Every generated image with its nearest training image, and what it copies in part; descriptor and threshold are in the
+    table's metadata."""
     about = {"rotescope": "pairs 1", "descriptor": report["descriptor"], "copy_threshold": str(report["copy_threshold"])}
-    pq.write_table(pa.Table.from_pylist(report["pairs"], PAIRS.with_metadata(about)), file, compression="zstd")
+    parts = {}
+    for p in report["partial"]:
+        parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
+    rows = [p | {"partial": parts.get(p["image"], [])} for p in report["pairs"]]
+    pq.write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file, compression="zstd")
 
 
 # ----- JUnit

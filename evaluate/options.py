@@ -25,7 +25,8 @@ class Measuring:
     copy_threshold: float | None = None
     """a similarity of your own instead"""
     partial: bool = True
-    """also look for copies of a part, mirrored and recoloured ones; they are reported apart"""
+    """also look for copies of a part, of an object elsewhere, of all but a part, mirrored and recoloured ones (up to 50,000
+    training images); they are reported apart"""
     exact: str = "pixels"
     """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
 

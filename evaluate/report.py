@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from rotescope.evaluate import charts
 from rotescope.evaluate.table import cells_of, number
 from rotescope.evaluate.verdict import best
-from rotescope.evaluate.words import PROMPTS, percent, printable, share, short
+from rotescope.evaluate.words import PARTS, PROMPTS, percent, printable, share, short
 from rotescope.runs import write_json
 
 NULL_NAMES = {"heldout": "held-out pictures", "train": "training images against one another"}
@@ -74,7 +74,7 @@ def render(report, redact=False):
     return environment.get_template("report.html.j2").render(
         r=report, heading=heading(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
-        parts=shown_parts(report), lines=lines(report), redacted=redact, script=script,
+        parts=shown_parts(report), part_words=PARTS, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 
@@ -175,13 +175,23 @@ def shown_pairs(report):
 
 
 def shown_parts(report):
-    """The closest copies of a part, mirrored or recoloured, one for each training image and kind, the region drawn on both."""
+    """-> [(kind, found, threshold, the closest, one for each training image, with the regions drawn on both pictures)]."""
+    return [(kind, sum(p["kind"] == kind for p in report["partial"]), threshold, _closest_parts(report, kind))
+            for kind, threshold in (report["partial_thresholds"] or {}).items()]
+
+
+def _closest_parts(report, kind):
     closest = {}
     for p in report["partial"]:
-        closest.setdefault((p["kind"], p["nearest"]), p)
-    return [p | {"generated_uri": uri(marked(report.pictures.generated(p["image"]), p["regions"])),
-                 "training_uri": uri(marked(report.pictures.training(p["nearest"]), p["regions"]))}
-            for p in list(closest.values())[:SHOWN]]
+        if p["kind"] == kind:
+            closest.setdefault(p["nearest"], p)
+    return [p | {"generated_uri": uri(marked(report.pictures.generated(p["image"]), _frames(p, "generated"))),
+                 "training_uri": uri(marked(report.pictures.training(p["nearest"]), _frames(p, "training")))}
+            for p in list(closest.values())[:SHOWN // 3]]
+
+
+def _frames(part, picture):
+    return [r[picture] for r in part["regions"] if r[picture] != [0, 0, 1, 1]]
 
 
 def marked(picture, regions):

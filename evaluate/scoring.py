@@ -114,9 +114,10 @@ def _layers_as_json(layers, samples, measured, chosen):
 
 
 def _partial(samples, measured, index, how):
-    """-> {partial: [{image, kind, similarity, nearest, regions, …}], partial_thresholds: {kind: threshold} or None}."""
+    """-> {partial: [{image, kind, similarity, nearest, regions, …}], partial_thresholds: {kind: threshold} or None, and the
+    quantile that they are}."""
     if not how.partial or len(index) > AT_MOST:
-        return {"partial": [], "partial_thresholds": None}
+        return {"partial": [], "partial_thresholds": None, "partial_quantile": None}
     found, thresholds = partial_copies([opener for _, opener in samples.pictures], [e.open for e in index.examples],
                                        measured.copied, how.copy_quantile)
     rows = []
@@ -124,7 +125,7 @@ def _partial(samples, measured, index, how):
         r, example = samples.records[f.pop("position")], index.examples[f.pop("row")]
         rows.append({"method": r.method, "group": r.group, "prompt_index": r.prompt_index, "prompt": r.prompt, "seed": r.seed,
                      "image": r.image, "nearest": example.image_id, **f})
-    return {"partial": rows, "partial_thresholds": thresholds}
+    return {"partial": rows, "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
 
 def copied_ids(samples, measured, index):

@@ -12,8 +12,14 @@ CHECKED = 200                     # queries on which an approximate engine is co
 PROBES, CANDIDATES = 32, 64       # cells that FAISS visits, and how many of its answers are compared exactly
 
 
-def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
-    """Exact cosine search: query (n, d), reference (m, d) -> similarity (n, k) descending and row (n, k).
+def cosine(query, reference, out):
+    """Of vectors of length 1: (n, d), (m, d) -> (n, m) in `out`."""
+    return torch.mm(query, reference.T, out=out)
+
+
+def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES), score=cosine):
+    """Exact search: query (n, d), reference (m, d) -> similarity (n, k) descending and row (n, k); by another score than the
+    cosine if it has that one's arguments.
 
     Of equal ones the first row comes first (beyond place k any of them). Both may be memory maps of float16: blocks of the
     reference are read and converted once each, so memory is the queries in float32 and one product, whatever m. own (n,):
@@ -25,7 +31,7 @@ def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
     n, k = len(query), min(k, len(reference) - (own is not None))
     best = torch.full((n, k), -torch.inf, device=device), torch.zeros((n, k), dtype=torch.int64, device=device)
     space = torch.empty(block[0] * block[1], device=device)
-    few = k == 1 and n >= coarse.LEAST and device == "cpu" and coarse.supported()
+    few = score is cosine and k == 1 and n >= coarse.LEAST and device == "cpu" and coarse.supported()
     codes, integers = (coarse.rounded(query), coarse.space_for(block)) if few else (None, None)
     for j in range(0, len(reference), block[1]):
         part = torch.from_numpy(np.asarray(reference[j:j + block[1]], np.float32)).to(device)
@@ -36,7 +42,7 @@ def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES)):
             if few and _improve_few(best, lines, (query[lines], codes[lines]), (part, rounded), without, integers, j):
                 continue
             product = space[:(lines.stop - i) * len(part)].view(lines.stop - i, len(part))
-            torch.mm(query[lines], part.T, out=product)
+            score(query[lines], part, product)
             product[without] = -torch.inf
             _improve(best, lines, product, j)
     return best[0].clamp(-1, 1).cpu().numpy(), best[1].cpu().numpy()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import sobel
 
+from rotescope.datasets.tiled import tiled_distances
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import guided
 
@@ -77,21 +78,7 @@ class Cliques(BlackBox):
 
     def score(self, observed):
         images = torch.stack([torch.from_numpy(np.array(i.convert("RGB"))) for i in observed])
-        return -clique_distance(tiled_distances(images.permute(0, 3, 1, 2) / 255, self.tiles).numpy(), self.clique)
-
-
-def tiled_distances(images, tiles=4):
-    """Images (n, 3, h, w) in [0, 1] -> (n, n): root mean square difference of the worst of tiles × tiles pieces, 0…1.
-
-    The worst, so that a shared plain background does not make two images alike.
-    """
-    pieces = (piece for row in images.tensor_split(tiles, 2) for piece in row.tensor_split(tiles, 3))
-    return torch.stack([_rms(p.flatten(1)) for p in pieces if p.numel()]).amax(0)
-
-
-def _rms(vectors):
-    """(n, d) -> (n, n); no matrix product, which would lose small differences."""
-    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist") / vectors.shape[1] ** 0.5
+        return -clique_distance(tiled_distances(images.permute(0, 3, 1, 2) / 255, tiles=self.tiles).numpy(), self.clique)
 
 
 def clique_distance(distances, size):

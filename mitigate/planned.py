@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rotescope.datasets.tiled import tiled_distances
 from rotescope.errors import InputError
-from rotescope.mitigate.blackbox import clique_distance, tiled_distances
+from rotescope.mitigate.blackbox import clique_distance
 from rotescope.mitigate.detectors import get_detector, score_prompts
 from rotescope.mitigate.generate import describe
 from rotescope.mitigate.plan import PLANS, as_record, ranked, seeds_of, uniform

@@ -9,8 +9,9 @@ from PIL import Image
 from tiny import tiny_pipeline
 
 from rotescope import mitigated
+from rotescope.datasets.tiled import tiled_distances
 from rotescope.errors import InputError
-from rotescope.mitigate.blackbox import clique_distance, edge_agreement, tiled_distances
+from rotescope.mitigate.blackbox import clique_distance, edge_agreement
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
 from rotescope.mitigate.gaps import details
 from rotescope.mitigate.probe import Probe, cross_attention, to_eps
@@ -240,6 +241,9 @@ def test_the_tiled_distance_is_that_of_the_worst_tile():
     images[2] = 0.25
     expected = [[0, 0.5, 0.25], [0.5, 0, 0.25], [0.25, 0.25, 0]]
     np.testing.assert_allclose(tiled_distances(images), expected, atol=1e-6)
+    np.testing.assert_allclose(tiled_distances(images[1:], images), expected[1:], atol=1e-6)
+    many = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(tiled_distances(many, many.flip(0)), tiled_distances(many).flip(1), atol=1e-3)
 
 
 def test_the_clique_distance_is_the_first_threshold_with_a_clique():
