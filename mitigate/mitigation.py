@@ -62,7 +62,8 @@ class Step:
     uncond: torch.Tensor
     gap: torch.Tensor        # ‖eps_cond − eps_uncond‖₂ (n,) in ε, NaN where a branch was not asked for
     call: "PipelineCall | None"  # None under a guider, which sees no call
-    denoise: object          # denoise(**changed arguments) -> the conditional half's output (n, …), one more row an image
+    denoise: object          # denoise(images=None, **changed arguments) -> the conditional half's output (n, …) once more: for
+                             # the images, a bool (n,), one row each and zero for the others; None: for all
 
 
 FAMILIES = {  # first match by class name

@@ -5,13 +5,14 @@ in READY.
 """
 import copy
 import re
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from test_mitigate import calibration
 from test_pipelines import images
-from tiny import TINY, cached_pipeline, image_folder
+from tiny import TINY, cached_pipeline, image_folder, loud_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.sources import load_source
@@ -20,13 +21,18 @@ from rotescope.mitigate.mitigation import FAMILIES, Mitigation, denoiser_of
 from rotescope.mitigate.registry import ENTRIES, get_mitigation
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]
-STEPS, APART = 3, (2, 3)
-READY = {  # name -> function(tmp_path) -> what stands behind the colon
+STEPS, APART = 3, (2, 1)
+READY = {  # name -> function(tmp_path) -> what stands behind the colon: numbers at which it acts on some of PROMPTS, or on all
     "dtp-calibrated": lambda folder: "calibration=" + str(
         calibration(folder / "c.json", np.exp(np.random.default_rng(0).normal(0.5, 0.3, (9, 2))), [999, 666], steps=STEPS)),
     "amg": lambda folder: f"training={training_manifest(folder)}",
-    "noise-optimisation": lambda folder: "iterations=50",
+    "prompt-optimisation": lambda folder: "target=4.7,iterations=3",
+    "prompt-reanchoring": lambda folder: "target=4.4,full=6,iterations=2",
+    "noise-optimisation": lambda folder: "target=4.7,iterations=3",
+    "sharpness-aware-noise": lambda folder: "target=4.9,weight=0.001,iterations=2,budget=3",
+    "nemo": lambda folder: "threshold=0.05,seeds=3",
 }
+MIXED = {name for name in READY if name not in ("dtp-calibrated", "amg")}  # act on PROMPTS[2], leave PROMPTS[1] alone
 CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families if kind in TINY]
 
 
@@ -50,10 +56,19 @@ def traces(pipe):
     return type(pipe), modules, grads, processors, vars(denoiser_of(pipe)).get("forward"), dict(pipe.scheduler.config)
 
 
+def pipeline(kind):
+    return loud_pipeline() if kind == "sd" else cached_pipeline(kind)
+
+
+@lru_cache(maxsize=len(TINY))
+def plain_images(kind):
+    """Under guidance alone, without any of ours. FLUX itself leaves a hook registry behind."""
+    return images(pipeline(kind), PROMPTS, kind=kind, num_inference_steps=STEPS)
+
+
 @pytest.mark.parametrize(("name", "kind"), CLAIMS, ids=[f"{name}-{kind}" for name, kind in CLAIMS])
 def test_the_contract(name, kind, tmp_path):
-    pipe, mitigation = cached_pipeline(kind), ready(name, tmp_path)
-    images(pipe, PROMPTS[:1], kind=kind, num_inference_steps=2)  # FLUX itself leaves a hook registry behind
+    pipe, mitigation, plain = pipeline(kind), ready(name, tmp_path), plain_images(kind)
     before, settings = traces(pipe), copy.deepcopy(mitigation)
     with mitigated(pipe, mitigation) as run:
         together = images(pipe, PROMPTS, kind=kind, num_inference_steps=STEPS)
@@ -61,12 +76,19 @@ def test_the_contract(name, kind, tmp_path):
     with mitigated(pipe, mitigation) as again:
         repeated = images(pipe, PROMPTS, kind=kind, num_inference_steps=STEPS)
     assert torch.isfinite(together).all()
+    assert not together.requires_grad
+    if kind == "sd":
+        touched = (together - plain).flatten(1).norm(dim=1) > 1e-3
+        assert touched[2] == (name != "none")
+        assert touched[1] == (name != "none" and name not in MIXED)
     assert torch.equal(repeated, together)  # the same seeds, the same images
-    torch.testing.assert_close(together[list(APART)], apart, atol=1e-5, rtol=0)  # alone, or among others
+    torch.testing.assert_close(together[list(APART)], apart, atol=1e-6, rtol=0)  # alone, or among others
     n = len(PROMPTS)
     for record in (run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps):
         assert len(record) == n + len(APART)
-    assert run.denoiser_rows[n:] == [run.denoiser_rows[i] for i in APART]
+    for record in (run.denoiser_rows, run.denoiser_calls, run.transition_timesteps):
+        assert record[n:] == [record[i] for i in APART]
+    assert name not in MIXED or run.denoiser_rows[2] > run.denoiser_rows[1]  # what is not needed is not computed
     assert again.denoiser_rows == run.denoiser_rows[:n]
     if re.fullmatch(r"(1|0\.\d+) ×( at .*)?", ENTRIES[name].cost):
         assert max(run.denoiser_rows) <= 2 * STEPS  # never dearer than plain guidance
@@ -77,7 +99,7 @@ def test_the_contract(name, kind, tmp_path):
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if len(entry.families) < len(FAMILIES)])
 def test_a_family_that_is_not_served_is_refused_and_the_pipeline_untouched(name, tmp_path):
     kind = next(kind for kind in TINY if kind not in ENTRIES[name].families)
-    pipe, mitigation = cached_pipeline(kind), ready(name, tmp_path)
+    pipe, mitigation = pipeline(kind), ready(name, tmp_path)
     before = traces(pipe)
     with pytest.raises(InputError, match="serves"), mitigated(pipe, mitigation):
         pass

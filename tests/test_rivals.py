@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_pipeline
+from tiny import loud_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.captions import add_numbers, add_words, repeat_words
@@ -29,12 +29,7 @@ RIVALS = {  # numbers that make each do something to a small model with random w
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = tiny_pipeline().to(torch.float64)  # so that what differs is the rule, not the rounding
-    for module in pipe.unet.modules():        # random weights hardly listen to the text
-        if hasattr(module, "to_v") and module.is_cross_attention:
-            module.to_v.weight.data *= 20
-            module.to_k.weight.data *= 20
-    return pipe
+    return loud_pipeline()
 
 
 def sample(pipe, mitigation=None, rows=(0, 1, 2), **settings):
@@ -64,20 +59,6 @@ def noise(row):
 
 
 # ----- all of them
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_an_image_does_not_depend_on_its_batch_and_the_pipeline_is_restored(pipe, name):
-    plain, _ = sample(pipe)
-    together, run = sample(pipe, RIVALS[name])
-    apart, rows = zip(*(sample(pipe, RIVALS[name], [r]) for r in (2, 0, 1)), strict=True)
-    torch.testing.assert_close(together[[2, 0, 1]], torch.cat(apart), atol=1e-6, rtol=0)
-    assert [run.denoiser_rows[i] for i in (2, 0, 1)] == [r.denoiser_rows[0] for r in rows]
-    assert together.isfinite().all()
-    assert (together - plain).flatten(1).norm(dim=1).min() > 1e-3  # it did something to each
-    assert torch.equal(sample(pipe)[0], plain)
-    assert all(p.grad is None for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
-    assert not together.requires_grad
-
 
 @pytest.mark.parametrize("name", ["prompt-optimisation", "prompt-reanchoring", "noise-optimisation", "sharpness-aware-noise"])
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])

@@ -29,21 +29,6 @@ def manifest(tmp_path_factory):
     return str(folder / "manifest.parquet")
 
 
-# ----- both
-
-@pytest.mark.parametrize("make", [lambda file: AntiMemorizationGuidance(file, dissimilarity=5.0, threshold=0.0),
-                                  lambda file: ValueNeurons(threshold=-0.5, seeds=3)], ids=["amg", "nemo"])
-def test_an_image_does_not_depend_on_its_batch_and_the_pipeline_is_restored(pipe, manifest, make):  # noqa: F811
-    plain, _ = sample(pipe)
-    together, run = sample(pipe, make(manifest))
-    apart, rows = zip(*(sample(pipe, make(manifest), [r]) for r in (2, 0, 1)), strict=True)
-    torch.testing.assert_close(together[[2, 0, 1]], torch.cat(apart), atol=1e-6, rtol=0)
-    assert [run.denoiser_rows[i] for i in (2, 0, 1)] == [r.denoiser_rows[0] for r in rows]
-    assert (together - plain).flatten(1).norm(dim=1).min() > 1e-3
-    assert torch.equal(sample(pipe)[0], plain)
-    assert all(p.grad is None for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
-
-
 # ----- AMG
 
 def test_the_descriptor_by_hand():
