@@ -36,8 +36,8 @@ def mitigated(pipe, *mitigations):
     Outside, the pipeline is as it was. Raises InputError for a pipeline that cannot be served, for two mitigations that both
     combine predictions, for one that is named twice, and for a pipeline that already carries some.
     """
-    chain = check_chain(pipe, [get_mitigation(m) if isinstance(m, str) else m for m in mitigations])
-    run = MitigatedRun()
+    named = [get_mitigation(m) if isinstance(m, str) else m for m in mitigations]
+    chain, run = check_chain(pipe, named), MitigatedRun(named)
     with intercepted(pipe, lambda call, proceed: _run_call(pipe, chain, call, proceed, run)):
         yield run
 

@@ -5,7 +5,8 @@ import torch
 class MitigatedRun:
     """Per image, in the order in which the pipeline made them, over all calls inside the `with`."""
 
-    def __init__(self):
+    def __init__(self, mitigations=()):
+        self.mitigations = tuple(mitigations)  # with their settings, in the order in which they were named
         self.calls = []
 
     @property
