@@ -25,6 +25,7 @@ from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
+from rotescope.runs import whole
 
 NAME = "rotescope"
 
@@ -255,5 +256,4 @@ class TwoCallHook(GuidanceHook):
 
 def _scalar(timestep):
     """A timestep, or one a row -> int where it is whole, else float."""
-    t = torch.as_tensor(timestep).flatten()[0].item()
-    return int(t) if t == int(t) else t
+    return whole(torch.as_tensor(timestep).flatten()[0].item())

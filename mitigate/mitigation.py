@@ -39,7 +39,7 @@ class Mitigation:
 
 class GuidanceRun:
     """How a mitigation combines the predictions of one pipeline call, image by image."""
-    transition_timesteps: Any = None  # long (n,), −1 where there is none (yet)
+    transition_timesteps: Any = None  # float64 (n,), see no_transition
     call: Any = None  # the PipelineCall, known from before the first step on
 
     def branches(self, timestep):
@@ -51,10 +51,15 @@ class GuidanceRun:
         raise NotImplementedError
 
 
+def no_transition(n):
+    """−1 for each image: no transition (yet). Timesteps need not be whole: flow matching and Karras' spacing have others."""
+    return torch.full((n,), -1.0, dtype=torch.float64)
+
+
 @dataclass
 class Step:
     """One denoiser call on the way, for n images."""
-    timestep: int
+    timestep: float
     index: int               # 0…, counts distinct timesteps: a multi-call scheduler repeats them
     repeated: bool           # this timestep was seen in the call before
     sample: torch.Tensor     # what the denoiser saw (n, …)

@@ -22,8 +22,8 @@ from rotescope.runs import write_json
 SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
-    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.int32()), ("prediction_gaps", pa.list_(pa.float32())),
-    ("timesteps", pa.list_(pa.int32())),
+    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
+    ("timesteps", pa.list_(pa.float64())),
 ])
 SHARDS = "unfinished"
 
@@ -36,9 +36,9 @@ class Sample:
     noise_seed: int
     denoiser_rows: int
     denoiser_calls: int
-    transition_timestep: int | None
+    transition_timestep: float | None
     prediction_gaps: list[float]
-    timesteps: list[int]
+    timesteps: list[float]
 
 
 def noise_seed(prompt, seed):
@@ -137,9 +137,10 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
 
 
 def merge_shards(out, shards):
-    """Shards -> records.parquet, in the order of the work."""
+    """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        _write_table(pa.concat_tables([SCHEMA.empty_table(), *map(pq.read_table, shards)]), out / "records.parquet")
+        tables = (pq.read_table(shard).cast(SCHEMA) for shard in shards)
+        _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ class Transition:
             turned = len(d) > 2 and d[-3] > low < d[-1] or t <= self.policy.latest
         else:
             turned = t <= self.policy.transition
-        self.timestep = int(t) if turned and self.timestep is None else self.timestep
+        self.timestep = t if turned and self.timestep is None else self.timestep
         if self.timestep is None and self.policy.colour is not None:
             mean = np.mean((c - u).numpy(), axis=(2, 3) if c.dim() == 4 else 1, keepdims=True)
             return u + self.policy.colour * mean + self.policy.before * (c - u - mean)
