@@ -55,6 +55,7 @@ def check_chain(pipe, chain):
         m.check()
         if m.families and kind not in m.families:
             raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
+        m.check_pipeline(pipe)
         if chain.count(m) > 1:
             raise InputError(f"{m!r} is named twice")
     guides = [m for m in chain if type(m).begin is not Mitigation.begin]

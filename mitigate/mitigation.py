@@ -25,6 +25,9 @@ class Mitigation:
     def check(self):
         """Raise InputError for a setting that is missing: before a model is loaded."""
 
+    def check_pipeline(self, pipe):
+        """Raise InputError for a pipeline, of a family that is served, without what is needed: before anything is sampled."""
+
     def prepare(self, call):
         """Before the pipeline runs: change `call`, a PipelineCall."""
 

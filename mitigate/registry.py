@@ -78,7 +78,7 @@ ENTRIES = {
     "amg": Entry(AntiMemorizationGuidance(), "Chen et al., CVPR 2024, arXiv 2404.00922",
                  "1 × and 1 or 2 decodings a step", "gradients, training images"),
     "nemo": Entry(ValueNeurons(), "Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366",
-                  "+ 10 rows, or hundreds where memorized", "attention"),
+                  "+ 10 rows, or hundreds where memorized", "attention, ordinary prompts (they ship for the embedded model)"),
 }
 
 

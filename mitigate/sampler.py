@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from rotescope.errors import InputError
-from rotescope.mitigate.hooks import mitigated
+from rotescope.mitigate.hooks import check_chain, mitigated
 from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.prompts import EmbeddedPrompt
 from rotescope.runs import write_json
@@ -101,8 +101,10 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
 
     Batches that `out` holds already are left as they are. state: accelerate's PartialState, where several processes share the
     work. Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each
-    image that this process makes or finds.
+    image that this process makes or finds. InputError, before anything is made, for a policy that cannot serve the pipeline.
     """
+    for policy in policies.values():
+        check_chain(pipe, [policy])
     cut = batches(prompts, seeds, batch_size)
     work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
             for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]

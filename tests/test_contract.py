@@ -30,7 +30,7 @@ READY = {  # name -> function(tmp_path) -> what stands behind the colon: numbers
     "prompt-reanchoring": lambda folder: "target=4.4,full=6,iterations=2",
     "noise-optimisation": lambda folder: "target=4.7,iterations=3",
     "sharpness-aware-noise": lambda folder: "target=4.9,weight=0.001,iterations=2,budget=3",
-    "nemo": lambda folder: "threshold=0.05,seeds=3",
+    "nemo": lambda folder: "threshold=0.05,seeds=3,ordinary=none",
 }
 MIXED = {name for name in READY if name not in ("dtp-calibrated", "amg")}  # act on PROMPTS[2], leave PROMPTS[1] alone
 CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families if kind in TINY]
