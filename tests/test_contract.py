@@ -1,4 +1,4 @@
-"""Every entry of the registry, on every family that it claims: the promises of mitigate/mitigation.py and CONTRIBUTING.md.
+"""Every entry of the registry, on every family that it claims and on the embedded model: what mitigate/mitigation.py promises.
 
 An entry is tested as soon as it is registered. One that needs something of its own (a file, another setting to be quick) says so
 in READY.
@@ -19,6 +19,7 @@ from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import FAMILIES, Mitigation, denoiser_of
 from rotescope.mitigate.registry import ENTRIES, get_mitigation
+from rotescope.models import BASE, load_pipeline
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]
 STEPS, APART = 3, (2, 1)
@@ -32,6 +33,8 @@ READY = {  # name -> function(tmp_path) -> what stands behind the colon: numbers
     "sharpness-aware-noise": lambda folder: "target=4.9,weight=0.001,iterations=2,budget=3",
     "nemo": lambda folder: "threshold=0.05,seeds=3,ordinary=none",
 }
+EMBEDDED = {name: READY[name] for name in ("dtp-calibrated", "amg")} | {"noise-optimisation": lambda folder: "iterations=20"}
+QUICK = {"og-stp", "dtp", "tcfg", "random-token", "prompt-reanchoring", "attention-mask", "sharpness-step"}  # one of a kind
 MIXED = {name for name in READY if name not in ("dtp-calibrated", "amg")}  # act on PROMPTS[2], leave PROMPTS[1] alone
 CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families if kind in TINY]
 
@@ -41,8 +44,8 @@ def training_manifest(folder):
     return folder / "manifest.parquet"
 
 
-def ready(name, folder):
-    return get_mitigation(f"{name}:{READY[name](folder)}" if name in READY else name)
+def ready(name, folder, settings=READY):
+    return get_mitigation(f"{name}:{settings[name](folder)}" if name in settings else name)
 
 
 def traces(pipe):
@@ -94,6 +97,35 @@ def test_the_contract(name, kind, tmp_path):
         assert max(run.denoiser_rows) <= 2 * STEPS  # never dearer than plain guidance
     assert traces(pipe) == before
     assert mitigation == settings
+
+
+@lru_cache(maxsize=1)
+def embedded():
+    """-> the pipeline, and what it makes in one step by itself."""
+    pipe = load_pipeline(BASE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, pictures(pipe, 1)
+
+
+def pictures(pipe, steps=4):
+    """-> two of 64 × 64 pixels, in [0, 1]."""
+    noise = [torch.Generator().manual_seed(i) for i in range(2)]
+    return pipe(PROMPTS[:2], num_inference_steps=steps, generator=noise, output_type="np").images
+
+
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ENTRIES])
+def test_the_embedded_model_makes_pictures(name, tmp_path):
+    (pipe, plain), mitigation = embedded(), ready(name, tmp_path, EMBEDDED)
+    before = traces(pipe)
+    with mitigated(pipe, mitigation) as run:
+        found = pictures(pipe)
+    assert found.shape == (2, 64, 64, 3)
+    assert np.isfinite(found).all()
+    assert found.std((1, 2, 3)).min() > 0.02
+    assert len(run.timesteps) == 4
+    assert traces(pipe) == before
+    assert np.array_equal(pictures(pipe, 1), plain)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if len(entry.families) < len(FAMILIES)])
