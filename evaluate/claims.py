@@ -24,7 +24,7 @@ def fall(curve):
 def fall_timestep(curve, timesteps):
     """The timestep of the steepest single fall of a gap curve, relative to its highest value so far."""
     curve = np.asarray(curve, np.float64)
-    return int(timesteps[1 + int((np.diff(curve) / np.maximum.accumulate(curve)[:-1]).argmin())])
+    return float(timesteps[1 + int((np.diff(curve) / np.maximum.accumulate(curve)[:-1]).argmin())])
 
 
 def mean_interval(values, seed=0):

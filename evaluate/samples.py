@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rotescope.datasets.records import decode, read_encoded
 from rotescope.datasets.sources import IMAGES, Quarantined
 from rotescope.errors import InputError
-from rotescope.runs import sha256
+from rotescope.runs import sha256, whole
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
 GROUPS = ("duplicated", "control", "captions", "ungrouped", "paraphrase duplicated", "paraphrase control", "paraphrase",
@@ -32,9 +32,9 @@ class Record:
     group: str = "ungrouped"
     image_id: str = ""           # the training image that the prompt belongs to, if known
     denoiser_rows: int | None = None
-    transition_timestep: int | None = None
+    transition_timestep: float | None = None
     prediction_gaps: tuple[float, ...] = ()
-    timesteps: tuple[int, ...] = ()
+    timesteps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ def _read_records(folder):
 
 def _record(row):
     known = {k: v for k, v in row.items() if k in Record.__dataclass_fields__ and v is not None}
-    if known.get("transition_timestep", 0) < 0:  # never came
-        known.pop("transition_timestep")
+    at = known.pop("transition_timestep", -1)
+    known |= {} if at < 0 else {"transition_timestep": whole(at)}  # below 0: it never came
     return Record(**known | {"group": row["group"] or "ungrouped", "prediction_gaps": tuple(row.get("prediction_gaps") or ()),
-                             "timesteps": tuple(row.get("timesteps") or ())})
+                             "timesteps": tuple(map(whole, row.get("timesteps") or ()))})
 
 
 def _read_run(file):

@@ -13,7 +13,7 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import ScaleRun
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import Mitigation, no_transition
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CalibratedRun(ScaleRun):
         self.threshold = float(np.quantile(known.scores, policy.quantile))
         self.total, self.steps = torch.zeros(n, dtype=torch.float64), 0
         self.held = torch.zeros(n, dtype=torch.bool)
-        self.transition_timesteps = torch.full((n,), -1)
+        self.transition_timesteps = no_transition(n)
 
     def scale(self, timestep):
         before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
@@ -117,5 +117,5 @@ class CalibratedRun(ScaleRun):
             if step.timestep > self.policy.transition:
                 self.transition_timesteps[self.held] = -1  # guided before it was found out: that is over
         guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
-        self.transition_timesteps[guided_now] = int(step.timestep)
+        self.transition_timesteps[guided_now] = step.timestep
         return super().guide(step)

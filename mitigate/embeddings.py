@@ -64,8 +64,8 @@ class PromptReanchoring(Mitigation):
     ε(e*) is the prediction under the optimised embedding (see PromptOptimisation), ε(e) under the prompt's own, s the guidance
     scale. An image whose gap at x_T was above `target` is, whenever m = ‖ε(e*) − ε(∅)‖₂ is above it again, guided by
         ε(e) + s′ (ε(e*) − ε(e)) + (s − s′)(ε(e*) − ε(∅)),   s′ = min(s (m − a)/(M − a), s),   a = (s·target − M)/(s − 1),
-    which is plain guidance at m = target and turns wholly away from the prompt's own prediction at m = M. One more row a step
-    while a call holds such an image.
+    which is plain guidance at m = target and turns wholly away from the prompt's own prediction at m = M. One more row for each
+    step of an image at which it is.
     """
     target: float = 3.0
     full: float = 5.0            # M
@@ -103,9 +103,7 @@ class ReanchoringRun(BothBranches):
         plain = combine(step.cond, step.uncond, torch.full_like(step.gap, self.scale))
         own, triggered = step.call.memory[self.settings]
         far = triggered & (step.gap > self.settings.target)
-        if not far.any():
-            return plain
-        own = step.denoise(encoder_hidden_states=own)
+        own = step.denoise(far, encoder_hidden_states=own)
         return torch.where(_wide(far, plain), reanchored(step.cond, own, step.uncond, step.gap, self.scale, self.settings), plain)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.errors import InputError
-from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
+from rotescope.mitigate.mitigation import GuidanceRun, Mitigation, no_transition
 from rotescope.mitigate.transition import FirstLocalMinimum
 
 
@@ -88,7 +88,7 @@ class TransitionRun(ScaleRun):
         super().__init__(n)
         self.policy, self.after = policy, after
         self.past = torch.zeros(n, dtype=torch.bool)
-        self.transition_timesteps = torch.full((n,), -1)  # −1: not yet
+        self.transition_timesteps = no_transition(n)
         self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == "dynamic" else None
 
     def limit(self):
@@ -118,7 +118,7 @@ class TransitionRun(ScaleRun):
         return combine(mean, torch.zeros_like(mean), ~self.past * (self.policy.colour - self.policy.before))
 
     def _mark(self, rows, timestep):
-        self.transition_timesteps[rows] = int(timestep)
+        self.transition_timesteps[rows] = timestep
         self.past |= rows
 
     def scale(self, timestep):

@@ -19,6 +19,7 @@ from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import Mitigation, Step
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.signals import eps_factor, prediction_gap
+from rotescope.runs import whole
 
 
 def guider_for(pipe, mitigation, guidance_scale=7.5):
@@ -67,7 +68,7 @@ class MitigationGuider(BaseGuidance):
         if self.run is None:
             self.run = self.mitigation.begin(n, self.guidance_scale, pairs[0][0].device)
             self.denoiser_rows = torch.zeros(n, dtype=torch.long)
-        self.needs = [which.any().item() for which in self.run.branches(_number(self._timestep))]
+        self.needs = [which.any().item() for which in self.run.branches(whole(float(self._timestep)))]
         self.needed = [name for name, need in zip(self._input_predictions, self.needs, strict=True) if need]
         return [self._prepare_batch(data, self._input_predictions.index(name), name) for name in self.needed]
 
@@ -80,7 +81,7 @@ class MitigationGuider(BaseGuidance):
         """The predictions that were asked for -> GuiderOutput; afterwards the guider wants both again."""
         given = pred_uncond if pred_cond is None else pred_cond
         cond, uncond = (torch.zeros_like(given) if p is None else p for p in (pred_cond, pred_uncond))
-        timestep = _number(self._timestep)
+        timestep = whole(float(self._timestep))
         repeated, self.last = timestep == self.last, timestep
         self.index += not repeated
         gap = prediction_gap(cond, uncond, 1.0 if self.scheduler is None else eps_factor(self.scheduler, timestep))
@@ -98,8 +99,3 @@ class MitigationGuider(BaseGuidance):
     @property
     def num_conditions(self):
         return len(self.needed)
-
-
-def _number(timestep):
-    t = float(timestep)
-    return int(t) if t == int(t) else t

@@ -12,7 +12,7 @@ replaces both outputs at the second call.
 """
 import inspect
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
+from rotescope.runs import whole
 
 NAME = "rotescope"
 
@@ -36,8 +37,8 @@ def mitigated(pipe, *mitigations):
     Outside, the pipeline is as it was. Raises InputError for a pipeline that cannot be served, for two mitigations that both
     combine predictions, for one that is named twice, and for a pipeline that already carries some.
     """
-    chain = check_chain(pipe, [get_mitigation(m) if isinstance(m, str) else m for m in mitigations])
-    run = MitigatedRun()
+    named = [get_mitigation(m) if isinstance(m, str) else m for m in mitigations]
+    chain, run = check_chain(pipe, named), MitigatedRun(named)
     with intercepted(pipe, lambda call, proceed: _run_call(pipe, chain, call, proceed, run)):
         yield run
 
@@ -54,6 +55,7 @@ def check_chain(pipe, chain):
         m.check()
         if m.families and kind not in m.families:
             raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
+        m.check_pipeline(pipe)
         if chain.count(m) > 1:
             raise InputError(f"{m!r} is named twice")
     guides = [m for m in chain if type(m).begin is not Mitigation.begin]
@@ -195,10 +197,11 @@ class GuidanceHook(ModelHook):
         full = first if len(first) == len(rows) else first.new_zeros((len(rows), *first.shape[1:])).index_put_((rows,), first)
         return full, lambda x: (x, *output[1:]) if isinstance(output, tuple) else type(output)(sample=x)
 
-    def _extra(self, arguments, which, changed):
-        """One more denoiser call on the rows `which`, under other arguments; it is counted."""
-        self.rows = self.rows + 1
-        return self.fn_ref.original_forward(**{**take_rows(arguments, which), **changed})[0]
+    def _extra(self, arguments, half, images=None, **changed):
+        """One more call of n rows, the `half` of arguments with some changed, for `images`, a bool (n,), or all; counted."""
+        images = torch.ones(self.call.n, dtype=torch.bool) if images is None else images.cpu()
+        self.rows = self.rows + images.long()
+        return self._forward(images, {**take_rows(arguments, half), **changed})[0]
 
     def _named(self, args, kwargs):
         """Positional arguments by their names."""
@@ -216,8 +219,7 @@ class DoubledHook(GuidanceHook):
         repeated, needs = self._needs(timestep, arguments, sample.device)
         both, pack = self._forward(torch.cat([needs[1], needs[0]]), arguments)
         last = torch.arange(2 * n) >= n
-        guided = self._guide(timestep, repeated, sample[n:], both[n:], both[:n], needs,
-                             lambda **changed: self._extra(arguments, last, changed))
+        guided = self._guide(timestep, repeated, sample[n:], both[n:], both[:n], needs, partial(self._extra, arguments, last))
         return pack(torch.cat([guided, guided]))
 
 
@@ -243,8 +245,7 @@ class TwoCallHook(GuidanceHook):
         (timestep, repeated, needs, held, conditional), self.pending = self.pending, None
         uncond, pack = self._forward(needs[1], arguments)
         every = torch.ones(self.call.n, dtype=torch.bool)
-        guided = self._guide(timestep, repeated, sample, held.clone(), uncond, needs,
-                             lambda **changed: self._extra(conditional, every, changed))
+        guided = self._guide(timestep, repeated, sample, held.clone(), uncond, needs, partial(self._extra, conditional, every))
         held.copy_(guided)
         return pack(guided)
 
@@ -256,5 +257,4 @@ class TwoCallHook(GuidanceHook):
 
 def _scalar(timestep):
     """A timestep, or one a row -> int where it is whole, else float."""
-    t = torch.as_tensor(timestep).flatten()[0].item()
-    return int(t) if t == int(t) else t
+    return whole(torch.as_tensor(timestep).flatten()[0].item())

@@ -25,6 +25,9 @@ class Mitigation:
     def check(self):
         """Raise InputError for a setting that is missing: before a model is loaded."""
 
+    def check_pipeline(self, pipe):
+        """Raise InputError for a pipeline, of a family that is served, without what is needed: before anything is sampled."""
+
     def prepare(self, call):
         """Before the pipeline runs: change `call`, a PipelineCall."""
 
@@ -39,7 +42,7 @@ class Mitigation:
 
 class GuidanceRun:
     """How a mitigation combines the predictions of one pipeline call, image by image."""
-    transition_timesteps: Any = None  # long (n,), −1 where there is none (yet)
+    transition_timesteps: Any = None  # float64 (n,), see no_transition
     call: Any = None  # the PipelineCall, known from before the first step on
 
     def branches(self, timestep):
@@ -51,10 +54,15 @@ class GuidanceRun:
         raise NotImplementedError
 
 
+def no_transition(n):
+    """−1 for each image: no transition (yet). Timesteps need not be whole: flow matching and Karras' spacing have others."""
+    return torch.full((n,), -1.0, dtype=torch.float64)
+
+
 @dataclass
 class Step:
     """One denoiser call on the way, for n images."""
-    timestep: int
+    timestep: float
     index: int               # 0…, counts distinct timesteps: a multi-call scheduler repeats them
     repeated: bool           # this timestep was seen in the call before
     sample: torch.Tensor     # what the denoiser saw (n, …)
@@ -62,7 +70,8 @@ class Step:
     uncond: torch.Tensor
     gap: torch.Tensor        # ‖eps_cond − eps_uncond‖₂ (n,) in ε, NaN where a branch was not asked for
     call: "PipelineCall | None"  # None under a guider, which sees no call
-    denoise: object          # denoise(**changed arguments) -> the conditional half's output (n, …), one more row an image
+    denoise: object          # denoise(images=None, **changed arguments) -> the conditional half's output (n, …) once more: for
+                             # the images, a bool (n,), one row each and zero for the others; None: for all
 
 
 FAMILIES = {  # first match by class name

@@ -9,7 +9,9 @@ from rotescope.errors import InputError
 from rotescope.mitigate.attention import EARLY, labels_seen, send_labels
 from rotescope.mitigate.first_step import FirstStep, at_least_float
 from rotescope.mitigate.mitigation import Mitigation
-from rotescope.mitigate.prompts import read_prompts
+from rotescope.mitigate.prompts import embedded_captions, is_embedded, read_prompts
+
+NO_THETA = "none"
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class ValueNeurons(Mitigation):
     0.25 to 1 and k rises from 0 by 1 until δ is no longer like itself with all neurons (SSIM ≤ τ). At last layers, then single
     neurons, are switched on again where SSIM stays below max(τ, what was reached).
 
-    ordinary: a file of ordinary prompts (see read_prompts); without one only the k strongest are looked at, as under the authors'
-    --no_theta. SSIM is multi-scale, as theirs, from 44 × 44 latents on; smaller ones have one scale with σ = 0.5.
+    ordinary: a file of ordinary prompts (see read_prompts; the authors took 50,000 of LAION), or `none`: only the k strongest are
+    looked at, as under the authors' --no_theta. Where it is empty, the embedded model and what was fine-tuned from it, known by
+    the tokenizer, take the captions of the embedded held-out data; another model is refused. SSIM is multi-scale, as theirs, from
+    44 × 44 latents on; smaller ones have one scale with σ = 0.5.
     The search is made once a prompt and counted for each of its images: `seeds` rows, and where it is memorized as many again
     for each round, layer and neuron.
     """
@@ -38,8 +42,13 @@ class ValueNeurons(Mitigation):
             raise InputError(f"seeds={self.seeds}: likeness needs two or more")
 
     def check(self):
-        if self.ordinary:
+        if self.ordinary not in ("", NO_THETA):
             read_prompts(self.ordinary)
+
+    def check_pipeline(self, pipe):
+        if not self.ordinary and not is_embedded(pipe.tokenizer):
+            raise InputError("nemo compares neurons with what ordinary prompts show, and none ship for this model: give a file of"
+                             " some, nemo:ordinary=prompts.txt, or look at the strongest neurons alone, nemo:ordinary=none")
 
     def prepare(self, call):
         with torch.no_grad():
@@ -82,7 +91,7 @@ class NeuronSearch:
         shape = self.first.noise.shape[1:]
         self.noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in range(settings.seeds)]
                                  ).to(self.first.noise)
-        self.ordinary = self._ordinary(call, settings.ordinary) if settings.ordinary else None
+        self.ordinary = None if settings.ordinary == NO_THETA else self._ordinary(call)
 
     def find(self, text, images):
         """text (tokens, width), which images (n,) it belongs to -> bool (C,) of each layer."""
@@ -122,9 +131,10 @@ class NeuronSearch:
         low, high = delta.amin((2, 3), keepdim=True), delta.amax((2, 3), keepdim=True)
         return (delta - low) / (high - low)
 
-    def _ordinary(self, call, file):
-        """Of each layer: mean and standard deviation (C,) over the prompts of a file."""
-        prompts = [p.text for p in read_prompts(file)]
+    def _ordinary(self, call):
+        """Of each layer: mean and standard deviation (C,) over the ordinary prompts."""
+        file = self.settings.ordinary
+        prompts = [p.text for p in read_prompts(file)] if file else embedded_captions()
         texts = torch.cat([call.pipe.encode_prompt(prompts[i:i + 64], call.device, 1, False)[0]
                            for i in range(0, len(prompts), 64)])
         return [(s.mean(0), s.std(0)) for s in activations(self.layers, texts)]

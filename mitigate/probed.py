@@ -25,7 +25,8 @@ class ProbedTransition(Mitigation):
     def prepare(self, call):
         hook, latents = call.probe(_Probe(self.before))
         curves, timesteps = hook.run.curves(latents), hook.timesteps
-        call.memory[self] = torch.tensor([timesteps[min(self._index(c), len(timesteps) - 1)] for c in curves.tolist()])
+        call.memory[self] = torch.tensor([timesteps[min(self._index(c), len(timesteps) - 1)] for c in curves.tolist()],
+                                         dtype=torch.float64)
 
     def begin(self, n, guidance_scale, device):
         return _ProbedRun(TransitionGuidance(self.before), self, n, guidance_scale)

@@ -2,12 +2,14 @@
 import csv
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 
 from rotescope.errors import InputError
+from rotescope.models import BASE
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,17 @@ def prompts_of(manifest, groups=("duplicated", "control"), limit=None):
     """The first caption of each image of the named groups; of every image where none has a group. At most `limit` a group."""
     grouped = any(e.group in groups for e in manifest)
     return at_most([Prompt(e.captions[0], e.group, e.image_id) for e in manifest if not grouped or e.group in groups], limit)
+
+
+@lru_cache(maxsize=1)
+def embedded_captions():
+    """The captions of the embedded held-out data, each once: ordinary prompts for the embedded model."""
+    return list(dict.fromkeys(p.text for p in read_prompts(BASE.parent.parent / "datasets/emoji/heldout.parquet")))
+
+
+def is_embedded(tokenizer):
+    """Does it know the tokens of the embedded model's, which a fine-tune keeps?"""
+    return tokenizer.get_vocab().keys() == json.loads((BASE / "tokenizer/vocab.json").read_text(encoding="utf-8")).keys()
 
 
 def at_most(prompts, limit=None):

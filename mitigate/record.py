@@ -1,17 +1,20 @@
 """What a pipeline did under mitigations, image by image."""
 import torch
 
+from rotescope.runs import whole
+
 
 class MitigatedRun:
     """Per image, in the order in which the pipeline made them, over all calls inside the `with`."""
 
-    def __init__(self):
+    def __init__(self, mitigations=()):
+        self.mitigations = tuple(mitigations)  # with their settings, in the order in which they were named
         self.calls = []
 
     @property
     def transition_timesteps(self):
         """The timestep at which each image's transition came; None where there was none."""
-        return [None if t < 0 else t for c in self.calls for t in _transitions(c)]
+        return [None if t < 0 else whole(t) for c in self.calls for t in _transitions(c)]
 
     @property
     def prediction_gaps(self):

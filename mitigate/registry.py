@@ -67,7 +67,7 @@ ENTRIES = {
     "prompt-optimisation": Entry(PromptOptimisation(), "Wen et al., ICLR 2024, arXiv 2407.21720",
                                  "+ 2 to 20 rows", "gradients"),
     "prompt-reanchoring": Entry(PromptReanchoring(), "Chen et al., CVPR 2025, arXiv 2504.18032",
-                                "1.5 × and 4 to 20 rows where triggered, else + 2 rows", "gradients"),
+                                "up to 1.5 × and 4 to 20 rows where triggered, else + 2 rows", "gradients"),
     "pad-change": Entry(PadChange(), _KIM, "1 ×"),
     "pad-mask": Entry(PadMask(), _KIM, "1 ×"),
     "attention-mask": Entry(AttentionMask(), "Ren et al., ECCV 2024, arXiv 2403.11052", "1 ×", "attention"),
@@ -80,7 +80,7 @@ ENTRIES = {
     "amg": Entry(AntiMemorizationGuidance(), "Chen et al., CVPR 2024, arXiv 2404.00922",
                  "1 × and 1 or 2 decodings a step", "gradients, training images"),
     "nemo": Entry(ValueNeurons(), "Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366",
-                  "+ 10 rows, or hundreds where memorized", "attention"),
+                  "+ 10 rows, or hundreds where memorized", "attention, ordinary prompts (they ship for the embedded model)"),
 }
 
 

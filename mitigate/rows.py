@@ -5,7 +5,8 @@ BATCHED = frozenset((  # denoiser arguments with one entry a row, themselves or 
     "sample", "hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "guidance", "attention_mask",
     "encoder_attention_mask", "added_cond_kwargs", "class_labels", "timestep_cond", "down_block_additional_residuals",
     "mid_block_additional_residual", "down_intrablock_additional_residuals", "block_controlnet_hidden_states",
-    "controlnet_block_samples", "controlnet_single_block_samples", "ip_adapter_image_embeds", "ip_hidden_states", "gligen"))
+    "controlnet_block_samples", "controlnet_single_block_samples", "ip_adapter_image_embeds", "ip_hidden_states", "gligen",
+    "row_labels"))  # the last from attention.py
 UNBATCHED = frozenset(("img_ids", "txt_ids", "image_rotary_emb", "ip_adapter_masks"))
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from rotescope.errors import InputError
-from rotescope.mitigate.hooks import mitigated
+from rotescope.mitigate.hooks import check_chain, mitigated
 from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.prompts import EmbeddedPrompt
 from rotescope.runs import write_json
@@ -22,8 +22,8 @@ from rotescope.runs import write_json
 SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
-    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.int32()), ("prediction_gaps", pa.list_(pa.float32())),
-    ("timesteps", pa.list_(pa.int32())),
+    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
+    ("timesteps", pa.list_(pa.float64())),
 ])
 SHARDS = "unfinished"
 
@@ -36,9 +36,9 @@ class Sample:
     noise_seed: int
     denoiser_rows: int
     denoiser_calls: int
-    transition_timestep: int | None
+    transition_timestep: float | None
     prediction_gaps: list[float]
-    timesteps: list[int]
+    timesteps: list[float]
 
 
 def noise_seed(prompt, seed):
@@ -101,8 +101,10 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
 
     Batches that `out` holds already are left as they are. state: accelerate's PartialState, where several processes share the
     work. Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each
-    image that this process makes or finds.
+    image that this process makes or finds. InputError, before anything is made, for a policy that cannot serve the pipeline.
     """
+    for policy in policies.values():
+        check_chain(pipe, [policy])
     cut = batches(prompts, seeds, batch_size)
     work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
             for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]
@@ -137,9 +139,10 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
 
 
 def merge_shards(out, shards):
-    """Shards -> records.parquet, in the order of the work."""
+    """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        _write_table(pa.concat_tables([SCHEMA.empty_table(), *map(pq.read_table, shards)]), out / "records.parquet")
+        tables = (pq.read_table(shard).cast(SCHEMA) for shard in shards)
+        _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
 

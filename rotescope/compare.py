@@ -28,12 +28,13 @@ from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, named_policies
 from rotescope.mitigate.guidance import PLAIN
 from rotescope.mitigate.mitigation import family
+from rotescope.mitigate.neurons import NO_THETA
 from rotescope.mitigate.prompts import Prompt
 from rotescope.mitigate.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.sampler import sample, sample_to_folder
 from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder, versions, write_json
+from rotescope.runs import check_output, output_folder, versions, write_json, write_text
 from rotescope.settings import parse, plain
 from rotescope.train.job import EMBEDDED
 
@@ -150,12 +151,15 @@ def own_training(text, config):
 
 
 def _every(config, pipe, manifest, heldout, folder):
-    """Whatever serves the model -> {name: mitigation}. dtp-calibrated gets a calibration on held-out captions that no training
-    image bears, where there are eight or more."""
+    """Whatever serves the model -> {name: mitigation}. nemo and dtp-calibrated get held-out captions that no training image
+    bears, the latter a calibration on them, where there are eight or more."""
     kind = family(pipe)
     named = {n: own_training(n, config) for n, e in ENTRIES.items() if kind in e.families}
     named = {n: text for n, text in named.items() if ENTRIES[n].ready or text != n}
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
+    if kind in ENTRIES["nemo"].families:
+        write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))
+        named["nemo"] = f"nemo:ordinary={folder / 'ordinary.txt' if len(ordinary) >= 8 else NO_THETA}"
     if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
         sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}
         prompts = [Prompt(c) for c in sorted(ordinary)[:100]]

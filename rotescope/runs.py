@@ -82,6 +82,11 @@ def versions():
     return found
 
 
+def whole(number):
+    """A number as an int where it is one, else as it is: timesteps are whole or not, as the scheduler has it."""
+    return int(number) if number == int(number) else number
+
+
 def write_json(file, content):
     """JSON in UTF-8, whole or not at all."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

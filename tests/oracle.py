@@ -18,7 +18,7 @@ class Transition:
             turned = len(d) > 2 and d[-3] > low < d[-1] or t <= self.policy.latest
         else:
             turned = t <= self.policy.transition
-        self.timestep = int(t) if turned and self.timestep is None else self.timestep
+        self.timestep = t if turned and self.timestep is None else self.timestep
         if self.timestep is None and self.policy.colour is not None:
             mean = np.mean((c - u).numpy(), axis=(2, 3) if c.dim() == 4 else 1, keepdims=True)
             return u + self.policy.colour * mean + self.policy.before * (c - u - mean)
@@ -26,13 +26,13 @@ class Transition:
 
 
 @torch.no_grad()
-def plain_loop(pipe, kind, prompts, new_rule, steps):
+def plain_loop(pipe, kind, prompts, new_rule, steps, dtype=torch.float64):
     """new_rule() -> rule(t, gaps so far, cond, uncond) -> guided, one for each image -> latents, rules, gaps (images, steps)."""
     finished, rules, gaps = [], [], []
     for i, prompt in enumerate(prompts):
         noise, rule, d, last = torch.Generator().manual_seed(i), new_rule(), [], None
         predict, grid = PREDICTORS[kind](pipe, prompt), timesteps(pipe, kind, steps)
-        x = torch.randn(1, 4, 8, 8, generator=noise, dtype=torch.float64) * getattr(pipe.scheduler, "init_noise_sigma", 1)
+        x = torch.randn(1, 4, 8, 8, generator=noise, dtype=dtype) * getattr(pipe.scheduler, "init_noise_sigma", 1)
         if kind == "flux":  # 2 × 2 places in a token
             x = x.view(1, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, 16, 16)
         for t in grid:

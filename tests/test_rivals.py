@@ -2,13 +2,15 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_pipeline
+from tiny import loud_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.captions import add_numbers, add_words, repeat_words
 from rotescope.errors import InputError
 from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
+from rotescope.mitigate.guidance import TransitionGuidance
+from rotescope.mitigate.mitigation import PipelineCall
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
 from rotescope.mitigate.perturb import CaptionPerturbation
 from rotescope.mitigate.registry import get_mitigation
@@ -29,19 +31,15 @@ RIVALS = {  # numbers that make each do something to a small model with random w
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = tiny_pipeline().to(torch.float64)  # so that what differs is the rule, not the rounding
-    for module in pipe.unet.modules():        # random weights hardly listen to the text
-        if hasattr(module, "to_v") and module.is_cross_attention:
-            module.to_v.weight.data *= 20
-            module.to_k.weight.data *= 20
-    return pipe
+    return loud_pipeline()
 
 
 def sample(pipe, mitigation=None, rows=(0, 1, 2), **settings):
-    """-> latents (n, 4, 8, 8) and the run."""
+    """Under a mitigation, a tuple of several, or none -> latents (n, 4, 8, 8) and the run."""
+    chain = mitigation if isinstance(mitigation, tuple) else (mitigation or "none",)
     call = {"prompt": [PROMPTS[r] for r in rows], "num_inference_steps": STEPS, "output_type": "latent",
             "generator": [torch.Generator().manual_seed(r) for r in rows], **settings}
-    with mitigated(pipe, mitigation or "none") as run:
+    with mitigated(pipe, *chain) as run:
         return pipe(**call).images, run
 
 
@@ -65,20 +63,6 @@ def noise(row):
 
 # ----- all of them
 
-@pytest.mark.parametrize("name", RIVALS)
-def test_an_image_does_not_depend_on_its_batch_and_the_pipeline_is_restored(pipe, name):
-    plain, _ = sample(pipe)
-    together, run = sample(pipe, RIVALS[name])
-    apart, rows = zip(*(sample(pipe, RIVALS[name], [r]) for r in (2, 0, 1)), strict=True)
-    torch.testing.assert_close(together[[2, 0, 1]], torch.cat(apart), atol=1e-6, rtol=0)
-    assert [run.denoiser_rows[i] for i in (2, 0, 1)] == [r.denoiser_rows[0] for r in rows]
-    assert together.isfinite().all()
-    assert (together - plain).flatten(1).norm(dim=1).min() > 1e-3  # it did something to each
-    assert torch.equal(sample(pipe)[0], plain)
-    assert all(p.grad is None for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
-    assert not together.requires_grad
-
-
 @pytest.mark.parametrize("name", ["prompt-optimisation", "prompt-reanchoring", "noise-optimisation", "sharpness-aware-noise"])
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_gradient_methods_work_where_gradients_are_off(pipe, name, off):
@@ -94,6 +78,40 @@ def test_images_of_one_prompt_go_their_own_way(pipe, name):
     alone, _ = sample(pipe, RIVALS[name], [0], generator=[torch.Generator().manual_seed(9)])
     torch.testing.assert_close(twice[1:], alone, atol=1e-6, rtol=0)
 
+
+# ----- together with guidance
+
+@pytest.mark.parametrize("name", ["rta", "prompt-optimisation", "noise-optimisation"])
+def test_two_in_a_chain_are_the_one_by_hand_and_then_the_other(pipe, name):
+    """One that works on prompts, embeddings or noise, and opposite guidance."""
+    given = {"prompt": PROMPTS, "num_inference_steps": STEPS, "output_type": "latent"}
+    first, second = RIVALS[name], get_mitigation("og-stp")
+    call = PipelineCall(pipe, given | {"generator": [torch.Generator().manual_seed(r) for r in range(3)]})
+    first.prepare(call)
+    with mitigated(pipe, second):
+        expected = pipe(**call.arguments).images
+    with mitigated(pipe, first, "og-stp") as run:
+        found = pipe(**given, generator=[torch.Generator().manual_seed(r) for r in range(3)]).images
+    assert torch.equal(found, expected)
+    assert not any(torch.equal(found, sample(pipe, alone)[0]) for alone in (first, second))
+    assert run.mitigations == (first, second)
+    assert run.denoiser_rows == (2 * STEPS + call.extra_rows).tolist()
+    assert all(t <= 650 for t in run.transition_timesteps)
+
+
+@pytest.mark.parametrize(("second", "rows"), [
+    (TransitionGuidance(0.0, 500), 2 * STEPS - 2), (RIVALS["prompt-reanchoring"], None)], ids=["stp", "prompt-reanchoring"])
+def test_attention_is_edited_in_whatever_rows_are_computed(pipe, second, rows):
+    """Guidance that leaves rows out, or asks for more, beside labels of every row."""
+    chain = RIVALS["attention-mask"], second
+    found, run = sample(pipe, chain)
+    apart, runs = zip(*(sample(pipe, chain, [r]) for r in range(3)), strict=True)
+    torch.testing.assert_close(found, torch.cat(apart), atol=1e-6, rtol=0)
+    assert run.denoiser_rows == [r.denoiser_rows[0] for r in runs]
+    assert rows is None or run.denoiser_rows == [rows] * 3
+
+
+# ----- cost
 
 @pytest.mark.parametrize(("name", "rows"), [
     ("rta", 0), ("caption-noise", 0), ("pad-change", 0), ("pad-mask", 0), ("attention-mask", 0), ("spike-attenuation", 0),

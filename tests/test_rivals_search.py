@@ -1,17 +1,24 @@
 """Search in the training set (AMG) and value neurons (NeMo): against hand arithmetic and by invariance."""
+import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_rivals import PROMPTS, STEPS, pipe, sample  # noqa: F401  (pipe is a fixture)
-from tiny import image_folder
+from tiny import image_folder, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
-from rotescope.mitigate.neurons import ValueNeurons, activations, closest_pairs, likeness, refine, top, value_layers
+from rotescope.mitigate.mitigation import PipelineCall
+from rotescope.mitigate.neurons import NeuronSearch, ValueNeurons, activations, closest_pairs, likeness, refine, top, value_layers
+from rotescope.mitigate.prompts import Prompt
+from rotescope.mitigate.registry import get_mitigation
+from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.search import (
     AntiMemorizationGuidance,
     clean_estimate,
@@ -27,21 +34,6 @@ def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("amg")
     load_source(image_folder(folder / "images")).save(folder / "manifest.parquet")
     return str(folder / "manifest.parquet")
-
-
-# ----- both
-
-@pytest.mark.parametrize("make", [lambda file: AntiMemorizationGuidance(file, dissimilarity=5.0, threshold=0.0),
-                                  lambda file: ValueNeurons(threshold=-0.5, seeds=3)], ids=["amg", "nemo"])
-def test_an_image_does_not_depend_on_its_batch_and_the_pipeline_is_restored(pipe, manifest, make):  # noqa: F811
-    plain, _ = sample(pipe)
-    together, run = sample(pipe, make(manifest))
-    apart, rows = zip(*(sample(pipe, make(manifest), [r]) for r in (2, 0, 1)), strict=True)
-    torch.testing.assert_close(together[[2, 0, 1]], torch.cat(apart), atol=1e-6, rtol=0)
-    assert [run.denoiser_rows[i] for i in (2, 0, 1)] == [r.denoiser_rows[0] for r in rows]
-    assert (together - plain).flatten(1).norm(dim=1).min() > 1e-3
-    assert torch.equal(sample(pipe)[0], plain)
-    assert all(p.grad is None for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
 
 
 # ----- AMG
@@ -136,7 +128,7 @@ def test_refinement_leaves_the_neurons_that_matter():
     assert {(layer, n) for layer, mask in enumerate(off) for n in mask.nonzero()[:, 0].tolist()} == matters
 
 
-def test_the_strongest_and_the_unusual_by_hand(pipe, tmp_path):  # noqa: F811
+def test_the_strongest_by_hand(pipe):  # noqa: F811
     assert top(torch.tensor([3.0, 9.0, 5.0]), 2).tolist() == [False, True, True]
     texts = torch.randn(4, 24, 16, generator=torch.Generator().manual_seed(0)).double()
     layer = value_layers(pipe.unet)[0]
@@ -145,7 +137,7 @@ def test_the_strongest_and_the_unusual_by_hand(pipe, tmp_path):  # noqa: F811
 
 
 def test_neurons_off_are_rows_of_the_value_weights_at_zero(pipe):  # noqa: F811
-    settings, layers, found = ValueNeurons(threshold=-0.5, seeds=3), value_layers(pipe.unet), {}
+    settings, layers, found = ValueNeurons("none", threshold=-0.5, seeds=3), value_layers(pipe.unet), {}
 
     class Spy(ValueNeurons):
         def prepare(self, call):
@@ -169,9 +161,33 @@ def test_a_prompt_that_is_not_memorized_is_left_alone(pipe):  # noqa: F811
 
 
 def test_ordinary_prompts_tell_what_is_unusual(pipe, tmp_path):  # noqa: F811
-    (tmp_path / "ordinary.txt").write_text("a cat\na bus on a red background\na pig\na frog\n")
-    found, _ = sample(pipe, ValueNeurons(str(tmp_path / "ordinary.txt"), threshold=-0.5, seeds=2), [2])
-    assert found.isfinite().all()
-    assert not torch.allclose(found, sample(pipe, ValueNeurons(threshold=-0.5, seeds=2), [2])[0])
+    """|z| > θ of the |activation| averaged over the tokens; z by a file, else by the captions of the embedded held-out data."""
+    def strengths(prompts):
+        texts = [pipe.encode_prompt(text, "cpu", 1, False)[0][0].detach().numpy() for text in prompts]
+        return np.stack([np.abs(text @ layer.weight.detach().numpy().T).mean(0) for text in texts])
+    layer, few = value_layers(pipe.unet)[0], ["a cat", "a bus on a red background", "a pig", "a frog"]
+    (tmp_path / "few.txt").write_text("\n".join(few))
+    heldout = pq.read_table(Path(__file__).parent.parent / "datasets/emoji/heldout.parquet", columns=["caption"])["caption"]
+    for file, prompts in ((str(tmp_path / "few.txt"), few), ("", dict.fromkeys(heldout.to_pylist()))):
+        ordinary, (mine,) = strengths(prompts), strengths(PROMPTS[2:])
+        z = np.abs(mine - ordinary.mean(0)) / ordinary.std(0, ddof=1)
+        theta = float(np.sort(z)[-3:-1].mean())  # two neurons lie above it
+        call = PipelineCall(pipe, {"prompt": PROMPTS[2:], "num_inference_steps": STEPS})
+        unusual = NeuronSearch(call, ValueNeurons(file, seeds=2))._unusual(torch.from_numpy(mine), 0, theta)
+        assert sum(unusual) == 2
+        assert unusual.tolist() == (z > theta).tolist()
     with pytest.raises(InputError, match="gone.txt"), mitigated(pipe, ValueNeurons("gone.txt")):
         pipe(PROMPTS)
+
+
+def test_a_model_that_no_ordinary_prompts_ship_for_is_refused_before_anything_is_made(tmp_path):
+    other, policies = tiny_pipeline(), {name: get_mitigation(name) for name in ("none", "nemo")}
+    other.tokenizer = copy.deepcopy(other.tokenizer)
+    other.tokenizer.add_tokens(["unheard-of"])
+    with pytest.raises(InputError, match="nemo:ordinary=prompts.txt"), mitigated(other, "nemo"):
+        pass
+    with pytest.raises(InputError, match="nemo:ordinary=prompts.txt"):
+        sample_to_folder(other, [Prompt("a cat")], policies, (0,), tmp_path, num_inference_steps=2)
+    assert not list(tmp_path.iterdir())
+    with mitigated(other, "nemo:ordinary=none"):
+        pass

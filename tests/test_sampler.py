@@ -8,12 +8,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from tiny import tiny_pipeline
 
 from rotescope.errors import InputError
+from rotescope.evaluate.samples import read_samples
 from rotescope.mitigate import sampler
 from rotescope.mitigate.generate import GenerateConfig, check, generate, named_policies
 from rotescope.mitigate.prompts import Prompt
@@ -113,6 +117,30 @@ def test_records_say_what_each_image_is_and_cost(config):
     run = json.loads((out / "run.json").read_text())
     assert list(run["methods"]) == ["none", "og-stp"]
     assert (run["batch_size"], run["seeds"]) == (2, [0, 1])
+
+
+def test_timesteps_that_are_not_whole_are_kept_and_older_records_read(tmp_path):
+    """Karras' spacing has such; records used to hold int32, in finished runs and in unfinished ones."""
+    pipe, policies, out = tiny_pipeline(), {"og-stp": get_mitigation("og-stp")}, make(tmp_path / "out")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    sample_to_folder(pipe, [Prompt(TEXTS[0])], policies, (0,), out, num_inference_steps=5)
+    (record,), seen = read_samples(out).records, pipe.scheduler.timesteps.tolist()
+    assert list(record.timesteps) == seen
+    assert record.transition_timestep == next(t for t in seen if t <= 650)
+    assert sum(isinstance(t, int) for t in record.timesteps) == sum(t == int(t) for t in seen) < 5
+
+    table = pq.read_table(out / "records.parquet")
+    for name, kind in (("timesteps", pa.list_(pa.int32())), ("transition_timestep", pa.int32())):
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, pc.cast(table[name], kind, safe=False))
+    (out / "records.parquet").unlink()
+    sampler._write_table(table, out / "older.parquet")
+    sampler.merge_shards(out, [out / "older.parquet"])
+    assert pq.read_schema(out / "records.parquet").equals(sampler.SCHEMA)
+    sampler._write_table(table, out / "records.parquet")
+    older = read_samples(out).records[0]
+    assert json.dumps(older.timesteps) == json.dumps([int(t) for t in seen])
+    assert older.transition_timestep == int(record.transition_timestep)
 
 
 class Place:

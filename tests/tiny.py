@@ -101,6 +101,16 @@ def cached_pipeline(kind):
     return TINY[kind]().to(torch.float64)
 
 
+@lru_cache(maxsize=1)
+def loud_pipeline():
+    """The tiny Stable Diffusion in float64, made to listen to the text: random weights hardly do. Left as it was found."""
+    pipe = tiny_pipeline().to(torch.float64)
+    for module in (m for m in pipe.unet.modules() if getattr(m, "is_cross_attention", False)):
+        module.to_v.weight.data *= 20
+        module.to_k.weight.data *= 20
+    return pipe
+
+
 def seeded(make):
     """make() -> a pipeline that always has the same weights, in eval mode."""
     with torch.random.fork_rng():
