@@ -71,11 +71,11 @@ class RecallTransition(Mitigation):
     threshold: a cosine, where many training images are twins and the quantile says nothing; 0 takes the quantile.
     """
     training: str = ""
-    before: float = -2.0
+    before: float = -3.0
     transition: int = 600
     colour: float | None = 1.0
     warm_up: int = 880
-    quantile: float = 0.95
+    quantile: float = 0.8
     threshold: float = 0.0
     families = ("sd", "sdxl")
 

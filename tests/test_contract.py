@@ -33,7 +33,8 @@ READY = {  # name -> function(tmp_path) -> what stands behind the colon: numbers
     "sharpness-aware-noise": lambda folder: "target=4.9,weight=0.001,iterations=2,budget=3",
     "nemo": lambda folder: "threshold=0.05,seeds=3,ordinary=none",
 }
-EMBEDDED = {name: READY[name] for name in ("dtp-calibrated", "amg", "og-recall")} | {"noise-optimisation": lambda folder: "iterations=20"}
+FILES = ("dtp-calibrated", "amg", "og-recall")
+EMBEDDED = {name: READY[name] for name in FILES} | {"noise-optimisation": lambda folder: "iterations=20"}
 QUICK = {"og-stp", "dtp", "tcfg", "random-token", "prompt-reanchoring", "attention-mask", "sharpness-step"}  # one of a kind
 ROWS = {  # those whose cost is printed otherwise than as 1 × -> what an image may cost in 4 steps
     "stp": [6], "guard": [12], "og-dtp-released": [16], "sharpness-step": [8 + 8 - 1],
@@ -41,7 +42,7 @@ ROWS = {  # those whose cost is printed otherwise than as 1 × -> what an image 
     "noise-optimisation": range(8 + 2, 8 + 2001), "sharpness-aware-noise": range(8 + 4, 8 + 321),
     "nemo": [8 + 10, *range(8 + 100, 8 + 1000)],
 }
-MIXED = {name for name in READY if name not in ("dtp-calibrated", "amg", "og-recall")}  # act on PROMPTS[2], leave PROMPTS[1] alone
+MIXED = {name for name in READY if name not in FILES}  # act on PROMPTS[2], leave PROMPTS[1] alone
 CLAIMS = [(name, kind) for name, entry in ENTRIES.items() for kind in entry.families]
 
 

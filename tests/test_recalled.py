@@ -18,7 +18,7 @@ from rotescope.mitigate.registry import get_mitigation
 
 PROMPTS = ["a cat", "a bus", "a frog"]
 NEVER, ALWAYS = 0.9999, 1e-9
-LAYOUT = TransitionGuidance(before=-2.0, colour=1.0)
+LAYOUT = TransitionGuidance(before=-3.0, colour=1.0)
 
 
 @pytest.fixture(scope="module")
