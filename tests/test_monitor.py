@@ -132,6 +132,7 @@ def test_training_feels_nothing_of_it(changes, base, images, heldout, tmp_path):
     assert len(lines_of(tmp_path / "watched")) == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_curve_goes_on_and_doubles_no_line(watched, tmp_path):
     """From checkpoint-3, elsewhere and in the same folder, where lines beyond it lie already."""
     out, config = watched

@@ -111,6 +111,7 @@ def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     assert earlier.exists()
 
 
+@pytest.mark.slow
 def test_validation_images_are_the_models_and_change_nothing(base, images, tmp_path, plain):
     prompts = ("a cat on a red background", "a bus")
     config = config_of(base, images, tmp_path / "out", validation_prompts=prompts, validation_steps=2, num_validation_images=3)

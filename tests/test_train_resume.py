@@ -64,6 +64,7 @@ def compare_with_uninterrupted(base, images, tmp_path, kills, steps, **changes):
     return died
 
 
+@pytest.mark.slow
 def test_killed_a_few_times_it_ends_as_if_it_had_not_been(base, images, tmp_path):
     assert compare_with_uninterrupted(base, images, tmp_path, kills=4, steps=12) >= 3
 
