@@ -1,5 +1,6 @@
-"""Text-image agreement, by a contrastive model: the embedded one (in-domain), or any of open_clip's from a local file."""
+"""Text-image agreement, by a contrastive model: the embedded one (in-domain), or any of open_clip's from a file or the hub."""
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from safetensors.torch import load_file
 
 from rotescope.errors import InputError
 from rotescope.evaluate.descriptor import square
+from rotescope.evaluate.hub import downloaded
 from rotescope.runs import sha256
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
+LAION = {  # architecture -> where its authors' weights are, under the MIT licence
+    "ViT-B-16": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "ViT-L-14": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+    "ViT-g-14": "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Alignment:
 
 
 def get_alignment(name):
-    """A folder `alignment/` of a model, or open_clip:ARCHITECTURE:FILE.safetensors -> Alignment; "" or none -> None."""
+    """A folder `alignment/` of a model, or open_clip:ARCHITECTURE[:FILE or hub name] -> Alignment; "" or none -> None."""
     if str(name or "none") == "none":
         return None
     return open_clip_alignment(str(name)) if str(name).startswith("open_clip:") else embedded_alignment(Path(name))
@@ -103,20 +108,29 @@ def _check_files(folder):
 
 
 def open_clip_alignment(name):
-    """open_clip:ViT-B-16:/path/file.safetensors. Pickled weights are refused: loading one can run code."""
+    """open_clip:ViT-B-16:/path/file.safetensors, open_clip:ViT-B-16:owner/name on the hub, or open_clip:ViT-B-16 for LAION's.
+
+    Pickled weights are refused: loading one can run code.
+    """
     import open_clip
     _, _, rest = name.partition(":")
-    architecture, _, file = rest.partition(":")
-    if not file.endswith(".safetensors") or not Path(file).is_file():
-        raise InputError(f"{name}: write open_clip:ARCHITECTURE:FILE.safetensors, with a local file in that format (no pickles)")
+    architecture, _, source = rest.partition(":")
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip knows no architecture {architecture!r}: see open_clip.list_models()")
+    source = source or LAION.get(architecture, "")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(".safetensors"):
+        file, label = str(downloaded(source, OPEN_CLIP_WEIGHTS) / OPEN_CLIP_WEIGHTS), f"open_clip {architecture}, {source}"
+    elif source.endswith(".safetensors") and Path(source).is_file():
+        file, label = source, f"open_clip {architecture}"
+    else:
+        raise InputError(f"{name}: write open_clip:ARCHITECTURE:FILE.safetensors, with a local file in that format (no pickles), "
+                         f"or a hub name; neither is needed for {', '.join(LAION)}")
     try:
         model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=file)
     except (RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"{file} does not hold weights of {architecture} ({error}): name the right pair") from error
     model, tokenizer = model.eval(), open_clip.get_tokenizer(architecture)
-    return Alignment(f"open_clip {architecture}", sha256(file),
+    return Alignment(label, sha256(file),
                      in_batches(lambda pictures: model.encode_image(torch.stack([transform(p) for p in pictures]))),
                      in_batches(lambda captions: model.encode_text(tokenizer(captions))))
 

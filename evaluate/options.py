@@ -17,7 +17,8 @@ class Measuring:
     search: str = "exact"
     """exact, or faiss (an optional package): approximate, for over a million images, its recall measured and printed"""
     alignment: str = "auto"
-    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE:FILE.safetensors, none, or auto: the model's own"""
+    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
+    name behind it, none, or auto: the model's own"""
     copy_null: str = "train"
     """what the copy threshold is drawn from: train (training images to one another), heldout or base (their pictures to them)"""
     copy_quantile: float = 0.99

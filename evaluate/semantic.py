@@ -1,5 +1,4 @@
 """DINOv2 and CLIP as descriptors: they tell what a picture shows, so near is alike, not copied. The report says so."""
-import sys
 from pathlib import Path
 
 import torch
@@ -7,6 +6,7 @@ import torch
 from rotescope.errors import InputError
 from rotescope.evaluate.alignment import in_batches, open_clip_alignment
 from rotescope.evaluate.descriptor import Descriptor
+from rotescope.evaluate.hub import downloaded
 from rotescope.runs import sha256
 
 WEIGHTS = "model.safetensors"
@@ -19,7 +19,7 @@ def dinov2(name="", trusted=()):
 
 
 def clip(name="", trusted=()):
-    """The image tower of a CLIP: a transformers folder or hub name, or open_clip:ARCHITECTURE:FILE.safetensors."""
+    """The image tower of a CLIP: a transformers folder or hub name, or one of open_clip's, as alignment has it."""
     from transformers import CLIPVisionModelWithProjection
     if name.startswith("open_clip:"):
         tower = open_clip_alignment(name)
@@ -32,7 +32,7 @@ def clip(name="", trusted=()):
 
 def _from_folder(kind, name, model_class, pick):
     from transformers import AutoImageProcessor
-    folder = Path(name) if Path(name).is_dir() else _downloaded(name)
+    folder = Path(name) if Path(name).is_dir() else downloaded(name, WEIGHTS)
     try:
         model = model_class.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
         processor = AutoImageProcessor.from_pretrained(folder)
@@ -47,18 +47,3 @@ def _from_folder(kind, name, model_class, pick):
     dim = model.config.projection_dim if kind == "clip" else model.config.hidden_size
     return Descriptor(f"{kind}-{Path(name).name.lower()}-own-fp32-{digest[:8]}", dim, in_batches(images), "semantic", digest)
 
-
-def _downloaded(name):
-    """A hub name -> its folder; licence and SHA-256, compared with the hub's own, are shown."""
-    from huggingface_hub import model_info, snapshot_download
-    try:
-        about = model_info(name, files_metadata=True)
-        folder = Path(snapshot_download(name, revision=about.sha, allow_patterns=["*.json", WEIGHTS]))
-        expected = next(f.lfs.sha256 for f in about.siblings if f.rfilename == WEIGHTS)
-    except Exception as error:  # no network, no such model, no safetensors: one kind each
-        raise InputError(f"no weights at {name}, and the hub does not give them ({error}): name a local folder") from error
-    if sha256(folder / WEIGHTS) != expected:
-        raise InputError(f"{folder / WEIGHTS} is not what the hub says it is: remove it and try again")
-    licence = getattr(about.card_data, "license", None) or "not stated"
-    print(f"{name} from the hub\n  licence: {licence}\n  SHA-256: {expected}", file=sys.stderr)
-    return folder

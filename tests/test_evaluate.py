@@ -21,7 +21,7 @@ from tiny import image_folder, tiny_pipeline, tokenizer
 
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
-from rotescope.evaluate import audit, score
+from rotescope.evaluate import alignment, audit, score
 from rotescope.evaluate.alignment import agreement, find_alignment, get_alignment
 from rotescope.evaluate.descriptor import square
 from rotescope.evaluate.descriptors import get_descriptor
@@ -184,7 +184,7 @@ def test_alignment_is_found_beside_the_model_or_its_base(towers, tmp_path):
     assert find_alignment("somebody/model") == find_alignment(None) == ""
 
 
-def test_open_clip_alignment_from_a_local_file(tmp_path):
+def test_open_clip_alignment_from_a_local_file_or_the_hub(tmp_path, monkeypatch):
     (tmp_path / "tiny-test.json").write_text(json.dumps({
         "embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}}))
@@ -196,10 +196,19 @@ def test_open_clip_alignment_from_a_local_file(tmp_path):
         expected = model.eval().encode_image(transform(noise(0))[None]).numpy()
     assert np.allclose(metric.images([noise(0)]), expected, atol=1e-5)
     assert metric.texts(["a cat", "a bus"]).shape == (2, 16)
+    asked = []
+    (tmp_path / "tiny.safetensors").rename(tmp_path / alignment.OPEN_CLIP_WEIGHTS)  # as on the hub
+    monkeypatch.setattr(alignment, "downloaded", lambda *what: asked.append(what) or tmp_path)
+    monkeypatch.setitem(alignment.LAION, "tiny-test", "owner/own-weights")
+    for name, source in (("open_clip:tiny-test", "owner/own-weights"), ("open_clip:tiny-test:a/b", "a/b")):
+        hub = get_alignment(name)
+        assert asked.pop() == (source, alignment.OPEN_CLIP_WEIGHTS)
+        assert (hub.label, hub.sha256) == (f"open_clip tiny-test, {source}", metric.sha256)
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("open_clip:ViT-B-16:weights.pt", "no pickles"), ("open_clip:ViT-B-16", "safetensors"), ("nowhere", "no alignment metric")])
+    ("open_clip:ViT-B-16:weights.pt", "no pickles"),
+    ("open_clip:RN50", "safetensors"), ("open_clip:no-such", "no architecture"), ("nowhere", "no alignment metric")])
 def test_wrong_alignment_is_refused(name, message):
     with pytest.raises(InputError, match=message):
         get_alignment(name)
