@@ -32,7 +32,7 @@ def nearest(query, reference, k=1, own=None, block=(QUERIES, REFERENCES), score=
     best = torch.full((n, k), -torch.inf, device=device), torch.zeros((n, k), dtype=torch.int64, device=device)
     space = torch.empty(block[0] * block[1], device=device)
     few = score is cosine and k == 1 and n >= coarse.LEAST and device == "cpu" and coarse.supported()
-    codes, integers = (coarse.rounded(query), coarse.space_for(block)) if few else (None, None)
+    codes, integers = coarse.rounded(query if few else query[:0]), coarse.space_for(block if few else (0, 0))
     for j in range(0, len(reference), block[1]):
         part = torch.from_numpy(np.asarray(reference[j:j + block[1]], np.float32)).to(device)
         rounded = coarse.rounded(part, together=True) if few else None
