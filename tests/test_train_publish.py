@@ -65,12 +65,12 @@ def test_a_whole_model_goes_with_its_card_and_without_paths(base, images, tmp_pa
 
 def test_a_lora_names_its_base(base, images, tmp_path, hub):
     model = with_licence(base, tmp_path / "model", None)
-    config = config_of(model, images, tmp_path / "fine", push_to_hub=True, lora=True, train_text_encoder=True, max_train_steps=1)
+    config = config_of(model, images, tmp_path / "fine", push_to_hub=True, lora=True, max_train_steps=1)
     finetune(config, progress=False)
     assert_no_local_path(hub / "fine", tmp_path.parent, base)
     about = ModelCard.load(hub / "fine/README.md")
     assert (about.data.license, about.data.license_name) == ("other", "as-the-base-model")
-    assert "A LoRA of rank 4 on the unet of `model` and its text encoders, on 6" in about.text
+    assert "A LoRA of rank 4 on the unet of `model`, on 6" in about.text
     assert "The card of `model` was not at hand or names no licence: the base model's terms apply." in about.text
     assert 'load_lora_weights("someone/fine", weight_name="pytorch_lora_weights.safetensors")' in about.text
 
