@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 LEAST = 512   # queries below which rounding the reference costs more than it saves
 MANY = 0.01   # share of candidates in a block above which a whole product is the quicker
 LOWEST = torch.iinfo(torch.int32).min
+PAIRS = 512   # rows multiplied one by one at a time
 RUN = 64      # neighbouring columns of which the highest is looked at first
 
 
@@ -42,11 +43,9 @@ def space_for(block):
 
 
 def exactly(query, reference, line, column):
-    """⟨query[line], reference[column]⟩ -> (c,); line ascending."""
-    n, m = len(query), len(reference)
-    ends = torch.bincount(line, minlength=n).cumsum(0)
-    pairs = torch.sparse_csr_tensor(torch.cat([ends.new_zeros(1), ends]), column, query.new_zeros(len(line)), (n, m))
-    return torch.sparse.sampled_addmm(pairs, query, reference.T).values()
+    """⟨query[line], reference[column]⟩ -> (c,), a few at a time so that they stay in the cache."""
+    pairs = zip(line.split(PAIRS), column.split(PAIRS), strict=True)
+    return torch.cat([query.index_select(0, i).mul_(reference.index_select(0, j)).sum(1) for i, j in pairs])
 
 
 def candidates(query, reference, lowest, own, space):
