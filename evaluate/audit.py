@@ -4,6 +4,7 @@
     rotescope audit --model base --lora my_lora --train_data photos --mitigation og-stp --fail_on "copies>0" --output_dir runs/a
     rotescope audit --model m --train_data photos --heldout_data others --prompt_sets captions heldout empty --output_dir runs/b
     rotescope audit --model m --train_data photos --plan ranked --budget 2000 --output_dir runs/c
+    rotescope audit --model m --train_data photos --heldout_data others --mitigation og-stp --retrigger 8 --output_dir runs/d
 
 Exit code 0: passed, or no rule was given; 1: the rule of --fail_on is broken; 2: wrong input; 3: the run failed. Where the data
 have a duplication plan, its duplicated and control captions are sampled; else every training image's first caption. --prompts
@@ -16,11 +17,13 @@ from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from rotescope.errors import InputError, exit_cleanly
+from rotescope import retrigger
+from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.intake import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
+from rotescope.evaluate.report import Report
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
 from rotescope.evaluate.scoring import check_measuring, score_samples, totals
@@ -28,7 +31,9 @@ from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, 
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather
 from rotescope.mitigate.registry import with_training
+from rotescope.mitigate.retrigger import check_searchable
 from rotescope.mitigate.sampler import jobs_of
+from rotescope.mitigate.targets import choose_targets
 from rotescope.models import find_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import output_folder, write_json
@@ -68,6 +73,9 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     detector: str = "recall"
     """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
     come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
+    retrigger: int = 0
+    """so many of the most copied images are sought again, by paraphrases and by found embeddings, without and under each mitigation,
+    beside as many of heldout_data; rotescope retrigger has more options"""
 
 
 def audit(config):
@@ -79,6 +87,8 @@ def audit(config):
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
     check_measuring(Measuring(**measuring(config)), heldout, base)
     check_ids(rules, {e.image_id for e in manifest})
+    if config.retrigger < 0:
+        raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
     if config.empty_images < 1 or config.paraphrases < 1:
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
@@ -95,6 +105,9 @@ def audit(config):
             report = score_samples(
                 folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
                 rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
+        if config.retrigger:
+            found = sought_again(config, report, manifest, heldout, draft / "retrigger")
+            report = Report(report | {"retrigger": found}, report.pictures)
         write_all(report, draft, config)
     return report
 
@@ -141,6 +154,8 @@ def sample(config, base, prompts, policies, folder, manifest):
     for made in folders.values():
         made.mkdir()
     pipe = open_model(config)
+    if config.retrigger:
+        check_searchable(pipe)
     if config.plan == "ranked":
         seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
     else:
@@ -158,6 +173,25 @@ def sample(config, base, prompts, policies, folder, manifest):
     return folders, plan
 
 
+def sought_again(config, report, manifest, heldout, folder):
+    """The re-trigger check on the images that were copied most, into `folder` -> what report.json says of it: of how many images,
+    and, of one or more, either the findings or why there are none, for the audit before it stands."""
+    copied = Counter(p["nearest"] for p in report["pairs"] if p["is_copy"])
+    ids = [image_id for image_id, _ in copied.most_common(config.retrigger)]
+    if not ids:
+        return {"images": 0}
+    chosen = _shared(config, retrigger.RetriggerConfig) | {
+        "mitigation": _with_training(config), "image_ids": ids, "max_images": config.retrigger}
+    if config.copy_null == "base":  # whose pictures it does not have
+        chosen |= {"copy_null": "train", "copy_threshold": report["copy_threshold"]}
+    try:
+        targets = choose_targets(manifest, heldout or (), ids, limit=config.retrigger)
+        found = retrigger.bring_back(retrigger.RetriggerConfig(**chosen), manifest, heldout, targets, folder)
+    except (InputError, RunError) as error:
+        return {"images": len(ids), "failed": str(error)}
+    return {"images": len(ids)} | {key: found[key] for key in ("conclusions", "results", "refused", "budget")}
+
+
 def add_to_run(folder, **more):
     """Into run.json, where a later score finds it too."""
     file = folder / "run.json"
@@ -165,10 +199,16 @@ def add_to_run(folder, **more):
 
 
 def _generate_config(config):
-    shared = ({f.name for f in fields(GenerateConfig)} & {f.name for f in fields(AuditConfig)}) - {"prompts"}
-    asked = {key: getattr(config, key) for key in shared}
-    return GenerateConfig(**asked | {"prompts": config.train_data,
-                                     "mitigation": [with_training(m, config.train_data) for m in config.mitigation]})
+    return GenerateConfig(**_shared(config, GenerateConfig) | {"prompts": config.train_data, "mitigation": _with_training(config)})
+
+
+def _shared(config, other):
+    """-> the options that this config and the class `other` have alike."""
+    return {f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)}
+
+
+def _with_training(config):
+    return [with_training(m, config.train_data) for m in config.mitigation]
 
 
 @exit_cleanly

@@ -86,6 +86,11 @@ def model_card(report):
     return f"---\n{metadata(report)}---\n\n{section(report)}"
 
 
+def _sought_again(found):
+    """What the re-trigger check says, a paragraph."""
+    return [" ".join(found["conclusions"]), ""] if found and "conclusions" in found else []
+
+
 def metadata(report):
     """-> YAML with a model-index of EvalResult: copy rate, and similarity at the 95th percentile, of each method and group."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -116,5 +121,6 @@ def section(report):
         f"`{report['descriptor']}`: {report['threshold_rule']}.{chance} Searched over {report['training_images']['unique']:,} "
         f"different training images. Few copies in a sample are no proof that none can be made; "
         f"a mitigation holds an image back without erasing it.", "",
+        *_sought_again(report["retrigger"]),
         f"Measured by Rotescope {report['versions']['rotescope']}; training data "
         f"`{report['hashes']['training_data'][:16]}`, samples `{report['hashes']['samples'][:16]}`.", ""])

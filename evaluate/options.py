@@ -5,7 +5,7 @@ TITLE = "What did this model learn by rote?"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring:
+class CopyRule:
     """How similarity is measured, and from where on it is a copy."""
     descriptor: str = "auto"
     """auto (pixels up to 128 px, else SSCD where it is present), pixels, pdq, sscd (ONNX package), sscd-disc-mixup-288 or another
@@ -16,20 +16,25 @@ class Measuring:
     """keep descriptors here, embedded once: an interrupted run goes on, and a later one embeds only what is new"""
     search: str = "exact"
     """exact, or faiss (an optional package): approximate, for over a million images, its recall measured and printed"""
-    alignment: str = "auto"
-    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
-    name behind it, none, or auto: the model's own"""
     copy_null: str = "train"
     """what the copy threshold is drawn from: train (training images to one another), heldout or base (their pictures to them)"""
     copy_quantile: float = 0.99
     """a copy is closer to a training image than this share of the null"""
     copy_threshold: float | None = None
     """a similarity of your own instead"""
+    exact: str = "pixels"
+    """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(CopyRule):
+    """What else is measured."""
+    alignment: str = "auto"
+    """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
+    name behind it, none, or auto: the model's own"""
     partial: bool = True
     """also look for copies of a part, of an object elsewhere, of all but a part, mirrored and recoloured ones (up to 50,000
     training images); they are reported apart"""
-    exact: str = "pixels"
-    """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
 
 
 @dataclass(frozen=True, kw_only=True)

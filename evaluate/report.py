@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
 from rotescope.evaluate import charts
+from rotescope.evaluate.retriggered import ROUTES
 from rotescope.evaluate.table import cells_of, number
 from rotescope.evaluate.verdict import best
 from rotescope.evaluate.words import PARTS, PROMPTS, percent, printable, share, short
@@ -74,7 +75,7 @@ def render(report, redact=False):
     return environment.get_template("report.html.j2").render(
         r=report, heading=heading(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
-        parts=shown_parts(report), part_words=PARTS, lines=lines(report), redacted=redact, script=script,
+        parts=shown_parts(report), part_words=PARTS, routes=ROUTES, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 

@@ -25,8 +25,9 @@ from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate import retriggered as judged
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.layers import warnings
-from rotescope.evaluate.options import Measuring
+from rotescope.evaluate.intake import apart
+from rotescope.evaluate.layers import check_null, warnings
+from rotescope.evaluate.options import CopyRule
 from rotescope.evaluate.samples import open_image, read_samples
 from rotescope.evaluate.scoring import make_layers
 from rotescope.evaluate.words import name
@@ -44,7 +45,7 @@ SHOWN = 4  # images of a group in the picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetriggerConfig(SamplingOptions):
+class RetriggerConfig(SamplingOptions, CopyRule):
     train_data: str
     """the training images with their captions; the manifest.parquet beside a fine-tuned checkpoint knows which were duplicated"""
     output_dir: str
@@ -75,22 +76,18 @@ class RetriggerConfig(SamplingOptions):
     """one image a caption, paraphrase or found embedding, and a seed"""
     batch_size: int = 64
     """images at a time; a search takes search_draws of them"""
-    descriptor: str = "auto"
-    """says what a copy is; as in rotescope audit"""
-    copy_quantile: float = 0.99
-    """a copy is closer than this share of training images are to their nearest other one"""
-    copy_threshold: float | None = None
-    """a similarity of your own instead"""
     overwrite: bool = False
     """replace output_dir"""
 
 
 def check(config):
-    """Raise InputError for whatever would stop the run later -> {name: policy}, plain guidance first, and the search's Budget."""
+    """Raise InputError for whatever would stop the run later."""
     check_output(config.output_dir, config.overwrite)
     check_model(config)
     check_sampling(config)
-    get_descriptor(config.descriptor)
+    get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
+    if config.copy_threshold is None:
+        check_null(config.copy_null, {"train"} | ({"heldout"} if config.heldout_data else set()))
     if config.max_images < 1 or config.max_texts < 1:
         raise InputError("max_images and max_texts must be 1 or more")
     for key in ("search_seeds", "search_starts"):
@@ -99,37 +96,53 @@ def check(config):
             raise InputError(f"--{key} {' '.join(map(str, given))}: name at least one, and each once")
     if not set(config.search_starts) <= set(STARTS):
         raise InputError(f"no search starts from {' '.join(config.search_starts)}: take {' or '.join(STARTS)}")
-    policies = named_policies(dict.fromkeys((PLAIN, *config.mitigation)))
-    return policies, Budget(config.search_steps, config.search_rate, config.search_draws)
+    policies_of(config)
+    budget_of(config)
+
+
+def policies_of(config):
+    """-> {name: policy}, plain guidance first."""
+    return named_policies(dict.fromkeys((PLAIN, *config.mitigation)))
+
+
+def budget_of(config):
+    """Of a search."""
+    return Budget(config.search_steps, config.search_rate, config.search_draws)
 
 
 # ----- the run
 
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
-    policies, budget = check(config)
+    check(config)
     manifest = load_source(config.train_data)
-    heldout = load_source(config.heldout_data) if config.heldout_data else ()
-    targets = choose_targets(manifest, heldout, config.image_ids, config.groups, config.max_images)
+    heldout = load_source(config.heldout_data) if config.heldout_data else None
+    targets = choose_targets(manifest, heldout or (), config.image_ids, config.groups, config.max_images)
+    with output_folder(config.output_dir, config.overwrite) as draft:
+        return bring_back(config, manifest, heldout, targets, draft)
+
+
+def bring_back(config, manifest, heldout, targets, folder):
+    """Search, sample and judge `targets` into `folder` -> what retrigger.json, which it writes, holds. The config is checked."""
+    policies, budget = policies_of(config), budget_of(config)
     prompts = {"caption": [p for t in targets for p in t.captions(config.max_texts)],
                "paraphrase": [p for t in targets for p in t.paraphrases(config.max_texts)]}
     pipe = open_model(config)
     check_searchable(pipe)
-    with output_folder(config.output_dir, config.overwrite) as draft:
-        with progress_bars(_totals(config, targets, prompts, policies)) as advance:
-            prompts["embedding"] = find_embeddings(
-                pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
-                on_found=lambda: advance("search"))
-            folders, refused = sample_all(config, pipe, prompts, policies, draft / "samples", advance)
-        shots, measured = judge(config, manifest, heldout, targets, folders)
-        found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured,
-                 **describe(config, sum(prompts.values(), []), policies)}
-        save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
-                  draft / "embeddings.safetensors")
-        for method in policies:
-            rows, titles = pictured(method, shots, targets, draft / "samples")
-            plots.draw_returns(rows, titles, draft / f"retrigger-{method}.png")
-        write_json(draft / "retrigger.json", found)
+    with progress_bars(_totals(config, targets, prompts, policies)) as advance:
+        prompts["embedding"] = find_embeddings(
+            pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
+            on_found=lambda: advance("search"))
+        folders, refused = sample_all(config, pipe, prompts, policies, folder / "samples", advance)
+    shots, measured = judge(config, manifest, heldout, targets, folders)
+    found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured,
+             **describe(config, sum(prompts.values(), []), policies)}
+    save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
+              folder / "embeddings.safetensors")
+    for method in policies:
+        rows, titles = pictured(method, shots, targets, folder / "samples")
+        plots.draw_returns(rows, titles, folder / f"retrigger-{method}.png")
+    write_json(folder / "retrigger.json", found)
     return found
 
 
@@ -159,15 +172,14 @@ def sample_all(config, pipe, prompts, policies, folder, advance):
 
 def judge(config, manifest, heldout, targets, folders):
     """-> Shots, and what they were measured by."""
-    how = Measuring(descriptor=config.descriptor, copy_quantile=config.copy_quantile, copy_threshold=config.copy_threshold)
-    layers = make_layers(read_samples(folders[0][1]).side, manifest, heldout, None, how)
+    layers = make_layers(read_samples(folders[0][1]).side, manifest, apart(heldout, manifest)[0], None, config)
     examples = {t.example.image_id: t.example for t in targets}
     shots = [shot for route, folder in folders for shot in judged.judge_samples(route, read_samples(folder), layers, examples)]
-    layer, exact = layers["descriptor"], layers["exact"]
+    layer, exact = layers["descriptor"], layers.get("exact")
     return shots, {
         "descriptor": layer.index.descriptor.name, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
         "background": layer.as_json(), "notes": list(warnings(layer)),
-        "exact": {"descriptor": exact.index.descriptor.name, "threshold": exact.threshold, "rule": exact.rule}}
+        "exact": {"descriptor": exact.index.descriptor.name, "threshold": exact.threshold, "rule": exact.rule} if exact else None}
 
 
 def told(shots, targets, embeddings, budget):

@@ -38,11 +38,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     train = training_folder(tmp_path / "train", 40)
     data = load_source(train)
 
-    def copying(config, pipe, prompts, policies, folder, seeds):
-        assert [p.image_id for p in prompts] == [e.image_id for e in data]
-        methods = {name: asdict(policy) for name, policy in policies.items()}
-        samples_folder(folder, data, lambda method, i, seed: i < k, methods, seeds=config.seeds)
-    monkeypatch.setattr(audit, "sample_with", copying)
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(data, k))
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
             "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--partial", "false"]
@@ -83,6 +79,63 @@ def test_a_base_that_cannot_be_told_is_asked_for(model, tmp_path, capsys):
     assert "does not say what it was fine-tuned from" in capsys.readouterr().err
     assert leave(audit.main, [*argv, tmp_path / "nowhere"]) == 2
     assert not (tmp_path / "out").exists()
+
+
+# ----- the re-trigger check
+
+def copying_sampler(data, k):
+    """Of every prompt's images, those of the first k of `data` are copies."""
+    def sample(config, pipe, prompts, policies, folder, seeds):
+        samples_folder(folder, data, lambda method, i, seed: i < k, {name: asdict(p) for name, p in policies.items()},
+                       seeds=config.seeds)
+    return sample
+
+
+def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
+    """Only the audit's sampler is replaced; the search and its samples are real."""
+    data = load_source(training_folder(tmp_path / "train", 20))
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
+    held = training_folder(tmp_path / "held", 6, 8)
+    for i, file in enumerate(sorted(held.glob("*.txt"))):
+        file.write_text(f"a picture {i} that no model saw")
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", held, "--seeds", "0", "--partial", "false",
+            "--mitigation", "og-stp", "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, [*argv, "--retrigger", "1"]) == 0
+    found = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]
+    alone = json.loads((tmp_path / "out/retrigger/retrigger.json").read_text(encoding="utf-8"))
+    sought, = (i["image_id"] for i in alone["images"] if i["group"] == "training")
+    assert sought in {e.image_id for e in data.examples[:2]}
+    assert list(found["results"]) == ["none", "og-stp"]
+    assert found["results"]["og-stp"]["heldout"]["embedding"]["images"] == found["images"] == 1
+    assert {key: alone[key] for key in found if key != "images"} == {k: v for k, v in found.items() if k != "images"}
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Suppressed, or erased?" in page
+    assert found["conclusions"][0][:40] in page
+    assert found["conclusions"][0] in (tmp_path / "out/model_card.md").read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert (alone["copy_threshold"], alone["threshold_rule"]) == (
+        pytest.approx(report["copy_threshold"], abs=1e-6), report["threshold_rule"])
+
+
+def test_where_nothing_was_copied_nothing_is_sought(model, tmp_path, monkeypatch):
+    data = load_source(training_folder(tmp_path / "train", 20))
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 0))
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--seeds", "0", "--partial", "false", "--device", "cpu",
+            "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, [*argv, "--retrigger", "3"]) == 0
+    assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"] == {"images": 0}
+    assert not (tmp_path / "out/retrigger").exists()
+    assert leave(audit.main, [*argv, "--overwrite", "--retrigger", "-1"]) == 2
+
+
+def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
+    data = load_source(training_folder(tmp_path / "train", 20))
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", tmp_path / "train", "--seeds", "0",
+            "--partial", "false", "--device", "cpu", "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, [*argv, "--retrigger", "2"]) == 0
+    assert "name others" in json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]["failed"]
+    assert "The re-trigger check failed" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 # ----- prompt sets and plans
