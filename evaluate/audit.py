@@ -6,7 +6,8 @@
     rotescope audit --model m --train_data photos --plan ranked --budget 2000 --output_dir runs/c
     rotescope audit --model m --train_data photos --heldout_data others --mitigation og-stp --retrigger 8 --output_dir runs/d
 
-Exit code 0: passed, or no rule was given; 1: the rule of --fail_on is broken; 2: wrong input; 3: the run failed. Where the data
+Exit code 0: passed, or no rule was given; 1: a rule of --fail_on is broken, or too little was sampled to say that it holds; 2:
+wrong input; 3: the run failed. Where the data
 have a duplication plan, its duplicated and control captions are sampled; else every training image's first caption. --prompts
 adds your own. Under --plan ranked the images go first to the prompts that --detector points at, then to those whose images agree:
 it finds the most leaking prompts, and its rates say nothing of the prompts that were not sampled.
@@ -40,8 +41,8 @@ from rotescope.runs import output_folder, write_json
 from rotescope.settings import parse, plain
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
-RANKED_RULE = "copies>0"  # where none is given; a rate of ranked samples is no rate of the model
-COUNTS = ("copies", "any_copies_of")
+RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked samples is no rate of the model
+COUNTS = ("leaked_prompts", "copies", "any_copies_of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
     come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
     retrigger: int = 0
-    """so many of the most copied images are sought again, by paraphrases and by found embeddings, without and under each mitigation,
-    beside as many of heldout_data; rotescope retrigger has more options"""
+    """so many of the most copied images are sought again, by paraphrases and by found embeddings, without and under each
+    mitigation, beside as many of heldout_data; rotescope retrigger has more options"""
 
 
 def audit(config):
@@ -97,7 +98,7 @@ def audit(config):
     if config.fail_on and config.plan == "uniform":
         images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform_plan(config, prompts)[0]))
         check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
-    announce(rules)
+    announce(rules, config)
     with output_folder(config.output_dir, config.overwrite) as draft:
         folders, plan = sample(config, base, prompts, policies, draft, manifest)
         add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
@@ -199,7 +200,8 @@ def add_to_run(folder, **more):
 
 
 def _generate_config(config):
-    return GenerateConfig(**_shared(config, GenerateConfig) | {"prompts": config.train_data, "mitigation": _with_training(config)})
+    own = {"prompts": config.train_data, "mitigation": _with_training(config)}
+    return GenerateConfig(**_shared(config, GenerateConfig) | own)
 
 
 def _shared(config, other):

@@ -9,23 +9,24 @@ def against_base(samples, measured, base, base_measured, prompts):
     """samples and base: the same prompts and seeds; prompts: what measure.prompts_of says of `samples`
     -> {method, n, copies, base_copies, became_memorized, p, prompts: […]} for plain guidance, or the first method.
 
-    A prompt became memorized by the fine-tune if its images copy a training image with significance, and none of the base
-    model's on the same noise does. p: Wilcoxon's signed-rank test that similarity rose, over prompts.
+    A prompt became memorized by the fine-tune if it leaks (measure.prompts_of), and none of the base model's images on the same
+    noise copies. p: Wilcoxon's signed-rank test that similarity rose, over prompts.
     """
     method = "none" if any(r.method == "none" for r in samples.records) else samples.records[0].method
     mate = {_key(r): i for i, r in enumerate(base.records)}
-    told = {p["prompt_index"]: p for p in prompts if p["method"] == method}
+    told = {_prompt_key(p["prompt_index"], p["image"]): p for p in prompts if p["method"] == method}
     found = []
     for index, at in _positions(samples.records, method).items():
         lost = [samples.records[i] for i in at if _key(samples.records[i]) not in mate]
         if lost:
-            raise InputError(f"the base model's samples have no image of prompt {lost[0].prompt_index}, seed {lost[0].seed}: "
-                             "sample the same prompts and seeds")
+            what = lost[0].image if lost[0].prompt_index is None else f"of prompt {lost[0].prompt_index}, seed {lost[0].seed}"
+            raise InputError(f"the base model's samples have no image {what}: sample the same prompts and seeds, under the same "
+                             "names where there are no records")
         pair = [mate[_key(samples.records[i])] for i in at]
         found.append(_prompt(samples, measured, at, told[index]) | _base(base, base_measured, pair))
     for p in found:
         p["difference"] = p["similarity"] - p["base_similarity"]
-        p["became_memorized"] = bool(p["copies"] and p["significant"] and not p["base_copies"])
+        p["became_memorized"] = bool(p["leaked"] and not p["base_copies"])
     found.sort(key=lambda p: (-p["became_memorized"], -p["difference"]))
     return {"method": method, "n": len(found), "copies": sum(p["copies"] for p in found),
             "base_copies": sum(p["base_copies"] for p in found), "became_memorized": sum(p["became_memorized"] for p in found),
@@ -33,19 +34,24 @@ def against_base(samples, measured, base, base_measured, prompts):
 
 
 def _key(record):
-    return record.prompt_index, record.prompt, record.seed
+    """What an image and its mate of the base model have alike."""
+    return _prompt_key(record.prompt_index, record.image), record.prompt, record.seed
+
+
+def _prompt_key(index, image):
+    return image if index is None else index
 
 
 def _positions(records, method):
     found = {}
     for i, r in enumerate(records):
         if r.method == method:
-            found.setdefault(r.prompt_index, []).append(i)
+            found.setdefault(_prompt_key(r.prompt_index, r.image), []).append(i)
     return found
 
 
 def _prompt(samples, measured, at, told):
-    kept = ("group", "prompt_index", "prompt", "expected", "q", "significant")
+    kept = ("group", "prompt_index", "prompt", "expected", "q", "significant", "leaked")
     return {k: told[k] for k in kept} | {
         "copies": int(measured.copied[at].sum()), "similarity": float(measured.near.top1[at].mean()),
         "first_gap": _first_gap(samples.records[i] for i in at)}

@@ -35,12 +35,12 @@ def write_pairs(report, file):
 def junit(report):
     """-> XML in JUnit's form: one case for each rule, then one for each prompt of each method.
 
-    A prompt fails if any of its images is a copy, whatever the rules allow, and only under the methods that the rules are on:
-    elsewhere it is skipped.
+    A rule fails if it is broken or undecided. A prompt fails if it leaks, whatever the rules allow, and only under the methods
+    that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
     """
     root, gate = ET.Element("testsuites", name=_legal(report["title"])), _gate(report)
-    rules = [(r["rule"], r["rule"], r["outcome"] == "failed" and report["verdict"]["headline"],
-              r["outcome"] == "undecided" and "too few images to decide") for r in report["verdict"]["rules"]]
+    rules = [(r["rule"], r["rule"], r["outcome"] != "passed" and report["verdict"]["headline"],
+              "") for r in report["verdict"]["rules"]]
     _suite(root, "rules", rules)
     for method in report["methods"]:
         told = [p for p in report["prompts"] if p["method"] == method]
@@ -58,8 +58,8 @@ def _case(report, p, gated):
     number_ = "image" if p["prompt_index"] is None else f"prompt {p['prompt_index']:05d}"
     found = (f"{p['copies']} of {p['n']} images copy a training image; highest similarity {p['top1_similarity']:.3f}, "
              f"threshold {report['copy_threshold']:.3f}, p = {p['p']:.2g}, q = {p['q']:.2g}, by {report['descriptor']}")
-    reason = "no rule is on this method" if p["copies"] and not gated else ""
-    return number_, p["prompt"] or p["image"], p["copies"] and gated and found, reason
+    reason = ("" if not p["copies"] else "no rule is on this method" if not gated else f"no more than chance explains: {found}")
+    return number_, p["prompt"] or p["image"], p["leaked"] and gated and found, reason
 
 
 def _suite(root, name, cases):

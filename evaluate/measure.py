@@ -1,5 +1,6 @@
 """Samples against an index: numbers for each image first, then for each prompt, and for each method and group of prompts."""
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -45,15 +46,21 @@ class Measured:
     def near(self):
         return self.layers["descriptor"]
 
-    @property
+    @cached_property
     def copied(self):
         return np.any([m.copied for m in self.layers.values()], axis=0)
 
-    @property
+    @cached_property
     def own_copied(self):
         return np.max([m.own_copied for m in self.layers.values()], axis=0)
 
-    @property
+    @cached_property
+    def identical(self):
+        """Whether the exact layer says that it is the prompt's own training image, or any where none is expected."""
+        exact = self.layers.get("exact")
+        return np.where(np.isnan(exact.own), exact.copied, exact.own_copied == 1) if exact else np.zeros(len(self.vectors), bool)
+
+    @cached_property
     def row(self):
         """Of the training image that is copied, where one is; else of the nearest by the descriptor."""
         row = self.near.row
@@ -103,9 +110,10 @@ def _aligned(records, manifest, aligner, seen):
 # ----- per prompt
 
 def prompts_of(samples, measured, layer):
-    """-> [{method, group, prompt, n, copies, top1_similarity, p, q, significant, …}], one for each method and prompt.
+    """-> [{method, group, prompt, n, copies, top1_similarity, p, q, significant, leaked, …}], one for each method and prompt.
 
-    p: by rank of its highest similarity among layer.best_null; q: adjusted over the prompts of a method.
+    p: by rank of its highest similarity among layer.best_null; q: adjusted over the prompts of a method. leaked: its images copy,
+    and chance does not explain it: they do with significance, or all but identically, and the prompt's own image if it has one.
     """
     found = []
     for method, by_prompt in _by_prompt(samples.records).items():
@@ -117,10 +125,10 @@ def prompts_of(samples, measured, layer):
 
 
 def _prompt(records, measured, at, top, p, q):
-    r, own = records[at[0]], measured.near.own[at]
+    r, own, copies, significant = records[at[0]], measured.near.own[at], int(measured.copied[at].sum()), bool(q <= FDR)
     return {"group": r.group, "prompt_index": r.prompt_index, "prompt": r.prompt, "image": r.image, "n": len(at),
-            "copies": int(measured.copied[at].sum()), "top1_similarity": float(top), "p": float(p), "q": float(q),
-            "significant": bool(q <= FDR), "expected": r.image_id,
+            "copies": copies, "top1_similarity": float(top), "p": float(p), "q": float(q), "significant": significant,
+            "leaked": bool(copies and significant or measured.identical[at].any()), "expected": r.image_id,
             "own_similarity": None if np.isnan(own).any() else float(own.max())}
 
 
@@ -128,9 +136,13 @@ def _by_prompt(records):
     """-> {method: {prompt index, or the image itself where it has none: positions}}."""
     methods = {}
     for i, r in enumerate(records):
-        key = r.image if r.prompt_index is None else r.prompt_index
-        methods.setdefault(r.method, {}).setdefault(key, []).append(i)
+        methods.setdefault(r.method, {}).setdefault(_key(r), []).append(i)
     return methods
+
+
+def _key(record):
+    """Of a prompt: its index, or the image itself where it has none."""
+    return record.image if record.prompt_index is None else record.prompt_index
 
 
 def p_value_note(samples, layer):
@@ -157,19 +169,22 @@ def pairing(samples, measured, layer):
 
 # ----- per method and group
 
-def cells(samples, measured, layer, heldout_features=(), significant=()):
-    """-> {method: {group: figures}}; significant: {(method, prompt_index)}."""
-    methods = {}
+def cells(samples, measured, layer, heldout_features=(), prompts=(), resolved=True):
+    """-> {method: {group: figures}}; prompts: as prompts_of has them; resolved: whether any could be significant at all."""
+    methods, told = {}, {}
+    for p in prompts:
+        told.setdefault((p["method"], p["group"]), []).append(p)
     for (method, group), at in samples.cells.items():
         records, copied = [samples.records[i] for i in at], measured.copied[at]
-        prompts = [r.image if r.prompt_index is None else r.prompt_index for r in records]
-        told = {r.prompt_index for r in records} - {None}
+        keys, own = [_key(r) for r in records], told.get((method, group), ())
+        leaked, open_ = ([p for p in own if p["copies"] and p["leaked"] == which] for which in (True, False))
         methods.setdefault(method, {})[group] = replication(
-            measured.near.top1[at], copied, prompts, measured.own_copied[at], layer.chance) | {
+            measured.near.top1[at], copied, keys, measured.own_copied[at], layer.chance) | {
             "copies_by": {name: int(m.copied[at].sum()) for name, m in measured.layers.items()},
             "n_prompts": len({r.prompt_index for r in records}),
             "prompts_copied": len({r.prompt_index for r, c in zip(records, copied, strict=True) if c} - {None}),
-            "prompts_significant": sum((method, i) in significant for i in told) if told else None,
+            "prompts_significant": sum(p["significant"] for p in own) if own and own[0]["prompt_index"] is not None else None,
+            "leaked_prompts": len(leaked), "unresolved_prompts": 0 if resolved else len(open_),
             "alignment": mean(measured.alignment[at]), "caption_accuracy": mean(measured.hit[at]),
             "denoiser_rows": mean([r.denoiser_rows for r in records]),
             "transition_timestep": mean([r.transition_timestep for r in records]),

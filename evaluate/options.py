@@ -46,8 +46,9 @@ class MeasureConfig(Measuring):
     heldout_data: str | None = None
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()
-    """exit with 1 if a rule is broken: [METHOD:]METRIC>LIMIT, METRIC one of copy_rate, own_copy_rate, copies, sim95; or
-    [METHOD:]any_copies_of:ID,ID (or :@FILE with one image_id a line)"""
+    """exit with 1 if a rule is broken, or cannot be shown to hold: [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those
+    that copy more than chance explains), copy_rate, own_copy_rate, copies, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
+    with one image_id a line)"""
     junit_xml: str | None = None
     """also write one test case a prompt into this file"""
     redact: bool = False

@@ -77,7 +77,9 @@ def replication(top1, copied, prompt, own_copied=None, chance=0.01):
     own = own[~np.isnan(own)]
     return {
         "n": len(top1), "copies": copies, "copy_rate": copies / len(top1), "copy_rate_interval": list(interval),
-        "above_chance": interval[0] > chance, "own_copy_rate": float(own.mean()) if len(own) else None,
+        "above_chance": interval[0] > chance,
+        "own_copies": int(own.sum()), "own_copy_rate": float(own.mean()) if len(own) else None,
+        "own_copy_rate_interval": list(clopper_pearson(int(own.sum()), len(own))) if len(own) else None,
         "sim95": sim95(top1), "sim95_interval": list(sim95_interval(top1, prompt)), "top1_mean": float(top1.mean()),
         "share_over": {f"{bar:g}": float((top1 > bar).mean()) for bar in CONVENTIONS},
     }

@@ -18,6 +18,7 @@ from rotescope.evaluate.rules import check_power, parse_rules
 from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.scoring import score_samples, totals
 from rotescope.evaluate.table import print_table
+from rotescope.evaluate.words import percent
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, output_folder
 from rotescope.settings import parse, plain
@@ -33,10 +34,14 @@ class ScoreConfig(MeasureConfig):
     """a second samples folder with one method a transition, for the trade-off curves"""
 
 
-def announce(rules):
-    """Print the rules before anything is measured."""
+def announce(rules, config):
+    """Print the rules before anything is measured, and which of them chance alone would break."""
     for rule in rules:
         print(f"rule, fixed before the run: fail if {rule}", file=sys.stderr)
+    for rule in rules if config.copy_threshold is None else ():
+        if rule.by_chance(config.copy_quantile):
+            print(f"note: about {percent(1 - config.copy_quantile)} of pictures that copy nothing are over this threshold, so "
+                  f"{rule} breaks by chance: leaked_prompts>0 counts what chance does not explain", file=sys.stderr)
 
 
 def write_all(report, folder, config):
@@ -50,11 +55,11 @@ def write_all(report, folder, config):
 
 
 def show_and_judge(report, output_dir, fail_on):
-    """Print the table and the summary; exit with 1 if a rule that the user fixed is broken."""
+    """Print the table and the summary; exit with 1 unless the rules that the user fixed hold."""
     print_table(report)
     kept = ("verdict", "descriptor", "copy_threshold", "methods")
     print(json.dumps({key: report[key] for key in kept} | {"report": str(Path(output_dir) / "report.html")}))
-    if fail_on and report["verdict"]["passed"] is False:
+    if fail_on and not report["verdict"]["passed"]:
         raise SystemExit(1)
 
 
@@ -72,7 +77,7 @@ def score(config):
                               for folder in (config.generated, config.sweep, config.base_generated))
     if config.fail_on:
         check_power(rules, {cell: len(at) for cell, at in generated.cells.items()})
-    announce(rules)
+    announce(rules, config)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
         report = score_samples(

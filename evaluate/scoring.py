@@ -52,14 +52,15 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     seen = features([e.open for e in heldout or ()], aligner)
     prompts = m.prompts_of(samples, measured, layer)
     parts = _partial(samples, measured, index, how)
-    significant = {(p["method"], p["prompt_index"]) for p in prompts if p["significant"]}
-    methods = m.cells(samples, measured, layer, seen if seen.size else (), significant)
+    p_values = m.p_value_note(samples, layer)
+    methods = m.cells(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values["needed"] is None)
     chance = layer.chance if len(layer.nulls["heldout"]) else None
     return Report({
         "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan")),
+        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan"),
+                         p_values["needed"]),
         "notes": [*intake_notes(left_out), *warnings(layer)], "left_out": left_out,
-        **_layers_as_json(layers, samples, measured, how.descriptor == "auto"),
+        **_layers_as_json(layers, samples, measured, how.descriptor == "auto"), "p_values": p_values,
         **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         "labels": {method: name(method) if samples.run else "generated images" for method in methods},
         "methods": {method: {"settings": _settings(samples, method), **groups} for method, groups in methods.items()},
@@ -110,7 +111,7 @@ def _layers_as_json(layers, samples, measured, chosen):
         "search": index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule, "background": layer.as_json(),
         "exact": {"descriptor": e.index.descriptor.name, "threshold": e.threshold, "rule": e.rule}
         if (e := layers.get("exact")) else None,
-        "p_values": m.p_value_note(samples, layer), "shuffled_pairing": m.pairing(samples, measured, layer)}
+        "shuffled_pairing": m.pairing(samples, measured, layer)}
 
 
 def _partial(samples, measured, index, how):

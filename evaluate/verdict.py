@@ -1,38 +1,45 @@
 """What the figures say of the rules, in words."""
-from rotescope.evaluate.replication import clopper_pearson
-from rotescope.evaluate.rules import parse_rules
+from rotescope.evaluate.rules import RATES, parse_rules
 from rotescope.evaluate.words import PROMPTS, name, percent, share
 
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
 
-def judge(methods, rules, chance, copied=None, plan=None):
+def judge(methods, rules, chance, copied=None, plan=None, null_needed=None):
     """methods: {NAME: {GROUP: figures}}; chance: share of held-out pictures over the threshold, or None; copied: {NAME: ids of
-    the training images that it copies}; plan: how the prompts were chosen, if not all of them were sampled alike
-    -> {outcome, passed, headline, text, rule, rules, needed}.
+    the training images that it copies}; plan: how the prompts were chosen, if not all of them were sampled alike; null_needed:
+    null pictures that significance would take, if there are fewer -> {outcome, passed, headline, text, rule, rules, needed}.
 
-    passed is None where n is too small for a headline; needed then tells how many images would do in each method and group.
+    passed is None where too little is known for a headline; needed then tells how many images would do in each method and
+    group, were no more of them copies, or is None where images alone would not.
     """
     rules = parse_rules(rules)
     outcomes = {rule: rule.outcome(methods, copied or {}) for rule in rules}
     outcome = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
     gate = {m: methods[m] for m in dict.fromkeys(m for rule in rules for m in rule.scope(list(methods)))}
     cells = [cell for groups in gate.values() for cell in groups.values()]
-    few, needs = min(cell["n"] for cell in cells), max(rule.needs for rule in rules)
-    sentences = [*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(outcome, few, needs), *_chance(chance)]
-    return {"outcome": outcome, "passed": {"failed": False, "passed": True}.get(outcome), "headline": _headline(outcome, cells),
+    doubts = [] if outcome != "undecided" else [
+        (rule, cell) for rule, o in outcomes.items() if o == outcome for method in rule.scope(list(methods))
+        for cell in methods[method].values() if cell[rule.metric] is not None and rule.highest(cell) > rule.limit]
+    sentences = [*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed), *_chance(chance)]
+    return {"outcome": outcome, "passed": {"failed": False, "passed": True}.get(outcome),
+            "headline": _headline(outcome, cells, any(rule.ids for rule, o in outcomes.items() if o == "failed")),
             "text": " ".join(sentences), "rule": " or ".join(map(str, rules)),
             "rules": [{"rule": str(rule), "outcome": o} for rule, o in outcomes.items()],
-            "needed": needs if outcome == "undecided" else None}
+            "needed": max((rule.images_for(cell) or 0 for rule, cell in doubts), default=0) or None}
 
 
-def _headline(outcome, cells):
-    if outcome == "failed":
-        return "The generated images reproduce training images."
+def _headline(outcome, cells, named):
+    """named: whether a training image that a rule names was copied."""
+    copies, n = (sum(cell[key] for cell in cells) for key in ("copies", "n"))
     if outcome == "undecided":
-        return "Not decided: too few images for a verdict."
-    copied = any(cell["copies"] for cell in cells)
-    return "Reproduction of training images stays within the limit." if copied else "No training image was reproduced."
+        return "Not decided: too little was measured for a verdict."
+    if outcome == "passed":
+        within = "Reproduction of training images stays within the limit."
+        return within if copies else f"None of {n:,} images copies a training image."
+    if named or any(cell["above_chance"] or cell["leaked_prompts"] for cell in cells):
+        return "The generated images reproduce training images."
+    return "A rule is broken, though by no more copies than chance brings."
 
 
 def _found(gate):
@@ -79,10 +86,20 @@ def _mitigated(methods, gate):
         yield f"With {name(method)}, {cell['copies']:,} of {cell['n']:,}{source} still do: {share(cell)}{price}."
 
 
-def _doubt(outcome, few, needs):
-    if outcome == "undecided":
-        yield (f"With {few} images, even none copied leaves room for a copy rate of {percent(clopper_pearson(0, few)[1])}: "
-               f"it takes {needs} images in each group, {needs - few} more, to decide.")
+def _doubt(doubts, null_needed):
+    """doubts: (rule, figures of a method and group) that are undecided; of each rule, that which would take the most."""
+    for rule in dict.fromkeys(rule for rule, _ in doubts):
+        cell = max((c for r, c in doubts if r == rule), key=lambda c: (rule.images_for(c) or 0, -c["n"]))
+        if rule.metric in RATES:
+            needs = rule.images_for(cell)
+            yield (f"With {cell['n']:,} images and {cell[RATES[rule.metric]]:,} copied, the true rate may be as high as "
+                   f"{percent(rule.highest(cell))}: it takes {needs:,} images in each group, {needs - cell['n']:,} more, and no "
+                   "more copies, to decide.")
+        elif rule.metric == "leaked_prompts":
+            yield (f"{cell['unresolved_prompts']:,} prompts copy, and with so few pictures to compare with nothing tells that "
+                   f"from chance: it takes {null_needed or 0:,} held-out or training pictures.")
+        else:
+            yield f"With {cell['n']:,} images, {rule.metric} may be as high as {rule.highest(cell):.3f}: take more."
 
 
 def _chance(chance):

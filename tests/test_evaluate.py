@@ -260,12 +260,13 @@ def test_precision_and_recall_by_hand():
 
 def cell(copies, n, **more):
     return {"n": n, "copies": copies, "copy_rate": copies / n, "copy_rate_interval": clopper_pearson(copies, n),
-            "own_copy_rate": None, "sim95": 0.5, "alignment": 0.8} | more
+            "own_copy_rate": None, "sim95": 0.5, "sim95_interval": (0.4, 0.6), "alignment": 0.8, "above_chance": copies > 1,
+            "leaked_prompts": copies, "unresolved_prompts": 0} | more
 
 
 @pytest.mark.parametrize(("cells", "outcome"), [
     ({"duplicated": cell(90, 96), "control": cell(0, 96)}, "failed"),
-    ({"duplicated": cell(0, 96), "control": cell(2, 96)}, "passed"),
+    ({"duplicated": cell(0, 96), "control": cell(2, 200)}, "passed"),
     ({"ungrouped": cell(0, 24)}, "undecided"), ({"ungrouped": cell(4, 4)}, "failed")])
 def test_verdict(cells, outcome):
     verdict = judge({"none": cells}, Rule.parse("copy_rate>0.05"), 0.009)
@@ -274,15 +275,61 @@ def test_verdict(cells, outcome):
     assert "0.9% of held-out pictures" in verdict["text"]
     if outcome == "undecided":
         assert verdict["needed"] == 72
-        assert "it takes 72 images in each group, 48 more, to decide" in verdict["text"]
+        assert "it takes 72 images in each group, 48 more, and no more copies, to decide" in verdict["text"]
+
+
+@pytest.mark.parametrize(("copies", "n", "rule", "needed"), [
+    (3, 72, "copy_rate>0.05", 173), (3, 369, "copy_rate>0.01", 874), (1, 60, "copy_rate>0.05", 110),
+    (2, 96, "copy_rate>0.05", 142)])
+def test_a_rate_below_the_limit_passes_only_if_its_interval_is(copies, n, rule, needed):
+    verdict = judge({"none": {"ungrouped": cell(copies, n)}}, rule, None)
+    assert (verdict["outcome"], verdict["passed"], verdict["needed"]) == ("undecided", None, needed)
+    assert f"With {n} images and {copies} copied" in verdict["text"]
+    limit = Rule.parse(rule).limit
+    assert clopper_pearson(copies, needed)[1] <= limit < clopper_pearson(copies, needed - 1)[1]
+    assert judge({"none": {"ungrouped": cell(copies, needed)}}, rule, None)["passed"] is True
+
+
+def test_sim95_takes_images_enough_to_have_a_tail():
+    def outcome(n, high):
+        return judge({"none": {"ungrouped": cell(0, n, sim95=0.5, sim95_interval=(0.4, high))}}, "sim95>0.8", None)["outcome"]
+    assert [outcome(58, 0.6), outcome(59, 0.6), outcome(59, 0.81)] == ["undecided", "passed", "undecided"]
+    assert 0.95 ** 59 < 0.05 < 0.95 ** 58
+
+
+def test_leaked_prompts_are_told_from_copies_that_chance_explains():
+    def judged(leaked, unresolved, rule="leaked_prompts>0"):
+        made = cell(4, 500, above_chance=False, leaked_prompts=leaked, unresolved_prompts=unresolved)
+        return judge({"none": {"ungrouped": made}}, rule, None, null_needed=7996)
+    assert [judged(*c)["outcome"] for c in ((0, 0), (1, 0), (0, 3))] == ["passed", "failed", "undecided"]
+    assert "3 prompts copy" in judged(0, 3)["text"]
+    assert "7,996" in judged(0, 3)["text"]
+    assert judged(0, 0, "copies>0")["headline"] == "A rule is broken, though by no more copies than chance brings."
+    assert judged(1, 0, "copies>0")["headline"] == "The generated images reproduce training images."
+
+
+def test_a_rule_that_chance_breaks_is_known_beforehand():
+    def told(text, images=1):
+        return Rule.parse(text).by_chance(0.99, images)
+    assert [told("copy_rate>0.01"), told("copy_rate>0.011")] == [True, False]
+    assert [told("leaked_prompts>0"), told("sim95>0.5")] == [False, False]
+    assert [told("copies>0"), told("copies>4", 400), told("copies>5", 400)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("copy_rate>5", "0.05 for 5%"), ("own_copy_rate>1", "never be broken"), ("sim95>95", "never be broken"),
+    ("copy_rate>0", "leaked_prompts>0")])
+def test_a_limit_that_means_nothing_is_refused(text, says):
+    with pytest.raises(InputError, match=says):
+        Rule.parse(text)
 
 
 def test_verdict_names_the_best_mitigation_and_its_price():
     methods = {"none": {"duplicated": cell(90, 96)}, "stp": {"duplicated": cell(10, 96)},
-               "og-stp": {"duplicated": cell(2, 96, alignment=0.76)}}
+               "og-stp": {"duplicated": cell(2, 96, alignment=0.76)}}  # .073 is the end of its interval
     text = judge(methods, Rule.parse("copy_rate>0.05"), None)["text"]
     assert "With OG + STP, 2 of 96 still do: 2.1% (0.3–7.3%), at 0.95 × the text-image agreement." in text
-    assert judge(methods, Rule.parse("og-stp:copy_rate>0.05"), None)["passed"] is True
+    assert judge(methods, Rule.parse("og-stp:copy_rate>0.08"), None)["passed"] is True
     assert judge(methods, Rule.parse("stp:copies > 9"), None)["passed"] is False
     del methods["none"]
     assert judge(methods, Rule.parse("copies>5"), None)["passed"] is False  # now it is on every method

@@ -102,7 +102,8 @@ def test_imports_run_downwards(file):
         above = ()
     # train/finetune.py is a command, which nothing below the front imports: it hands the run to the monitor, and knows no more of
     # sampling and retrieval than that; so does evaluate/audit.py with the re-trigger check
-    allowed = (name, {"rotescope.train.finetune": "rotescope.monitor", "rotescope.evaluate.audit": "rotescope.retrigger"}.get(name))
+    handed = {"rotescope.train.finetune": "rotescope.monitor", "rotescope.evaluate.audit": "rotescope.retrigger"}
+    allowed = (name, handed.get(name))
     commands = () if not above else ("rotescope.train.finetune", "rotescope.evaluate.audit")
     forbidden = [f"rotescope.{layer}" for layer in above] + [m for m in (*front, *commands) if m not in allowed]
     assert not [m for m in imports_of(file) if within(m, *forbidden)]
