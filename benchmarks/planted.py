@@ -4,9 +4,9 @@
     python benchmarks/planted.py --train_seeds 0 --output_dir runs/planted-0
 
 For each seed the embedded model is fine-tuned by the demo's recipe, and the duplicated and the control captions are sampled from
-it and, on the same noise, from the base model. A training image is flagged if an image made from its caption copies it, at the
-threshold that an audit takes by default. Asked: is every image with --least copies or more flagged, no control, and none by the
-base model? Exit code 1 if not. Writes planted.json and each seed's checkpoint and samples.
+it and, on the same noise, from the base model. A training image is flagged if its caption leaks, as an audit says by default:
+its images copy any training image, and chance does not explain it. Asked: is every image with --least copies or more flagged, no
+control, and none by the base model? Exit code 1 if not. Writes planted.json and each seed's checkpoint and samples.
 """
 import json
 import sys
@@ -57,8 +57,8 @@ class PlantedConfig:
 
 
 def flagged(report):
-    """-> ids of training images that an image made from their own caption copies."""
-    return {p["expected"] for p in report["pairs"] if p["is_copy"] and p["nearest"] == p["expected"]}
+    """-> ids of training images whose captions leak."""
+    return {p["expected"] for p in report["prompts"] if p["leaked"]}
 
 
 def counts(ids, manifest, least):

@@ -5,9 +5,12 @@ from rotescope.errors import InputError
 from rotescope.evaluate.measure import cells
 
 
-def pairs(samples, measured, index):
-    """Every generated image with the training image that it copies or is nearest to, copies first, then the closest."""
-    found, copied, row = [], measured.copied, measured.row
+def pairs(samples, measured, layer):
+    """Every generated image with the training image that it copies or is nearest to, copies first, then the closest;
+    null_as_close: how many pictures of layer.best_null come as close as it."""
+    found, copied, row, index = [], measured.copied, measured.row, layer.index
+    null = np.sort(layer.nulls[layer.best_null])
+    as_close = len(null) - np.searchsorted(null, measured.near.top1.astype(null.dtype), side="left")
     for i in np.lexsort((-measured.near.top1, ~copied)):
         r, example, own = samples.records[i], index.examples[row[i]], measured.near.own[i]
         found.append({
@@ -15,7 +18,7 @@ def pairs(samples, measured, index):
             "image": r.image, "similarity": float(measured.near.top1[i]), "is_copy": bool(copied[i]),
             "copied_by": [name for name, m in measured.layers.items() if m.copied[i]],
             "nearest": example.image_id, "nearest_caption": example.captions[0] if example.captions else "",
-            "copies": int(index.copies[row[i]]),
+            "copies": int(index.copies[row[i]]), "null_as_close": int(as_close[i]),
             "expected": r.image_id, "own_similarity": None if np.isnan(own) else float(own)})
     return found
 

@@ -15,8 +15,8 @@ PART = pa.struct([("kind", pa.string()), ("similarity", pa.float64()), ("nearest
 PAIRS = pa.schema([
     ("method", pa.string()), ("group", pa.string()), ("prompt_index", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("copied_by", pa.list_(pa.string())),
-    ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("expected", pa.string()),
-    ("own_similarity", pa.float64()), ("partial", pa.list_(PART))])
+    ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("null_as_close", pa.int64()),
+    ("expected", pa.string()), ("own_similarity", pa.float64()), ("partial", pa.list_(PART))])
 
 
 def write_pairs(report, file):
@@ -58,8 +58,9 @@ def _case(report, p, gated):
     number_ = "image" if p["prompt_index"] is None else f"prompt {p['prompt_index']:05d}"
     found = (f"{p['copies']} of {p['n']} images copy a training image; highest similarity {p['top1_similarity']:.3f}, "
              f"threshold {report['copy_threshold']:.3f}, p = {p['p']:.2g}, q = {p['q']:.2g}, by {report['descriptor']}")
-    reason = ("" if not p["copies"] else "no rule is on this method" if not gated else f"no more than chance explains: {found}")
-    return number_, p["prompt"] or p["image"], p["leaked"] and gated and found, reason
+    failed = p["leaked"] and gated
+    reason = "no rule is on this method" if not gated else f"no more than chance explains: {found}"
+    return number_, p["prompt"] or p["image"], failed and found, p["copies"] and not failed and reason
 
 
 def _suite(root, name, cases):

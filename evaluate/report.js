@@ -10,7 +10,7 @@ for (const section of document.querySelectorAll(".sortable")) {
   const filter = () => {
     const wanted = words.value.trim().toLowerCase();
     for (const row of rows)
-      row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted)
+      row.hidden = !(row.dataset.prompt ?? row.cells[0].textContent).toLowerCase().includes(wanted)
         || (method.value !== "" && row.dataset.method !== method.value) || (copied.checked && row.dataset.copies === "0");
     count.value = `${rows.filter(row => !row.hidden).length} of ${rows.length} lines`;
   };

@@ -70,7 +70,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         "hashes": _hashes(samples, manifest, heldout, aligner, index), "versions": samples.run.get("versions", {}) | versions(),
         "config": {"sampling": samples.run.get("config", {}), "scoring": config or {}},
         "prediction_gaps": drawn.gap_curves(samples), "histogram": drawn.histogram(samples, measured, layer),
-        "pairs": drawn.pairs(samples, measured, index),
+        "pairs": drawn.pairs(samples, measured, layer),
     }, _pictures(samples, manifest))
 
 

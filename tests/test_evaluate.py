@@ -505,5 +505,7 @@ def test_audit_samples_scores_and_judges(tmp_path, capsys):
     assert "none" in capsys.readouterr().err
     assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "copy_rate>0.05"]) == 2
     assert "8 images are too few" in capsys.readouterr().err.splitlines()[-1]
-    assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "sim95>0.0"]) == 1
+    assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "sim95>0.0"]) == 2
+    assert "8 images are too few for the rule sim95>0: take 59" in capsys.readouterr().err.splitlines()[-1]
+    assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "copies>0", "--copy_threshold=-1"]) == 1
     assert leave(audit.main, [*argv, "--overwrite", "true", "--mitigation", "magic"]) == 2
