@@ -1,17 +1,18 @@
 """What a pipeline reads: rules, exit codes, JUnit, pairs.parquet, the model card; and what --redact leaves out."""
 import json
 import os
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from instruments import samples_folder, training_folder, training_set
+from instruments import leave, samples_folder, training_folder, training_set
 
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
-from rotescope.errors import InputError
+from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate import score
 from rotescope.evaluate.exports import junit, metadata, model_card, write_pairs
 from rotescope.evaluate.report import render, uri, write_report
@@ -94,6 +95,18 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
     pairs = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["pairs"]
     assert table.drop_columns("partial").to_pylist() == pairs
     assert table.schema.metadata[b"descriptor"] == b"pixels-32-centred-fp32"
+
+
+@pytest.mark.parametrize(("rule", "code"), [("copies>0", 1), ("copies>99", 0)])
+def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, report, monkeypatch):
+    """As in `rotescope score … | head -c 100`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    judged = dict(report) | {"verdict": report["verdict"] | {"passed": rule != "copies>0"}}
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        assert leave(exit_cleanly(lambda argv: score.show_and_judge(judged, "out", (rule,))), []) == code
+        print("more", flush=True)
 
 
 def test_junit_has_a_case_for_each_prompt_and_rule(report):
