@@ -23,6 +23,7 @@ from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.intake import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
+from rotescope.evaluate.places import check_images, check_places
 from rotescope.evaluate.report import Report
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
 from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
@@ -80,11 +81,13 @@ class AuditConfig(MeasureConfig, SamplingOptions):
 
 def audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+    check_places(config, config.base, config.prompts)
     policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
+    check_images(config, manifest, heldout)
     check_measuring(Measuring(**measuring(config)), heldout, base)
     check_ids(rules, {e.image_id for e in manifest})
     if config.retrigger < 0:
