@@ -1,5 +1,9 @@
 """Where score and audit write what a user asks for, and what they must not replace by it: checked before anything is measured."""
 import os
+import shlex
+import sys
+from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from rotescope.errors import InputError
@@ -42,3 +46,40 @@ def _within(file, folder):
     if not is_within(file, folder):
         return ()
     return Path(os.path.relpath(os.path.realpath(file), os.path.realpath(folder))).parts or (".",)
+
+
+# ----- what is dear
+
+@contextmanager
+def samples_kept(draft, options):
+    """Whatever fails once the samples in an audit's draft are whole, they stay, beside the output: moved there, and said to be.
+
+    options: what rotescope score is to be told beside them, --output_dir among it.
+    """
+    try:
+        yield
+    except BaseException:
+        _keep(Path(draft), options)
+        raise
+
+
+def _keep(draft, options):
+    out = Path(options[options.index("--output_dir") + 1]).absolute()
+    whole = {n: option for n, option in (("samples", "--generated"), ("base", "--base_generated")) if _is_whole(draft / n)}
+    if "samples" not in whole:
+        return
+    free = next(places for places in _places(out, whole) if not any(place.exists() for place in places.values()))
+    command = ["rotescope", "score"]
+    for name, option in whole.items():
+        command += [option, str((draft / name).rename(free[name]))]
+    print(f"the samples are kept; go on with: {shlex.join(command + options)}", file=sys.stderr, flush=True)
+
+
+def _places(out, names):
+    """-> {"samples": out.samples, …}, then out.samples-2 and so on."""
+    for suffix in chain([""], map("-{}".format, count(2))):
+        yield {name: out.with_name(f"{out.name}.{name}{suffix}") for name in names}
+
+
+def _is_whole(folder):
+    return (folder / "records.parquet").exists() and (folder / "run.json").exists()
