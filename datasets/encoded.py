@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rotescope.errors import InputError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what they hold: Pillow has Ghostscript run PostScript
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_ASPECT = 100         # a sliver blown up to the training resolution would be one, too
 
@@ -28,14 +29,14 @@ def decode(encoded, name):
     Of an animation the first frame; 16-bit grey is scaled to 8 bit, CMYK and transparency go as Pillow's convert("RGB") has them.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} × {image.height} pixels are no picture, but a line")
         return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        why = "its format is unknown" if encoded else "it is empty"
+        why = f"it is none of {', '.join(FORMATS)}" if encoded else "it is empty"
         raise InputError(f"{name} cannot be read as an image ({why}): mend or remove it") from error
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error

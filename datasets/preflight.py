@@ -26,7 +26,7 @@ from rotescope.datasets.risk import Risk, ranking, repeated, risks
 from rotescope.datasets.sources import Quarantined, read_source
 from rotescope.errors import exit_cleanly
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder, versions, write_json
+from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.settings import parse, plain
 
 
@@ -167,8 +167,9 @@ def main(argv=None):
     if argv and not argv[0].startswith("-"):
         argv = ["--train_data_dir", *argv]
     config = parse(PreflightConfig, argv, prog="rotescope preflight", description=__doc__)
-    check_output(config.output_dir, config.overwrite)
+    check_output(config.output_dir, config.overwrite, inputs=(config.train_data_dir,))
     source = read_source(config.train_data_dir, need_captions=False)
+    check_apart(config.output_dir, {e.file for e in source.manifest})
     with progress_bars({"looking": len({e.sha256 for e in source.manifest})}) as advance:
         found = preflight(source, lambda: advance("looking"))
     with output_folder(config.output_dir, config.overwrite) as folder:

@@ -14,6 +14,7 @@ from rotescope.datasets.mixture import mix, recaption
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
+from rotescope.runs import check_apart
 from rotescope.settings import parse
 
 
@@ -62,6 +63,7 @@ def prepare(config):
         raise InputError(f"{file} should end in .parquet")
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
+    check_apart(file, (config.train_data_dir, config.mix_data_dir))
     if config.duplication and (config.duplicated or config.duplicated_ids or config.doses or config.controls or config.matched):
         raise InputError("--duplication is a whole plan: pass it with --fraction and --copies alone")
     if bool(config.mix_data_dir) != bool(config.mix_ratio):
@@ -70,6 +72,7 @@ def prepare(config):
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
     source, others = read_source(config.train_data_dir), read_source(config.mix_data_dir) if config.mix_data_dir else None
+    check_apart(file, {e.file for data in (source, others) if data for e in data.manifest})
     manifest = recaption(source.manifest, config.caption_level, config.plan_seed)
     manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest

@@ -22,12 +22,13 @@ from rotescope import retrigger
 from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.evaluate.alignment import find_alignment, get_alignment
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.intake import take_in
+from rotescope.evaluate.intake import apart, take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
+from rotescope.evaluate.places import check_images, check_places, samples_kept
 from rotescope.evaluate.report import Report
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
-from rotescope.evaluate.score import announce, measuring, show_and_judge, write_all
-from rotescope.evaluate.scoring import check_measuring, score_samples, totals
+from rotescope.evaluate.score import ScoreConfig, announce, measuring, show_and_judge, write_all
+from rotescope.evaluate.scoring import check_measuring, check_own, score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather
@@ -81,12 +82,14 @@ class AuditConfig(MeasureConfig, SamplingOptions):
 
 def audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+    check_places(config, config.base, config.prompts)
     policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
-    check_measuring(Measuring(**measuring(config)), heldout, base)
+    check_images(config, manifest, heldout)
+    check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
     check_ids(rules, {e.image_id for e in manifest})
     if config.retrigger < 0:
         raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
@@ -95,13 +98,16 @@ def audit(config):
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
     check_plan(config, prompts)
+    for rule in rules:
+        rule.scope(list(policies))
     if config.fail_on and config.plan == "uniform":
-        images = Counter(prompts[i].group for i, _ in jobs_of(prompts, uniform_plan(config, prompts)[0]))
+        jobs = jobs_of(prompts, uniform_plan(config, prompts)[0])
+        images = Counter(prompts[i].group for i, _ in jobs)
+        check_own(rules, manifest, {prompts[i].image_id for i, _ in jobs})
         check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
     announce(rules, config)
-    with output_folder(config.output_dir, config.overwrite) as draft:
-        folders, plan = sample(config, base, prompts, policies, draft, manifest)
-        add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
+    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
+        folders = sample(config, base, prompts, policies, draft, manifest, sizes)
         with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
             report = score_samples(
                 folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
@@ -149,8 +155,8 @@ def uniform_plan(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample(config, base, prompts, policies, folder, manifest):
-    """-> {"samples": folder, and "base": folder if there is a base}, and what the report says of the plan, if there is one."""
+def sample(config, base, prompts, policies, folder, manifest, sizes):
+    """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():
         made.mkdir()
@@ -162,6 +168,7 @@ def sample(config, base, prompts, policies, folder, manifest):
     else:
         seeds, plan = uniform_plan(config, prompts)
         sample_with(config, pipe, prompts, policies, folders["samples"], seeds)
+    add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
     if base:
         plainly = named_policies(("none",))
         if base == ADAPTER_OFF:
@@ -171,7 +178,19 @@ def sample(config, base, prompts, policies, folder, manifest):
             del pipe  # makes room
             alone = replace(config, model=base, lora=None)
             sample_with(alone, open_model(alone), prompts, plainly, folders["base"], seeds)
-    return folders, plan
+    return folders
+
+
+def going_on(config, rules):
+    """-> the options, beside the samples, with which rotescope score goes on where this audit stopped."""
+    given = _shared(config, ScoreConfig) | ({"fail_on": [str(rule) for rule in rules]} if config.plan == "ranked" else {})
+    default = {f.name: f.default for f in fields(ScoreConfig)}
+    return [word for key, value in given.items() if value != default[key]
+            for word in (f"--{key}", *(map(_word, value) if isinstance(value, list | tuple) else [_word(value)]))]
+
+
+def _word(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def sought_again(config, report, manifest, heldout, folder):

@@ -8,11 +8,12 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rotescope.errors import exit_cleanly
+from rotescope.errors import exit_cleanly, readers_may_leave
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.exports import junit, model_card, write_pairs
 from rotescope.evaluate.intake import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
+from rotescope.evaluate.places import check_images, check_places, junit_file
 from rotescope.evaluate.report import write_report
 from rotescope.evaluate.rules import check_power, parse_rules
 from rotescope.evaluate.samples import read_samples
@@ -20,7 +21,7 @@ from rotescope.evaluate.scoring import score_samples, totals
 from rotescope.evaluate.table import print_table
 from rotescope.evaluate.words import percent
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder
+from rotescope.runs import output_folder
 from rotescope.settings import parse, plain
 
 
@@ -45,20 +46,22 @@ def announce(rules, config):
 
 
 def write_all(report, folder, config):
-    """The report for people and for machines; the JUnit file lies where the user wants it."""
+    """The report for people and for machines; the JUnit file where the user wants it."""
     write_report(report, folder, config.redact)
     write_pairs(report, Path(folder) / "pairs.parquet")
     (Path(folder) / "model_card.md").write_text(model_card(report), encoding="utf-8")
     if config.junit_xml:
-        Path(config.junit_xml).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.junit_xml).write_bytes(junit(report))
+        file = junit_file(config, folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(junit(report))
 
 
 def show_and_judge(report, output_dir, fail_on):
     """Print the table and the summary; exit with 1 unless the rules that the user fixed hold."""
-    print_table(report)
     kept = ("verdict", "descriptor", "copy_threshold", "methods")
-    print(json.dumps({key: report[key] for key in kept} | {"report": str(Path(output_dir) / "report.html")}))
+    with readers_may_leave():
+        print_table(report)
+        print(json.dumps({key: report[key] for key in kept} | {"report": str(Path(output_dir) / "report.html")}))
     if fail_on and not report["verdict"]["passed"]:
         raise SystemExit(1)
 
@@ -70,7 +73,7 @@ def measuring(config):
 
 def score(config):
     """Score as `config` says -> Report."""
-    check_output(config.output_dir, config.overwrite)
+    check_places(config, config.generated, config.base_generated, config.sweep)
     rules = parse_rules(config.fail_on)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     generated, sweep, base = (folder and read_samples(folder)
@@ -79,6 +82,7 @@ def score(config):
         check_power(rules, {cell: len(at) for cell, at in generated.cells.items()})
     announce(rules, config)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
+    check_images(config, manifest, heldout)
     with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
         report = score_samples(
             generated, manifest, heldout, base=base, sweep=sweep, config=plain(config),

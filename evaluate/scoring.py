@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from rotescope.errors import InputError
 from rotescope.evaluate import drawn
 from rotescope.evaluate import measure as m
 from rotescope.evaluate.alignment import find_alignment, get_alignment
@@ -39,10 +40,11 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     how, rules = Measuring(**measuring), parse_rules(rule)
     samples, swept, unadapted = read_samples(samples_dir), sweep and read_samples(sweep), base and read_samples(base)
     heldout, twice = apart(heldout, manifest)
-    check_measuring(how, heldout, base)
+    check_measuring(how, manifest, heldout, base)
     for one in rules:
         one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
     check_ids(rules, {e.image_id for e in manifest})
+    check_own(rules, manifest, {r.image_id for r in samples.records})
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
@@ -74,13 +76,21 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     }, _pictures(samples, manifest))
 
 
-def check_measuring(how, heldout, base):
+def check_own(rules, manifest, asked):
+    """InputError if a rule is on copies of the prompts' own images, and none of these, `asked`, is a training image."""
+    rule = next((rule for rule in rules if rule.metric == "own_copy_rate"), None)
+    if rule and not any(e.image_id in asked for e in manifest):
+        raise InputError(f"the rule {rule} cannot be judged, since no prompt names its training image: use copy_rate")
+
+
+def check_measuring(how, manifest, heldout, base):
     """InputError on options that could not be met once the images are there."""
     if how.exact != "none":
         check_exact(how.exact)
     check_engine(how.search)
     if how.copy_threshold is None:
-        check_null(how.copy_null, {"train"} | ({"heldout"} if heldout else set()) | ({"base"} if base else set()))
+        several = len({e.sha256 for e in manifest}) > 1
+        check_null(how.copy_null, {name for name, there in (("train", several), ("heldout", heldout), ("base", base)) if there})
 
 
 def make_layers(side, manifest, heldout, base, how, on_image=None):

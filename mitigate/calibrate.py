@@ -22,7 +22,7 @@ from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
-from rotescope.runs import write_json
+from rotescope.runs import check_apart, write_json
 from rotescope.settings import parse, plain
 
 
@@ -57,6 +57,7 @@ def check(config):
         raise InputError(f"{file} exists: name another file or pass --overwrite")
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file.parent} is no folder: name a file in one that exists")
+    check_apart(file, (config.prompts, config.lora))
     check_model(config)
     check_sampling(config)
     if not 1 <= config.watch <= config.num_inference_steps:

@@ -26,7 +26,7 @@ from rotescope.mitigate.tokens import attribute_tokens
 from rotescope.mitigate.whitebox import WhiteBox
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder, versions, write_json
+from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.settings import plain
 
 SCORES = pa.schema([("detector", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("group", pa.string()),
@@ -61,7 +61,8 @@ class DetectConfig(ModelOptions):
 
 def check(config):
     """Raise InputError for whatever would stop the run later -> {name: detector}."""
-    check_output(config.output_dir, config.overwrite)
+    check_output(config.output_dir, config.overwrite,
+                 inputs=(config.model, config.lora, config.prompts, config.train_data, *config.detector))
     check_model(config)
     if config.batch_size < 1 or not config.detector:
         raise InputError("batch_size must be 1 or more, and there must be a detector")
@@ -72,6 +73,7 @@ def detect(config):
     """Score as `config` says -> rows of scores.parquet."""
     detectors = check(config)
     prompts, examples = load_prompts(config.prompts, config.groups, config.max_prompts), training_images(config)
+    check_apart(config.output_dir, {e.file for e in examples.values()})
     if any(isinstance(d, Recall) for d in detectors.values()) and not any(p.image_id in examples for p in prompts):
         raise InputError("recall looks at the training images that prompts belong to: name them with --train_data, and prompts "
                          "with their image_id, such as a checkpoint's manifest.parquet")

@@ -86,7 +86,8 @@ def load_prompts(file, groups, limit=None):
 def check(config):
     """Raise InputError for whatever would stop the run later -> {name: policy}."""
     if not (config.resume and is_finished(config.output_dir)):
-        check_output(config.output_dir, config.overwrite)
+        check_output(config.output_dir, config.overwrite,
+                     inputs=(config.model, config.lora, config.prompts, *config.mitigation))
     check_model(config)
     check_sampling(config)
     return named_policies(config.mitigation)

@@ -34,7 +34,7 @@ from rotescope.mitigate.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.sampler import sample, sample_to_folder
 from rotescope.models import load_pipeline
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder, versions, write_json, write_text
+from rotescope.runs import check_apart, check_output, output_folder, versions, write_json, write_text
 from rotescope.settings import parse, plain
 from rotescope.train.job import EMBEDDED
 
@@ -122,13 +122,15 @@ def _peak_mb(device):
 
 def compare(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
-    check_output(config.output_dir, config.overwrite, min_free_mb=200)
+    check_output(config.output_dir, config.overwrite, min_free_mb=200,
+                 inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
     check_sampling(config)
     if config.repeats < 1:
         raise InputError(f"repeats={config.repeats}: time each method once or more")
     manifest, groups = dosed_prompts(config.checkpoint)
     prompts = [p for group in groups.values() for p in group]
     heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = load_pipeline(config.checkpoint).to(config.device)
     with output_folder(config.output_dir, config.overwrite) as draft:
         methods = named_policies([own_training(m, config) for m in config.mitigation]) if config.mitigation else \

@@ -3,6 +3,7 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import contextmanager
 from functools import wraps
 
 
@@ -22,19 +23,36 @@ def exit_cleanly(main):
     @wraps(main)
     def run(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            found = main(*args, **kwargs)
+            sys.stdout.flush()  # a pipe that closed shows here, not while Python ends, which would make the code 120
+            return found
         except (InputError, RunError) as error:
             _leave(str(error), 2 if isinstance(error, InputError) else 3)
         except KeyboardInterrupt:
             _leave("interrupted", 130)
         except BrokenPipeError:  # as in `rotescope --help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
         except Exception as error:
             if _disk_is_full(error):
                 _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 3)
             traceback.print_exc()
             _leave(f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above", 3)
     return run
+
+
+@contextmanager
+def readers_may_leave():
+    """What is printed inside is for whoever still reads: a pipe that closed early, as before `head`, stops nothing after it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the second of the first
+        _silence()
+
+
+def _silence():
+    """What stdout still holds, and all that follows, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _disk_is_full(error):

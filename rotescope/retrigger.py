@@ -37,7 +37,7 @@ from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.targets import HELDOUT, choose_targets
 from rotescope.models import check_model, open_model
 from rotescope.progress import progress_bars
-from rotescope.runs import check_output, output_folder, write_json
+from rotescope.runs import check_beside, check_output, output_folder, write_json
 from rotescope.settings import parse
 
 PLAIN = judged.PLAIN
@@ -82,7 +82,9 @@ class RetriggerConfig(SamplingOptions, CopyRule):
 
 def check(config):
     """Raise InputError for whatever would stop the run later."""
-    check_output(config.output_dir, config.overwrite)
+    check_output(config.output_dir, config.overwrite, inputs=(
+        config.model, config.lora, config.train_data, config.heldout_data, config.descriptor, *config.mitigation))
+    check_beside(config.index_dir, config.output_dir, "--index_dir")
     check_model(config)
     check_sampling(config)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -45,9 +46,10 @@ def put_in_place(draft, path):
         draft.rename(path)
 
 
-def check_output(path, overwrite=False, min_free_mb=50):
-    """Raise InputError if a run could not end by writing the folder `path`."""
+def check_output(path, overwrite=False, min_free_mb=50, inputs=()):
+    """Raise InputError if a run could not end by writing the folder `path`, or would replace what it reads (check_apart)."""
     path = Path(path)
+    check_apart(path, inputs)
     if path.is_file():
         raise InputError(f"{path} is a file: name a folder for the output")
     if path.exists() and any(path.iterdir()) and not overwrite:
@@ -58,6 +60,36 @@ def check_output(path, overwrite=False, min_free_mb=50):
     free = shutil.disk_usage(parent).free / 1e6
     if free < min_free_mb:
         raise InputError(f"only {free:.0f} MB are free at {parent}, {min_free_mb} are needed: free some space or write elsewhere")
+
+
+def check_apart(output, inputs):
+    """Raise InputError if one of the `inputs` is `output` or lies in it: it would be gone once the output is there.
+
+    inputs: paths, or what may name some, as NAME:key=FILE does; None and what does not exist are passed over.
+    """
+    named = (part for given in inputs if given for part in {str(given), *re.split("[:=@]", str(given))} if part)
+    for part in named if os.path.exists(output) else ():
+        if os.path.exists(part) and is_within(part, output):
+            raise InputError(f"{part} is read, and the output {output} would replace it: name another place for the output")
+
+
+def is_within(path, folder):
+    """Is it that folder, or something in it, links followed?"""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_beside(path, output, option):
+    """Raise InputError if what `option` names lies in the folder `output`, which is filled under another name, then renamed."""
+    if path and is_within(path, output):
+        raise InputError(f"{option} {path} lies in {output}, which will be replaced as a whole: name a folder beside it")
+
+
+def check_file(file):
+    """Raise InputError if a run could not end by writing `file`."""
+    file = Path(file).absolute()
+    place = next(p for p in [file, *file.parents] if p.exists())
+    if place.is_dir() == (place == file) or not os.access(place, os.W_OK):
+        raise InputError(f"{file} cannot be written: name a file in a folder that can be written to")
 
 
 def sha256(file):

@@ -147,6 +147,22 @@ def test_a_manifest_goes_on_without_images_that_changed(folder, tmp_path):
     assert len(source.manifest) == 4
 
 
+def test_postscript_starts_no_interpreter(folder, tmp_path, monkeypatch):
+    """Pillow would run it by whatever is called gs on the path, be the file's name what it may."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (folder / "x.png").write_bytes(bytes_of(ramp().convert("RGB"), "EPS"))
+    left_out, = read_source(folder, need_captions=False).quarantined
+    assert not (tmp_path / "ran").exists()
+    assert "x.png cannot be read as an image (it is none of PNG, JPEG, WEBP," in left_out.reason
+
+
+def test_several_pictures_in_one_jpeg_show_the_first():
+    shown = decode(bytes_of(ramp().convert("RGB"), "MPO", save_all=True, append_images=[ramp().convert("RGB")]), "x")
+    assert shown.size == (16, 16)
+
+
 # ----- odd images are shown rightly
 
 def test_exif_turns_upright():

@@ -1,5 +1,8 @@
 """The audit from end to end: generators whose copies are known, the base model beside the fine-tune, the index command."""
+import errno
 import json
+import shlex
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from tiny import image_folder, saved_pipeline, tiny_pipeline
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
-from rotescope.evaluate import audit, indexing
+from rotescope.evaluate import audit, indexing, score
 from rotescope.mitigate import planned
 from rotescope.mitigate.sampler import SCHEMA
 
@@ -136,6 +139,59 @@ def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
     assert leave(audit.main, [*argv, "--retrigger", "2"]) == 0
     assert "name others" in json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]["failed"]
     assert "The re-trigger check failed" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+# ----- what fails, and when
+
+def alone(folder):
+    """One picture, twice."""
+    image_folder(folder, n=1)
+    for suffix in (".png", ".txt"):
+        shutil.copy(folder / f"0{suffix}", folder / f"1{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["--train_data", "alone"], "at least two different training images"),
+    (["--copy_null", "heldout", "--heldout_data", "train"], "needs --heldout_data"),
+    (["--prompt_sets", "empty", "--fail_on", "own_copy_rate>0.5"], "no prompt names its training image"),
+    (["--plan", "ranked", "--budget", "9", "--detector", "magnitude:n=1", "--fail_on", "stp:copies>0"], "was not sampled"),
+    (["--junit_xml", "train"], "is a folder"), (["--output_dir", "train", "--overwrite"], "is read"),
+])
+def test_wrong_input_is_found_before_the_model_is_loaded(given, said, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(audit, "open_model", lambda *_: pytest.fail("loaded"))
+    image_folder(tmp_path / "train", n=4)
+    alone(tmp_path / "alone")
+    argv = ["--model", model, "--train_data", "train", "--output_dir", "out", "--device", "cpu"]
+    assert leave(audit.main, [*argv, *given]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(errno.ENOSPC, "No space left on device"), 3), (KeyboardInterrupt(), 130)])
+def test_samples_outlive_what_fails_after_them(error, code, model, tmp_path, monkeypatch, capsys):
+    """Only the sampler and what fails are replaced; what is printed goes on, and comes to the same figures."""
+    data = load_source(training_folder(tmp_path / "train", 20))
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
+    (tmp_path / "my out.samples").mkdir()
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--base", model, "--seeds", "0", "--partial", "false",
+            "--device", "cpu", "--title", "A 'title'", "--fail_on", "copies>1"]
+
+    def fail(*_):
+        raise error
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "write_all", fail)
+        assert leave(audit.main, [*argv, "--output_dir", tmp_path / "my out"]) == code
+    *_, kept, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ")
+    words = shlex.split(kept.partition("go on with: ")[2])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my out.base-2", "my out.samples", "my out.samples-2", "train"]
+    assert words[:6] == ["rotescope", "score", "--generated", f"{tmp_path}/my out.samples-2", "--base_generated",
+                         f"{tmp_path}/my out.base-2"]
+    assert leave(score.main, words[2:]) == leave(audit.main, [*argv, "--output_dir", tmp_path / "whole"]) == 1
+    one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("my out", "whole"))
+    assert all(one[key] == other[key] for key in one.keys() - {"created", "config", "hashes"})
 
 
 # ----- prompt sets and plans

@@ -1,17 +1,19 @@
 """What a pipeline reads: rules, exit codes, JUnit, pairs.parquet, the model card; and what --redact leaves out."""
 import json
 import os
+import shutil
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from instruments import samples_folder, training_folder, training_set
+from instruments import leave, samples_folder, training_folder, training_set
 
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
-from rotescope.errors import InputError
+from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate import score
 from rotescope.evaluate.exports import junit, metadata, model_card, write_pairs
 from rotescope.evaluate.report import render, uri, write_report
@@ -94,6 +96,55 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
     pairs = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["pairs"]
     assert table.drop_columns("partial").to_pylist() == pairs
     assert table.schema.metadata[b"descriptor"] == b"pixels-32-centred-fp32"
+
+
+@pytest.fixture
+def argv(tmp_path):
+    train = training_folder(tmp_path / "train", 4)
+    folder = samples_folder(tmp_path / "s", load_source(train), lambda *_: False, seeds=(0,))
+    return ["--generated", folder, "--train_data", train, "--output_dir", tmp_path / "out", "--partial", "false"]
+
+
+def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
+    assert leave(score.main, [*argv, "--junit_xml", tmp_path / "out/tests/junit.xml"]) == 0
+    assert leave(score.main, [*argv, "--overwrite", "--junit_xml", tmp_path / "out/junit.xml"]) == 0
+    assert ET.parse(tmp_path / "out/junit.xml").getroot().tag == "testsuites"
+    assert not (tmp_path / "out/tests").exists()
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["--junit_xml", "s"], "is a folder"), (["--junit_xml", "out"], "is a folder"),
+    (["--junit_xml", "out/report.json"], "a part of"), (["--junit_xml", "s/run.json/junit.xml"], "cannot be written"),
+    (["--index_dir", "out/index"], "name a folder beside"),
+    (["--output_dir", "train", "--overwrite"], "is read"), (["--output_dir", "s", "--overwrite"], "is read"),
+    (["--sweep", "x/s", "--output_dir", "x", "--overwrite"], "is read"),
+    (["--descriptor", "sscd:x/s", "--output_dir", "x"], "is read"),
+    (["--train_data", "m.parquet", "--output_dir", "train", "--overwrite"], "000.png is read"),
+])
+def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_is_measured(
+        given, said, argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(score, "score_samples", lambda *_, **__: pytest.fail("measured"))
+    shutil.copytree("s", "x/s")
+    load_source("train").save("m.parquet")
+    there = sorted(tmp_path.rglob("*"))
+    assert leave(score.main, [*argv, *given]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+@pytest.mark.parametrize(("rule", "code"), [("copies>0", 1), ("copies>99", 0)])
+def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, report, monkeypatch):
+    """As in `rotescope score … | head -c 100`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    judged = dict(report) | {"verdict": report["verdict"] | {"passed": rule != "copies>0"}}
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        assert leave(exit_cleanly(lambda argv: score.show_and_judge(judged, "out", (rule,))), []) == code
+        print("more", flush=True)
 
 
 def test_junit_has_a_case_for_each_prompt_and_rule(report):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from rotescope import cli
 from rotescope.errors import InputError, RunError, exit_cleanly
-from rotescope.runs import output_folder
+from rotescope.runs import check_file, check_output, output_folder
 from rotescope.settings import parse, save
 
 
@@ -95,3 +96,53 @@ def test_an_output_folder_is_whole_or_absent(tmp_path):
         (draft / "b").write_text("2")
     assert [p.name for p in out.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_does_not_replace_what_is_read(tmp_path):
+    out = tmp_path / "out"
+    (out / "samples").mkdir(parents=True)
+    (out / "c.json").touch()
+    (tmp_path / "link").symlink_to(out / "samples")
+    for given in (out, out / "samples", tmp_path / "link", f"dtp-calibrated:calibration={out}/c.json", f"any:@{out}/c.json"):
+        with pytest.raises(InputError, match="is read, and the output"):
+            check_output(out, overwrite=True, inputs=(None, "none", given))
+    check_output(out, overwrite=True, inputs=(tmp_path, tmp_path / "other", out / "gone", None, ""))
+    check_output(tmp_path / "new", inputs=(out, tmp_path))
+
+
+@pytest.mark.parametrize("argv", [
+    "audit --model x --train_data o/p", "audit --model o/p --train_data x", "audit --model x --train_data x --prompts o/p",
+    "audit --model x --train_data x --base o/p", "generate --prompts o/p", "generate --prompts x --lora o/p",
+    "generate --prompts x --mitigation og-recall:training=o/p", "detect --prompts x --train_data o/p",
+    "retrigger --train_data x --heldout_data o/p", "preflight o/p", "compare --checkpoint o/p", "figures --checkpoint o/p",
+    "dose --train_data_dir o/p", "finetune --train_data_dir o/p", "finetune --train_data_dir x --monitor_heldout o/p",
+    "retrigger --train_data x --index_dir o/index", "score --generated x --train_data o/p"])
+def test_no_command_replaces_what_it_reads(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o/p").mkdir(parents=True)
+    (tmp_path / "x").mkdir()
+    with pytest.raises(SystemExit) as left:
+        cli.main([*argv.split(), "--output_dir", "o", "--overwrite"])
+    assert left.value.code == 2
+    assert "name a" in capsys.readouterr().err.splitlines()[-1].partition("o/")[2]
+    assert (tmp_path / "o/p").is_dir()
+
+
+@pytest.mark.parametrize("argv", ["prepare --train_data_dir f.parquet", "prepare --train_data_dir x --mix_data_dir f.parquet "
+                                  "--mix_ratio 1", "calibrate --prompts f.parquet"])
+def test_no_file_replaces_what_it_is_made_of(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.parquet").touch()
+    with pytest.raises(SystemExit) as left:
+        cli.main([*argv.split(), "--output_file", "f.parquet", "--overwrite"])
+    assert left.value.code == 2
+    assert "is read, and the output" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new/er/file")
+    for wrong in (tmp_path, tmp_path / "file/below"):
+        with pytest.raises(InputError, match="cannot be written"):
+            check_file(wrong)

@@ -11,6 +11,7 @@ from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError
 from rotescope.models import DTYPES, find_model, load_pipeline
+from rotescope.runs import check_apart
 from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.families import FAMILIES, Predictor, family_of
 from rotescope.train.latents import Preprocessing, too_long
@@ -55,6 +56,8 @@ def check(config):
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
     source = read_source(config.train_data_dir)
+    if config.overwrite:
+        check_apart(config.output_dir, {e.file for e in source.manifest})
     manifest = apply_plan(source.manifest, plan)
     pipe = load_pipeline(model)
     check_place(config, min_free_mb=_megabytes(pipe, config))

@@ -112,7 +112,9 @@ def check_place(config, min_free_mb=50):
     unfinished = bool(work_in(out)) and not (out / LAST[-1]).exists()  # perhaps killed in its first checkpoint
     if unfinished and not (config.overwrite or config.resume_from_checkpoint):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
-    check_output(out, config.overwrite or unfinished, min_free_mb)
+    replaced = config.overwrite or not unfinished  # else what lies there stays, beside the result
+    check_output(out, config.overwrite or unfinished, min_free_mb, inputs=(
+        config.pretrained_model_name_or_path, config.train_data_dir, config.monitor_heldout) if replaced else ())
     return resumed
 
 
