@@ -72,18 +72,19 @@ def _examined(entry, need_captions):
     """(captions, file, row) -> the same with the SHA-256 of the bytes; an Example of a manifest as it is; or Quarantined."""
     if isinstance(entry, Quarantined):
         return entry
+    planned = isinstance(entry, Example)
+    captions, file, row = (entry.captions, entry.file, entry.row) if planned else entry
     try:
-        if isinstance(entry, Example):
-            entry.open()
-            return entry
-        captions, file, row = entry
         if need_captions and not captions:
             raise InputError(f"{locate(file, row)} has no caption: write one or leave the image out")
+        if planned:
+            entry.open()
+            return entry
         encoded = read_encoded(file, row)
         decode(encoded, locate(file, row))
         return captions, file, row, hashlib.sha256(encoded).hexdigest()
     except InputError as error:
-        return Quarantined(entry.name if isinstance(entry, Example) else locate(*entry[1:]), str(error))
+        return Quarantined(locate(file, row), str(error))
 
 
 # ----- what lies where

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import image_folder
 
 from rotescope.datasets import encoded
+from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.records import Manifest, decode
 from rotescope.datasets.sources import load_source, read_source
@@ -145,6 +146,18 @@ def test_a_manifest_goes_on_without_images_that_changed(folder, tmp_path):
     source = read_source(tmp_path / "m.parquet")
     assert [q.name for q in source.quarantined] == [str(folder / "2.png"), str(folder / "4.png")]
     assert len(source.manifest) == 4
+
+
+def test_a_manifest_without_some_captions_is_quarantined_like_any_source(folder, tmp_path, capsys):
+    """Pre-flight asks for no captions, so its manifests may lack some."""
+    (folder / "4.txt").unlink()
+    preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
+    manifest = tmp_path / "looked/deduplicated.parquet"
+    prepare(["--train_data_dir", str(manifest), "--output_file", str(tmp_path / "m.parquet")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["quarantined"] == 1
+    assert [q.reason for q in read_source(manifest).quarantined] == [
+        f"{folder / '4.png'} has no caption: write one or leave the image out"]
+    assert (len(load_source(tmp_path / "m.parquet")), len(load_source(manifest, need_captions=False))) == (5, 6)
 
 
 # ----- odd images are shown rightly

@@ -22,6 +22,7 @@ from torchvision import transforms
 from training import arguments, config_of, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, RunError
@@ -367,6 +368,15 @@ def test_broken_pictures_are_left_out_by_name(base, images, tmp_path, capsys):
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(InputError, match="checkpoint-3 is of another run: its data is"):
         finetune(resumed, progress=False)
+
+
+def test_what_preflight_kept_without_a_caption_is_left_out_before_training(base, images, tmp_path, capsys):
+    folder = shutil.copytree(images, tmp_path / "images")
+    (folder / "4.txt").unlink()
+    preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
+    out = finetune(config_of(base, tmp_path / "looked/deduplicated.parquet", tmp_path / "out"), progress=False)
+    assert "the first: " + f"{folder / '4.png'} has no caption" in capsys.readouterr().err
+    assert len(Manifest.load(out / "manifest.parquet")) == 5
 
 
 def test_pictures_that_a_plan_names_and_nobody_finds_are_left_out_alike(base, images, tmp_path):
