@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import re
 import tarfile
 import zlib
 
@@ -246,6 +247,31 @@ def test_half_characters_and_numbers_are_no_captions(folder):
     assert [e.captions for e in source.manifest] == [("half ? pair",), ("one", "two")]
     assert [q.reason.partition(": ")[0].rpartition("/")[2] for q in source.quarantined] == [
         "1.png has no caption", "2.png has no caption", "metadata.jsonl names no image in entry 5"]
+
+
+def test_names_that_no_file_can_have_are_quarantined(folder):
+    names = ["0.png", "1\0.png", "half \ud800.png", 7, ""]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "text": "a cat"}) + "\n" for n in names))
+    source = read_source(folder)
+    assert len(source.manifest) == 1
+    assert [q.reason.partition(": ")[0].rpartition(" ")[2] for q in source.quarantined] == ["2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(("cells", "used", "reason"), [
+    ([{"path": "0.png"}, {"path": None}, {"path": "1\0.png"}], 1, "row 1 of .* neither an image nor a file's name"),
+    ([{"path": 0}, {"path": 3}], 0, "row 0 of .* neither"),
+    (["0.png", "", None], 1, "row 1 of .* neither"),
+    ([{"picture": "0.png"}], 0, "row 0 of .* neither"),
+], ids=str)
+def test_a_table_of_paths_needs_no_bytes(cells, used, reason, folder):
+    pq.write_table(pa.Table.from_pylist([{"image": cell, "caption": "a cat"} for cell in cells]), folder / "x.parquet")
+    if not used:
+        with pytest.raises(InputError, match=reason):
+            read_source(folder / "x.parquet")
+        return
+    source = read_source(folder / "x.parquet")
+    assert ([e.file for e in source.manifest], len(source.quarantined)) == ([str(folder / "0.png")], len(cells) - 1)
+    assert re.search(reason, source.quarantined[0].reason)
 
 
 # ----- archives and data sets
