@@ -62,8 +62,7 @@ def prepare(config):
         raise InputError(f"{file} should end in .parquet")
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
-    if config.duplication and (config.duplicated or config.duplicated_ids or config.doses or config.controls or config.matched):
-        raise InputError("--duplication is a whole plan: pass it with --fraction and --copies alone")
+    _check_duplication(config)
     if bool(config.mix_data_dir) != bool(config.mix_ratio):
         raise InputError("--mix_data_dir and --mix_ratio go together: pass both")
     if config.duplicated and config.duplicated_ids:
@@ -78,6 +77,16 @@ def prepare(config):
     whole(file, manifest.save)
     whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
     return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
+
+
+def _check_duplication(config):
+    """What the kinds of Somepalli et al. have no use for would be left out in silence."""
+    other = [name for name in ("duplicated", "duplicated_ids", "doses", "controls", "matched", "exclusive", "caption_style")
+             if getattr(config, name) not in (0, False, (), "same")]
+    if config.duplication and other:
+        raise InputError(f"--duplication is a whole plan: pass it with --fraction and --copies alone, without --{other[0]}")
+    if config.duplication == "nodup" and (config.fraction or config.copies > 1):
+        raise InputError("--duplication nodup repeats no image: leave out --fraction and --copies")
 
 
 def _plan(config):

@@ -101,7 +101,10 @@ def test_caption_levels(manifest):
 
 @pytest.mark.parametrize(("plan", "message"), [
     (dict(duplicated=1, doses=(4, 0)), "0 copies"), (dict(fraction=1.5), "a fraction of 1.5"),
-    (dict(doses=(1, 4)), "say how many"), (dict(duplicated=2, fraction=0.1), "same thing twice"),
+    (dict(doses=(1, 4)), "--doses without duplicated images does nothing: say how many"),
+    (dict(copies=5, exclusive=True), "--copies and --exclusive without"), (dict(captions="several"), "--caption_style without"),
+    (dict(matched=1, controls=3), "--matched without"), (dict(copies=5, fraction=0.0), "--copies without"),
+    (dict(duplicated=2, fraction=0.1), "same thing twice"),
     (dict(duplicated=30, doses=(1, 2, 3, 4)), "needs 120 duplicated images"),
     (dict(duplicated=60, matched=1), "needs 1 control images .* there are 0"),
 ])
@@ -129,6 +132,8 @@ def test_prepare_takes_canaries_and_mixtures(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv", [["--mix_ratio", "3"], ["--duplication", "dup_both", "--duplicated", "3"],
+                                  ["--duplication", "nodup", "--copies", "5"], ["--copies", "5"], ["--exclusive"],
+                                  ["--duplication", "dup_both", "--caption_style", "several"],
                                   ["--duplication", "dup"], ["--caption_level", "poem"], ["--caption_level", "class"]],
                          ids=" ".join)
 def test_prepare_refuses_in_one_line(argv, tmp_path, capsys):

@@ -331,6 +331,7 @@ BAD = {
     with_flags("--pretrained_model_name_or_path", "nowhere"): "no model at nowhere",
     with_flags("--train_data_dir", "nowhere"): "no data at nowhere",
     with_flags("--duplicated", "9"): "the plan needs 9 duplicated images",
+    with_flags("--copies", "5"): "--copies without duplicated images does nothing",
     with_flags("--caption_style", "poem"): "no caption style 'poem'", with_flags("--nonsense", "1"): "--nonsense",
     with_flags("--max_train_steps", "0"): "--max_train_steps 0", with_flags("--max_train_steps", "x"): "max_train_steps",
     with_flags("--caption_dropout", "2"): "--caption_dropout 2", with_flags("--lr_scheduler", "zigzag"): "--lr_scheduler zigzag",
