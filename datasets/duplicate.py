@@ -95,6 +95,14 @@ def check_served(manifest, samples):
                          f"and the run serves {samples}: train longer, in larger batches, or plan fewer copies")
 
 
+def check_planned(quarantined):
+    """Raise InputError if images that a plan names are among these: the dose, or what it is compared with, would be another."""
+    lost = [q for q in quarantined if q.group]
+    if lost:
+        counts = ", ".join(f"{n} {group}" for group, n in sorted(Counter(q.group for q in lost).items()))
+        raise InputError(f"the plan names images that cannot be used ({counts}), the first: {lost[0].reason}")
+
+
 # ----- the choice
 
 def _duplicated(ranked, plan, claimed):

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan
+from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan, check_planned
 from rotescope.datasets.mixture import mix, recaption
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
 from rotescope.datasets.sources import Source, read_source
@@ -69,6 +69,7 @@ def prepare(config):
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
     source, others = read_source(config.train_data_dir), read_source(config.mix_data_dir) if config.mix_data_dir else None
+    check_planned(source.quarantined)
     manifest = recaption(source.manifest, config.caption_level, config.plan_seed)
     manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest

@@ -29,7 +29,8 @@ NAMED = 5   # of the files that are no part of a data set
 class Quarantined:
     """An image, or a file of images, that is left out."""
     name: str
-    reason: str   # a sentence that names it and says what to do
+    reason: str       # a sentence that names it and says what to do
+    group: str = ""   # what a manifest's plan has it for
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _examined(entry, need_captions):
         decode(encoded, locate(file, row))
         return captions, file, row, hashlib.sha256(encoded).hexdigest()
     except InputError as error:
-        return Quarantined(locate(file, row), str(error))
+        return Quarantined(locate(file, row), str(error), entry.group if planned else "")
 
 
 # ----- what lies where

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import image_folder
 
 from rotescope.datasets import encoded
+from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.records import Manifest, decode
@@ -147,6 +148,16 @@ def test_a_manifest_goes_on_without_images_that_changed(folder, tmp_path):
     source = read_source(tmp_path / "m.parquet")
     assert [q.name for q in source.quarantined] == [str(folder / "2.png"), str(folder / "4.png")]
     assert len(source.manifest) == 4
+
+
+def test_prepare_refuses_a_manifest_whose_planned_image_is_gone(folder, tmp_path, capsys):
+    plan = apply_plan(load_source(folder), DuplicationPlan(2, 3, controls=2))
+    plan.save(tmp_path / "m.parquet")
+    os.unlink(plan.group("control")[1].file)
+    with pytest.raises(SystemExit) as left:
+        prepare(["--train_data_dir", str(tmp_path / "m.parquet"), "--output_file", str(tmp_path / "again.parquet")])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the plan names images that cannot be used (1 control), the first: ")
 
 
 def test_a_manifest_without_some_captions_is_quarantined_like_any_source(folder, tmp_path, capsys):

@@ -380,18 +380,38 @@ def test_what_preflight_kept_without_a_caption_is_left_out_before_training(base,
     assert len(Manifest.load(out / "manifest.parquet")) == 5
 
 
-def test_pictures_that_a_plan_names_and_nobody_finds_are_left_out_alike(base, images, tmp_path):
+def planned_without(images, group, tmp_path, base):
+    """A plan, one of whose images of that group is gone -> the config of a fine-tune by it, and the image's file."""
     folder = shutil.copytree(images, tmp_path / "images")
-    apply_plan(load_source(folder), DuplicationPlan(2, 3)).save(tmp_path / "manifest.parquet")
-    (folder / "3.png").unlink()
-    planned = {"duplicated": 0, "copies": 1, "controls": 0, "max_train_steps": 2}
-    config = config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", **planned)
-    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
-    assert [Path(e.file).name for e in trained] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
-    assert sum(e.served for e in trained) == 8
+    plan = apply_plan(load_source(folder), DuplicationPlan(2, 3, controls=2))
+    plan.save(tmp_path / "manifest.parquet")
+    gone = Path(plan.group(group)[0].file)
+    gone.unlink()
+    unplanned = {"duplicated": 0, "copies": 1, "controls": 0, "partial_plan": False}
+    return config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", **unplanned), gone
+
+
+@pytest.mark.parametrize("group", ["duplicated", "control"])
+def test_a_plan_that_names_missing_pictures_is_refused(group, base, images, tmp_path, capsys):
+    config, gone = planned_without(images, group, tmp_path, base)
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2
+    assert f"error: the plan names images that cannot be used (1 {group}), the first: {gone} cannot be read" in line
+    assert line.endswith("--partial_plan true trains all the same, without them")
+    assert not (tmp_path / "out").exists()
+    trained = Manifest.load(finetune(replace(config, partial_plan=True), progress=False) / "manifest.parquet")
+    assert (len(trained), len(trained.group(group))) == (5, 1)
     (left_out,) = json.loads((tmp_path / "out/rotescope.json").read_text())["left_out"]
-    assert left_out["name"] == str(folder / "3.png")
-    assert "bring it back" in left_out["reason"]
+    assert (left_out["name"], left_out["group"]) == (str(gone), group)
+
+
+def test_pictures_that_no_plan_needs_are_left_out_of_a_planned_run(base, images, tmp_path):
+    config, gone = planned_without(images, "", tmp_path, base)
+    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
+    assert (len(trained), [len(trained.group(g)) for g in ("duplicated", "control")]) == (5, [2, 2])
+    assert gone.name not in {Path(e.file).name for e in trained}
 
 
 def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsys):
