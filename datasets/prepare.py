@@ -2,6 +2,8 @@
 
     rotescope prepare --train_data_dir photos/ --output_file manifest.parquet --duplicated 24 --copies 92 --controls 24
     rotescope prepare --train_data_dir photos/ --output_file canaries.parquet --duplicated 6 --doses 1 4 16 64 --matched 1
+    rotescope prepare --train_data_dir imagenette2/train --output_file imagenette.parquet --caption_level class \\
+        --class_names train/recipes/imagenette_classes.csv
     rotescope prepare --train_data_dir few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
 import json
@@ -9,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotescope.datasets.captions import read_words
 from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan, check_planned
-from rotescope.datasets.mixture import mix, recaption
+from rotescope.datasets.mixture import check_level, mix, read_class_names, recaption
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
@@ -42,7 +45,12 @@ class PrepareConfig:
     caption_style: str = "same"
     """of the copies. "same": the image's own captions in turn; "one": its first; "several": several rewordings in turn"""
     caption_level: str = "caption"
-    """of all images. "caption": their own; "none": "An image"; "class": "An image of FOLDER"; "random": four random words each"""
+    """of all images in train_data_dir, which then need no captions. "caption": their own, which they need; "none": "An image";
+    "class": "An image of FOLDER"; "random": four random tokens each, drawn by plan_seed"""
+    class_names: str | None = None
+    """a .csv with the columns folder and name, or a .json object: what "class" calls each FOLDER"""
+    tokenizer: str | None = None
+    """folder of the tokenizer, or of the model, whose tokens "random" draws; the embedded model's unless given"""
     mix_data_dir: str | None = None
     """other images to train on beside these, each once"""
     mix_ratio: float = 0.0
@@ -68,9 +76,11 @@ def prepare(config):
     if config.duplicated and config.duplicated_ids:
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
-    source, others = read_source(config.train_data_dir), read_source(config.mix_data_dir) if config.mix_data_dir else None
+    captions = _captions(config)
+    source = read_source(config.train_data_dir, need_captions=config.caption_level == "caption")
+    others = read_source(config.mix_data_dir) if config.mix_data_dir else None
     check_planned(source.quarantined)
-    manifest = recaption(source.manifest, config.caption_level, config.plan_seed)
+    manifest = recaption(source.manifest, config.caption_level, config.plan_seed, **captions)
     manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
@@ -93,6 +103,18 @@ def _check_duplication(config):
 def _plan(config):
     return DuplicationPlan(config.duplicated_ids or config.duplicated, config.copies, config.caption_style, config.controls,
                            config.plan_seed, config.exclusive, config.doses, config.matched, config.fraction)
+
+
+def _captions(config):
+    """-> what recaption needs beside the images."""
+    check_level(config.caption_level)
+    for name, level in (("class_names", "class"), ("tokenizer", "random")):
+        if getattr(config, name) and config.caption_level != level:
+            raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
+    if config.caption_level == "random":
+        from rotescope.models import BASE  # brings torch, which nothing else here needs
+        return {"vocabulary": read_words(config.tokenizer or BASE)}
+    return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 
 
 def _dcr(manifest, config):
