@@ -7,6 +7,7 @@ perturbed with probability 0.1. `rng` is a numpy Generator, and the same state g
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from rotescope.errors import InputError
 
@@ -88,16 +89,21 @@ def perturbation(name, n=INSERTIONS, vocabulary=(), probability=1.0):
     return lambda text, rng: change(text, rng) if rng.random() < probability else text
 
 
+def read_words(tokenizer):
+    """The folder of a tokenizer or of a model, or a tokenizer's name on the hub -> token_words of it; else InputError."""
+    from transformers import AutoTokenizer
+    inner = Path(tokenizer) / "tokenizer"
+    try:
+        return token_words(AutoTokenizer.from_pretrained(str(inner if inner.is_dir() else tokenizer)))
+    except Exception as error:   # no such folder, no network, a damaged file: one kind each
+        raise InputError(f"no tokenizer at {tokenizer} ({error}): name its folder, or that of a model") from error
+
+
 def token_words(tokenizer, below=CLIP_TOKENS):
     """The words that a tokenizer's single tokens stand for, in order of token: what the authors draw from."""
     special = set(tokenizer.all_special_ids)
     words = (tokenizer.decode([token]).strip() for token in range(min(below, len(tokenizer))) if token not in special)
     return list(dict.fromkeys(word for word in words if word))
-
-
-def caption_words(captions):
-    """The distinct words of captions, sorted: a vocabulary where no tokenizer is at hand."""
-    return sorted({word for caption in captions for word in caption.split()})
 
 
 # ----- on embeddings

@@ -39,8 +39,16 @@ class DuplicationPlan:
             raise InputError(f"a fraction of {self.fraction} cannot repeat: it is a share, from 0 to 1")
         if self.fraction and self.duplicated:
             raise InputError("a number of duplicated images and a fraction say the same thing twice: pass one of them")
-        if (self.doses or self.matched) and not (self.duplicated or self.fraction):
-            raise InputError("doses and matched controls need duplicated images: say how many")
+        if not (self.duplicated or self.fraction):
+            self._check_no_dose()
+
+    def _check_no_dose(self):
+        """A dose of no images would be left out in silence, and the run be taken for a dosed one."""
+        given = {"copies": self.copies > 1, "doses": self.doses, "matched": self.matched,
+                 "caption_style": self.captions != "same", "exclusive": self.exclusive}
+        if any(given.values()):
+            named = " and ".join(f"--{name}" for name, there in given.items() if there)
+            raise InputError(f"{named} without duplicated images does nothing: say how many with --duplicated, or leave it out")
 
 
 def apply_plan(manifest, plan):
@@ -85,6 +93,14 @@ def check_served(manifest, samples):
         dose = max(e.copies for e in manifest)
         raise InputError(f"the plan takes {manifest.copies} samples to show each image as often as it says (up to {dose} times), "
                          f"and the run serves {samples}: train longer, in larger batches, or plan fewer copies")
+
+
+def check_planned(quarantined):
+    """Raise InputError if images that a plan names are among these: the dose, or what it is compared with, would be another."""
+    lost = [q for q in quarantined if q.group]
+    if lost:
+        counts = ", ".join(f"{n} {group}" for group, n in sorted(Counter(q.group for q in lost).items()))
+        raise InputError(f"the plan names images that cannot be used ({counts}), the first: {lost[0].reason}")
 
 
 # ----- the choice

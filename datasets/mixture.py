@@ -1,33 +1,57 @@
 """What a plan starts from: caption styles for a whole data set, and other data beside it at a ratio."""
+import csv
 import hashlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from rotescope.datasets.captions import caption_words, replace_caption
+from rotescope.datasets.captions import replace_caption
 from rotescope.datasets.records import Manifest
 from rotescope.errors import InputError
 
+CLASS_FILE = "write a .csv with the columns folder and name, or a .json object {folder: name}"
 CAPTION_LEVELS = ("caption", "none", "class", "random")
 
 
-def recaption(manifest, level, seed=0, vocabulary=None):
-    """Caption styles of Somepalli et al. (NeurIPS 2023) for every image -> Manifest.
+def recaption(manifest, level, seed=0, vocabulary=(), class_names=None):
+    """Caption styles of Somepalli et al. (NeurIPS 2023) for every image, captioned or not -> Manifest.
 
-    "caption": as they are; "none": "An image"; "class": "An image of CLASS", by the name of the folder that the image lies in;
-    "random": four random words for each image, always the same for a seed, from `vocabulary` or else all captions' words.
+    "caption": as they are; "none": "An image"; "class": "An image of CLASS", by the name of the folder that the image lies in,
+    or what class_names, {folder: name}, has for it; "random": four words of `vocabulary`, which the authors take from a
+    tokenizer's tokens, for each image, always the same for a seed.
     """
-    if level not in CAPTION_LEVELS:
-        raise InputError(f"no caption level {level!r}: take one of {', '.join(CAPTION_LEVELS)}")
+    check_level(level)
     if level == "caption":
         return manifest
-    words = (vocabulary or caption_words(manifest.captions())) if level == "random" else ()
-    if level == "random" and not words:
-        raise InputError("random captions need words, and the data has no captions: give them a vocabulary")
-    write = {"none": lambda e: "An image", "class": lambda e: f"An image of {_class_of(e)}",
-             "random": lambda e: replace_caption("", np.random.default_rng(_number(seed, e.image_id)), vocabulary=words)}[level]
+    if level == "random" and not vocabulary:
+        raise InputError("random captions need a vocabulary, and that is empty: name another tokenizer")
+
+    def random_words(example):
+        return replace_caption("", np.random.default_rng(_number(seed, example.image_id)), vocabulary=vocabulary)
+    write = {"none": lambda e: "An image", "class": lambda e: f"An image of {_class_of(e, class_names)}",
+             "random": random_words}[level]
     return Manifest(tuple(replace(e, captions=(write(e),)) for e in manifest))
+
+
+def check_level(level):
+    if level not in CAPTION_LEVELS:
+        raise InputError(f"no caption level {level!r}: take one of {', '.join(CAPTION_LEVELS)}")
+
+
+def read_class_names(file):
+    """A .csv with the columns folder and name, or a .json object -> {folder: name}; else InputError."""
+    file = Path(file)
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            found = json.load(stream) if file.suffix == ".json" else {r["folder"]: r["name"] for r in csv.DictReader(stream)}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as class names ({error}): {CLASS_FILE}") from error
+    if not isinstance(found, dict) or not found or not all(isinstance(n, str) and n.strip() for n in found.values()):
+        raise InputError(f"{file} should name a class for each folder: {CLASS_FILE}")
+    return {folder: name.strip() for folder, name in found.items()}
 
 
 def mix(manifest, others, ratio, seed=0):
@@ -46,10 +70,15 @@ def mix(manifest, others, ratio, seed=0):
     return Manifest(manifest.examples + tuple(replace(e, copies=1, group="", served=0, matched="") for e in chosen))
 
 
-def _class_of(example):
+def _class_of(example, names):
+    folder = Path(example.file).parent.name
     if example.row is not None:
         raise InputError(f"{example.name} lies in no folder of a class: class captions need image files, a folder for each class")
-    return Path(example.file).parent.name.replace("_", " ")
+    if names and folder not in names:
+        raise InputError(f"the class names have none for the folder {folder} of {example.name}: add it")
+    if not names and re.fullmatch(r"n\d{8}", folder):
+        raise InputError(f"the folder {folder} is called by a WordNet id, which says nothing to a model: pass --class_names")
+    return names[folder] if names else folder.replace("_", " ")
 
 
 def _number(seed, image_id):

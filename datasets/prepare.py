@@ -2,6 +2,8 @@
 
     rotescope prepare --train_data_dir photos/ --output_file manifest.parquet --duplicated 24 --copies 92 --controls 24
     rotescope prepare --train_data_dir photos/ --output_file canaries.parquet --duplicated 6 --doses 1 4 16 64 --matched 1
+    rotescope prepare --train_data_dir imagenette2/train --output_file imagenette.parquet --caption_level class \\
+        --class_names train/recipes/imagenette_classes.csv
     rotescope prepare --train_data_dir few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
 import json
@@ -9,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan
-from rotescope.datasets.mixture import mix, recaption
+from rotescope.datasets.captions import read_words
+from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan, check_planned
+from rotescope.datasets.mixture import check_level, mix, read_class_names, recaption
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
@@ -43,7 +46,12 @@ class PrepareConfig:
     caption_style: str = "same"
     """of the copies. "same": the image's own captions in turn; "one": its first; "several": several rewordings in turn"""
     caption_level: str = "caption"
-    """of all images. "caption": their own; "none": "An image"; "class": "An image of FOLDER"; "random": four random words each"""
+    """of all images in train_data_dir, which then need no captions. "caption": their own, which they need; "none": "An image";
+    "class": "An image of FOLDER"; "random": four random tokens each, drawn by plan_seed"""
+    class_names: str | None = None
+    """a .csv with the columns folder and name, or a .json object: what "class" calls each FOLDER"""
+    tokenizer: str | None = None
+    """folder of the tokenizer, or of the model, whose tokens "random" draws; the embedded model's unless given"""
     mix_data_dir: str | None = None
     """other images to train on beside these, each once"""
     mix_ratio: float = 0.0
@@ -64,16 +72,18 @@ def prepare(config):
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
     check_apart(file, (config.train_data_dir, config.mix_data_dir))
-    if config.duplication and (config.duplicated or config.duplicated_ids or config.doses or config.controls or config.matched):
-        raise InputError("--duplication is a whole plan: pass it with --fraction and --copies alone")
+    _check_duplication(config)
     if bool(config.mix_data_dir) != bool(config.mix_ratio):
         raise InputError("--mix_data_dir and --mix_ratio go together: pass both")
     if config.duplicated and config.duplicated_ids:
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
-    source, others = read_source(config.train_data_dir), read_source(config.mix_data_dir) if config.mix_data_dir else None
+    captions = _captions(config)
+    source = read_source(config.train_data_dir, need_captions=config.caption_level == "caption")
+    others = read_source(config.mix_data_dir) if config.mix_data_dir else None
     check_apart(file, {e.file for data in (source, others) if data for e in data.manifest})
-    manifest = recaption(source.manifest, config.caption_level, config.plan_seed)
+    check_planned(source.quarantined)
+    manifest = recaption(source.manifest, config.caption_level, config.plan_seed, **captions)
     manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
@@ -83,9 +93,31 @@ def prepare(config):
     return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
 
 
+def _check_duplication(config):
+    """What the kinds of Somepalli et al. have no use for would be left out in silence."""
+    other = [name for name in ("duplicated", "duplicated_ids", "doses", "controls", "matched", "exclusive", "caption_style")
+             if getattr(config, name) not in (0, False, (), "same")]
+    if config.duplication and other:
+        raise InputError(f"--duplication is a whole plan: pass it with --fraction and --copies alone, without --{other[0]}")
+    if config.duplication == "nodup" and (config.fraction or config.copies > 1):
+        raise InputError("--duplication nodup repeats no image: leave out --fraction and --copies")
+
+
 def _plan(config):
     return DuplicationPlan(config.duplicated_ids or config.duplicated, config.copies, config.caption_style, config.controls,
                            config.plan_seed, config.exclusive, config.doses, config.matched, config.fraction)
+
+
+def _captions(config):
+    """-> what recaption needs beside the images."""
+    check_level(config.caption_level)
+    for name, level in (("class_names", "class"), ("tokenizer", "random")):
+        if getattr(config, name) and config.caption_level != level:
+            raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
+    if config.caption_level == "random":
+        from rotescope.models import BASE  # brings torch, which nothing else here needs
+        return {"vocabulary": read_words(config.tokenizer or BASE)}
+    return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 
 
 def _dcr(manifest, config):

@@ -9,9 +9,9 @@ SHOWN = 20   # lines on a terminal; the file has all
 
 
 def save_quarantined(quarantined, file):
-    """-> CSV with the columns name and reason."""
+    """-> CSV with the columns name, reason and group, the last what a plan has it for."""
     with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        rows = csv.DictWriter(stream, ["name", "reason"])
+        rows = csv.DictWriter(stream, ["name", "reason", "group"])
         rows.writeheader()
         rows.writerows(asdict(q) for q in quarantined)
 

@@ -1,7 +1,7 @@
 """Example and Manifest: which images a model is trained on, under which captions, how often, each known by its content."""
 import hashlib
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -42,6 +42,30 @@ class Example:
         if hashlib.sha256(encoded).hexdigest() != self.sha256:
             raise InputError(f"{self.name} has changed since the manifest was made: prepare the data again")
         return decode(encoded, self.name)
+
+
+FIELDS = {   # what a manifest holds, in words, and whether a value is that: anyone may have edited the table
+    "image_id": ("text", lambda v: isinstance(v, str) and v),
+    "captions": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(c, str) and c.strip() for c in v)),
+    "file": ("a file's name", lambda v: isinstance(v, str) and v and "\0" not in v),
+    "row": ("a row's number or nothing", lambda v: v is None or type(v) is int and v >= 0),
+    "sha256": ("64 hex digits", lambda v: isinstance(v, str) and len(v) == 64),
+    "copies": ("a whole number from 1 on (leave out the rows of images that are not to be shown)",
+               lambda v: type(v) is int and v >= 1),
+    "group": ("text", lambda v: isinstance(v, str)),
+    "served": ("a whole number", lambda v: type(v) is int and v >= 0),
+    "matched": ("text", lambda v: isinstance(v, str)),
+}
+
+
+def _example(row, name, folder):
+    """A manifest's row, as read -> Example; InputError that names the row and what is wrong with it."""
+    found = {"row": None, "copies": 1, "group": "", "served": 0, "matched": "",
+             **{key: v for key, v in row.items() if v is not None or key == "copies"}}
+    for key, (wanted, fits) in FIELDS.items():
+        if not fits(found.get(key)):
+            raise InputError(f"{name}, a manifest, has {key} {found.get(key)!r} and should have {wanted}: prepare it again")
+    return Example(**found | {"captions": tuple(found["captions"]), "file": _restored(found["file"], folder)})
 
 
 def _stored(name):
@@ -101,11 +125,10 @@ class Manifest:
         """Raises InputError if it is no manifest. A relative file name in it counts from its own folder."""
         try:
             table = pq.read_table(file)
-            rows = table.select([f.name for f in fields(Example) if f.name in table.column_names]).to_pylist()
-            return cls(tuple(Example(**r | {"captions": tuple(r["captions"]), "file": _restored(r["file"], Path(file).parent)})
-                             for r in rows))
-        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            rows = table.select([name for name in FIELDS if name in table.column_names]).to_pylist()
+        except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file} cannot be read as a manifest ({error}): make it with rotescope prepare") from error
+        return cls(tuple(_example(row, locate(file, number), Path(file).parent) for number, row in enumerate(rows)))
 
 
 def identify(found):

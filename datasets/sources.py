@@ -29,7 +29,8 @@ NAMED = 5   # of the files that are no part of a data set
 class Quarantined:
     """An image, or a file of images, that is left out."""
     name: str
-    reason: str   # a sentence that names it and says what to do
+    reason: str       # a sentence that names it and says what to do
+    group: str = ""   # what a manifest's plan has it for
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,19 @@ def _examined(entry, need_captions):
     """(captions, file, row) -> the same with the SHA-256 of the bytes; an Example of a manifest as it is; or Quarantined."""
     if isinstance(entry, Quarantined):
         return entry
+    planned = isinstance(entry, Example)
+    captions, file, row = (entry.captions, entry.file, entry.row) if planned else entry
     try:
-        if isinstance(entry, Example):
-            entry.open()
-            return entry
-        captions, file, row = entry
         if need_captions and not captions:
             raise InputError(f"{locate(file, row)} has no caption: write one or leave the image out")
+        if planned:
+            entry.open()
+            return entry
         encoded = read_encoded(file, row)
         decode(encoded, locate(file, row))
         return captions, file, row, hashlib.sha256(encoded).hexdigest()
     except InputError as error:
-        return Quarantined(entry.name if isinstance(entry, Example) else locate(*entry[1:]), str(error))
+        return Quarantined(locate(file, row), str(error), entry.group if planned else "")
 
 
 # ----- what lies where

@@ -5,6 +5,7 @@ cannot make out; it raises one where the whole cannot be read.
 """
 import csv
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -50,10 +51,27 @@ def _from_batches(batches, file):
         text = next((c for c in batch.schema.names if c != "image"), None)  # a Parquet reader keeps the file's own order
         captions = batch.column(text).to_pylist() if text else [None] * batch.num_rows
         for cell, caption in zip(batch.column("image"), captions, strict=True):
-            cell = cell.as_py()
-            plain = cell if isinstance(cell, str) else cell["path"] if isinstance(cell, dict) and not cell["bytes"] else None
-            yield (several(caption), Path(file).parent / plain, None) if plain else (several(caption), file, row)
+            yield _table_entry(cell.as_py(), several(caption), file, row)
             row += 1
+
+
+def _table_entry(cell, captions, file, row):
+    """-> (captions, file, row), row None for a plain file; or an InputError. Either of bytes and path may be left out."""
+    struct = cell if isinstance(cell, dict) else {"path": cell} if isinstance(cell, str) else {"bytes": cell}
+    if struct.get("bytes"):
+        return captions, file, row
+    path = struct.get("path")
+    if not path or not _is_name(path):
+        return InputError(f"{locate(file, row)} holds neither an image nor a file's name: give it one or leave it out")
+    return captions, Path(file).parent / path, None
+
+
+def _is_name(name):
+    """Whether a file can be called so."""
+    try:
+        return isinstance(name, str) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:   # half a character
+        return False
 
 
 # ----- Hugging Face
@@ -137,7 +155,7 @@ def from_metadata(folder):
     file = metadata_file(folder)
     for number, row in enumerate(_metadata_rows(file), 1):
         name = row.get("file_name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name:
+        if not name or not _is_name(name):
             yield InputError(f"{locate(file, None)} names no image in entry {number}: give it a `file_name`")
         else:
             yield several(next((row[c] for c in CAPTION_COLUMNS if c in row), None)), folder / name, None

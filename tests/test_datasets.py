@@ -250,6 +250,36 @@ def test_hash_tells_ids_captions_and_copies(folder):
     assert Manifest((replace(manifest[0], file="elsewhere", served=3), *manifest.examples[1:])).hash == manifest.hash
 
 
+EDITED = [("copies", 0), ("copies", -3), ("copies", None), ("copies", "many"), ("copies", 2.5), ("file", None), ("file", ""),
+          ("file", "0\0.png"), ("sha256", None), ("sha256", "abc"), ("captions", None), ("captions", [None]),
+          ("captions", "a cat"), ("captions", [" "]), ("image_id", None), ("row", -1), ("served", -1)]
+
+
+@pytest.mark.parametrize(("field", "value"), EDITED, ids=str)
+def test_an_edited_manifest_is_refused_by_row_and_field(field, value, folder, tmp_path, capsys):
+    file = tmp_path / "m.parquet"
+    load_source(folder).save(file)
+    rows = pq.read_table(file).to_pylist()
+    if isinstance(value, (str, float)):   # the other rows of a column are of its kind
+        rows = [row | {field: type(value)(row[field][0] if field == "captions" else row[field])} for row in rows]
+    rows[4][field] = value
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    with pytest.raises(SystemExit) as left:
+        prepare(["--train_data_dir", str(file), "--output_file", str(tmp_path / "again.parquet")])
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert f"of {file}, a manifest, has {field} " in said
+    assert not (tmp_path / "again.parquet").exists()
+
+
+def test_a_manifest_may_leave_out_what_has_a_default(folder, tmp_path):
+    manifest = load_source(folder)
+    manifest.save(tmp_path / "m.parquet")
+    least = pq.read_table(tmp_path / "m.parquet", columns=["image_id", "captions", "file", "sha256"])
+    pq.write_table(least, tmp_path / "m.parquet")
+    assert Manifest.load(tmp_path / "m.parquet") == manifest
+
+
 # ----- plans
 
 def test_plan_counts(emoji):

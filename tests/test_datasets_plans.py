@@ -6,15 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny import image_folder
 
 from rotescope.datasets.captions import (
     PERTURBATIONS,
     add_noise,
     add_numbers,
     add_words,
-    caption_words,
     mix_up,
     perturbation,
+    read_words,
     repeat_words,
     replace_caption,
     replace_words,
@@ -85,23 +87,85 @@ def test_mixture_of_wen():
         mix(apply_plan(few, DuplicationPlan(copies=10, fraction=1.0)), many, 5)
 
 
+@pytest.fixture
+def classes(tmp_path):
+    """Images without captions, in folders of WordNet ids."""
+    for name in ("n01440764", "n03000684"):
+        for file in image_folder(tmp_path / "images" / name, 3).glob("*.txt"):
+            file.unlink()
+        Image.new("RGB", (8, 8), f"#{name[-6:]}").save(tmp_path / "images" / name / "own.png")
+    return tmp_path / "images"
+
+
+def captioned(folder, *argv):
+    """-> captions that prepare gives the images of a folder."""
+    file = folder.parent / "m.parquet"
+    prepare(["--train_data_dir", str(folder), "--output_file", str(file), "--overwrite", "true", *argv])
+    return [c for e in Manifest.load(file) for c in e.captions]
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("x.csv", "folder,name\nn01440764,tench\nn03000684,chain saw\n"),
+    ("x.json", '{"n01440764": "tench", "n03000684": "chain saw"}')])
+def test_images_without_captions_are_named_by_their_class(name, text, classes):
+    (classes.parent / name).write_text(text)
+    given = ["--caption_level", "class", "--class_names", str(classes.parent / name)]
+    assert captioned(classes, *given) == ["An image of tench"] * 4 + ["An image of chain saw"] * 4
+    assert captioned(classes, "--caption_level", "none") == ["An image"] * 8
+
+
+def test_random_captions_are_tokens_of_a_tokenizer(classes):
+    from rotescope.models import BASE
+    words = set(read_words(BASE))
+    first, again, other = (captioned(classes, "--caption_level", "random", "--plan_seed", seed) for seed in "001")
+    assert first == again != other
+    assert len(set(first)) == 8
+    assert {w for c in first for w in c.split()} <= words
+    tokenizer = str(BASE / "tokenizer")
+    assert captioned(classes, "--caption_level", "random", "--tokenizer", tokenizer) == first
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ([], "has no caption"), (["--caption_level", "class"], "the folder n01440764 is called by a WordNet id"),
+    (["--caption_level", "class", "--class_names", "x.csv"], "the class names have none for the folder n03000684"),
+    (["--caption_level", "class", "--class_names", "bad.csv"], "cannot be read as class names ('folder')"),
+    (["--caption_level", "class", "--class_names", "list.json"], "should name a class for each folder"),
+    (["--caption_level", "class", "--class_names", "gone.csv"], "cannot be read as class names"),
+    (["--caption_level", "none", "--class_names", "x.csv"], "--class_names is for --caption_level class"),
+    (["--caption_level", "class", "--tokenizer", "x"], "--tokenizer is for --caption_level random"),
+    (["--caption_level", "random", "--tokenizer", "gone"], "no tokenizer at gone"),
+], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_captions_that_cannot_be_written_are_refused_in_one_line(argv, message, classes, monkeypatch, capsys):
+    monkeypatch.chdir(classes.parent)
+    for name, text in (("x.csv", "folder,name\nn01440764,tench\n"), ("bad.csv", "id,class\n1,2\n"), ("list.json", "[1]")):
+        (classes.parent / name).write_text(text)
+    with pytest.raises(SystemExit) as left:
+        captioned(classes, *argv)
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert message in said
+
+
 def test_caption_levels(manifest):
     assert recaption(manifest, "caption") is manifest
     assert recaption(manifest, "none").captions() == ["An image"]
     assert recaption(Manifest((example(1), example(2, folder="big_dogs"))), "class").captions() == [
         "An image of cats", "An image of big dogs"]
-    words = set(caption_words(manifest.captions()))
-    found = recaption(manifest, "random", seed=3)
-    assert all(len(c.split()) == 4 and set(c.split()) <= words for c in found.captions())
-    assert len(found.captions()) > 90
-    assert found == Manifest(recaption(Manifest(manifest.examples[::-1]), "random", seed=3).examples[::-1])
+    found = recaption(manifest, "random", 3, WORDS)
+    assert all(len(c.split()) == 4 and set(c.split()) <= set(WORDS) for c in found.captions())
+    assert len(found.captions()) > 50   # of 81
+    assert found == Manifest(recaption(Manifest(manifest.examples[::-1]), "random", 3, WORDS).examples[::-1])
+    assert found != recaption(manifest, "random", 4, WORDS)
     with pytest.raises(InputError, match="lies in no folder of a class"):
         recaption(Manifest((replace(example(1), row=3),)), "class")
 
 
 @pytest.mark.parametrize(("plan", "message"), [
     (dict(duplicated=1, doses=(4, 0)), "0 copies"), (dict(fraction=1.5), "a fraction of 1.5"),
-    (dict(doses=(1, 4)), "say how many"), (dict(duplicated=2, fraction=0.1), "same thing twice"),
+    (dict(doses=(1, 4)), "--doses without duplicated images does nothing: say how many"),
+    (dict(copies=5, exclusive=True), "--copies and --exclusive without"), (dict(captions="several"), "--caption_style without"),
+    (dict(matched=1, controls=3), "--matched without"), (dict(copies=5, fraction=0.0), "--copies without"),
+    (dict(duplicated=2, fraction=0.1), "same thing twice"),
     (dict(duplicated=30, doses=(1, 2, 3, 4)), "needs 120 duplicated images"),
     (dict(duplicated=60, matched=1), "needs 1 control images .* there are 0"),
 ])
@@ -129,7 +193,10 @@ def test_prepare_takes_canaries_and_mixtures(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv", [["--mix_ratio", "3"], ["--duplication", "dup_both", "--duplicated", "3"],
-                                  ["--duplication", "dup"], ["--caption_level", "poem"], ["--caption_level", "class"]],
+                                  ["--duplication", "nodup", "--copies", "5"], ["--copies", "5"], ["--exclusive"],
+                                  ["--duplication", "dup_both", "--caption_style", "several"],
+                                  ["--duplication", "dup"], ["--caption_level", "poem"], ["--caption_level", "class"],
+                                  ["--caption_level", "random", "--tokenizer", "gone"]],
                          ids=" ".join)
 def test_prepare_refuses_in_one_line(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import re
 import tarfile
 import zlib
 
@@ -15,6 +16,8 @@ from PIL import Image
 from tiny import image_folder
 
 from rotescope.datasets import encoded
+from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.records import Manifest, decode
 from rotescope.datasets.sources import load_source, read_source
@@ -163,6 +166,28 @@ def test_several_pictures_in_one_jpeg_show_the_first():
     assert shown.size == (16, 16)
 
 
+def test_prepare_refuses_a_manifest_whose_planned_image_is_gone(folder, tmp_path, capsys):
+    plan = apply_plan(load_source(folder), DuplicationPlan(2, 3, controls=2))
+    plan.save(tmp_path / "m.parquet")
+    os.unlink(plan.group("control")[1].file)
+    with pytest.raises(SystemExit) as left:
+        prepare(["--train_data_dir", str(tmp_path / "m.parquet"), "--output_file", str(tmp_path / "again.parquet")])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the plan names images that cannot be used (1 control), the first: ")
+
+
+def test_a_manifest_without_some_captions_is_quarantined_like_any_source(folder, tmp_path, capsys):
+    """Pre-flight asks for no captions, so its manifests may lack some."""
+    (folder / "4.txt").unlink()
+    preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
+    manifest = tmp_path / "looked/deduplicated.parquet"
+    prepare(["--train_data_dir", str(manifest), "--output_file", str(tmp_path / "m.parquet")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["quarantined"] == 1
+    assert [q.reason for q in read_source(manifest).quarantined] == [
+        f"{folder / '4.png'} has no caption: write one or leave the image out"]
+    assert (len(load_source(tmp_path / "m.parquet")), len(load_source(manifest, need_captions=False))) == (5, 6)
+
+
 # ----- odd images are shown rightly
 
 def test_exif_turns_upright():
@@ -249,6 +274,31 @@ def test_half_characters_and_numbers_are_no_captions(folder):
     assert [e.captions for e in source.manifest] == [("half ? pair",), ("one", "two")]
     assert [q.reason.partition(": ")[0].rpartition("/")[2] for q in source.quarantined] == [
         "1.png has no caption", "2.png has no caption", "metadata.jsonl names no image in entry 5"]
+
+
+def test_names_that_no_file_can_have_are_quarantined(folder):
+    names = ["0.png", "1\0.png", "half \ud800.png", 7, ""]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "text": "a cat"}) + "\n" for n in names))
+    source = read_source(folder)
+    assert len(source.manifest) == 1
+    assert [q.reason.partition(": ")[0].rpartition(" ")[2] for q in source.quarantined] == ["2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(("cells", "used", "reason"), [
+    ([{"path": "0.png"}, {"path": None}, {"path": "1\0.png"}], 1, "row 1 of .* neither an image nor a file's name"),
+    ([{"path": 0}, {"path": 3}], 0, "row 0 of .* neither"),
+    (["0.png", "", None], 1, "row 1 of .* neither"),
+    ([{"picture": "0.png"}], 0, "row 0 of .* neither"),
+], ids=str)
+def test_a_table_of_paths_needs_no_bytes(cells, used, reason, folder):
+    pq.write_table(pa.Table.from_pylist([{"image": cell, "caption": "a cat"} for cell in cells]), folder / "x.parquet")
+    if not used:
+        with pytest.raises(InputError, match=reason):
+            read_source(folder / "x.parquet")
+        return
+    source = read_source(folder / "x.parquet")
+    assert ([e.file for e in source.manifest], len(source.quarantined)) == ([str(folder / "0.png")], len(cells) - 1)
+    assert re.search(reason, source.quarantined[0].reason)
 
 
 # ----- archives and data sets

@@ -1,5 +1,6 @@
 """The paper's four scenarios from end to end, scaled down: the embedded model, 40 scenes, a few steps, one seed."""
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import yaml
 from instruments import training_folder
 
+from rotescope.datasets.prepare import main as prepare
+from rotescope.datasets.sources import load_source
 from rotescope.evaluate.audit import AuditConfig, audit
 from rotescope.mitigate.generate import named_policies
 from rotescope.models import BASE
@@ -15,10 +18,32 @@ from rotescope.train.finetune import finetune
 from rotescope.train.recipe import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ROOT / "train/recipes/imagenette_classes.csv"
 S4 = ROOT / "evaluate/recipes/s4-webster-500.yaml"
 MITIGATIONS = {  # what the paper runs on each
     "s1-laion-10k": ("none", "stp", "og-stp"), "s2-imagenette": ("none", "stp:transition=600", "stp:transition=700"),
     "s3-duplicated-200": ("none", "dtp", "og-dtp")}
+
+
+def prepared(images, folder):
+    """By the recipe's own line, from 40 scenes in Imagenette's layout -> the manifest of its first step."""
+    (line,) = [w for w in (ROOT / "train/recipes/s2-imagenette.yaml").read_text().splitlines() if "rotescope prepare" in w]
+    words = line.removeprefix("# rotescope prepare ").split()
+    assert ROOT / words[-1] == CLASSES
+    names = [row.split(",")[0] for row in CLASSES.read_text().splitlines()[1:]]
+    for i, image in enumerate(sorted(images.glob("*.png"))):
+        (folder / "train" / names[i % len(names)]).mkdir(parents=True, exist_ok=True)
+        image.rename(folder / "train" / names[i % len(names)] / image.name)
+    given = {"IMAGENETTE/train": folder / "train", words[-1]: CLASSES, "imagenette.parquet": folder / "imagenette.parquet"}
+    prepare([str(given.get(w, w)) for w in words])
+    return folder / "imagenette.parquet"
+
+
+def test_imagenette_is_captioned_by_its_own_folders(tmp_path):
+    manifest = load_source(prepared(training_folder(tmp_path / "images", 20), tmp_path / "imagenette"))
+    assert Counter(c for e in manifest for c in e.captions) == dict.fromkeys(
+        (f"An image of {row.split(',')[1]}" for row in CLASSES.read_text().splitlines()[1:]), 2)
+    assert "An image of French horn" in manifest.captions()
 
 
 def twin(name, images, folder):
@@ -39,6 +64,7 @@ def audited(model, data, folder, mitigation, **changes):
 @pytest.mark.parametrize("name", MITIGATIONS)
 def test_a_scaled_down_twin_trains_samples_and_reports(name, tmp_path):
     images = training_folder(tmp_path / "images", 40)
+    images = prepared(images, tmp_path / "imagenette") if name.startswith("s2") else images
     checkpoint = twin(name, images, tmp_path / "checkpoint")
     assert (checkpoint / "checkpoint-20").is_dir()
     report = audited(checkpoint, checkpoint / "manifest.parquet", tmp_path / "audit", MITIGATIONS[name])

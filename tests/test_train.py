@@ -22,6 +22,7 @@ from torchvision import transforms
 from training import arguments, config_of, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, RunError
@@ -330,6 +331,7 @@ BAD = {
     with_flags("--pretrained_model_name_or_path", "nowhere"): "no model at nowhere",
     with_flags("--train_data_dir", "nowhere"): "no data at nowhere",
     with_flags("--duplicated", "9"): "the plan needs 9 duplicated images",
+    with_flags("--copies", "5"): "--copies without duplicated images does nothing",
     with_flags("--caption_style", "poem"): "no caption style 'poem'", with_flags("--nonsense", "1"): "--nonsense",
     with_flags("--max_train_steps", "0"): "--max_train_steps 0", with_flags("--max_train_steps", "x"): "max_train_steps",
     with_flags("--caption_dropout", "2"): "--caption_dropout 2", with_flags("--lr_scheduler", "zigzag"): "--lr_scheduler zigzag",
@@ -369,18 +371,47 @@ def test_broken_pictures_are_left_out_by_name(base, images, tmp_path, capsys):
         finetune(resumed, progress=False)
 
 
-def test_pictures_that_a_plan_names_and_nobody_finds_are_left_out_alike(base, images, tmp_path):
+def test_what_preflight_kept_without_a_caption_is_left_out_before_training(base, images, tmp_path, capsys):
     folder = shutil.copytree(images, tmp_path / "images")
-    apply_plan(load_source(folder), DuplicationPlan(2, 3)).save(tmp_path / "manifest.parquet")
-    (folder / "3.png").unlink()
-    planned = {"duplicated": 0, "copies": 1, "controls": 0, "max_train_steps": 2}
-    config = config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", **planned)
-    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
-    assert [Path(e.file).name for e in trained] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
-    assert sum(e.served for e in trained) == 8
+    (folder / "4.txt").unlink()
+    preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
+    out = finetune(config_of(base, tmp_path / "looked/deduplicated.parquet", tmp_path / "out"), progress=False)
+    assert "the first: " + f"{folder / '4.png'} has no caption" in capsys.readouterr().err
+    assert len(Manifest.load(out / "manifest.parquet")) == 5
+
+
+def planned_without(images, group, tmp_path, base):
+    """A plan, one of whose images of that group is gone -> the config of a fine-tune by it, and the image's file."""
+    folder = shutil.copytree(images, tmp_path / "images")
+    plan = apply_plan(load_source(folder), DuplicationPlan(2, 3, controls=2))
+    plan.save(tmp_path / "manifest.parquet")
+    gone = Path(plan.group(group)[0].file)
+    gone.unlink()
+    unplanned = {"duplicated": 0, "copies": 1, "controls": 0, "partial_plan": False}
+    return config_of(base, tmp_path / "manifest.parquet", tmp_path / "out", **unplanned), gone
+
+
+@pytest.mark.parametrize("group", ["duplicated", "control"])
+def test_a_plan_that_names_missing_pictures_is_refused(group, base, images, tmp_path, capsys):
+    config, gone = planned_without(images, group, tmp_path, base)
+    with pytest.raises(SystemExit) as left:
+        main(arguments(config))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2
+    assert f"error: the plan names images that cannot be used (1 {group}), the first: {gone} cannot be read" in line
+    assert line.endswith("--partial_plan true trains all the same, without them")
+    assert not (tmp_path / "out").exists()
+    trained = Manifest.load(finetune(replace(config, partial_plan=True), progress=False) / "manifest.parquet")
+    assert (len(trained), len(trained.group(group))) == (5, 1)
     (left_out,) = json.loads((tmp_path / "out/rotescope.json").read_text())["left_out"]
-    assert left_out["name"] == str(folder / "3.png")
-    assert "bring it back" in left_out["reason"]
+    assert (left_out["name"], left_out["group"]) == (str(gone), group)
+
+
+def test_pictures_that_no_plan_needs_are_left_out_of_a_planned_run(base, images, tmp_path):
+    config, gone = planned_without(images, "", tmp_path, base)
+    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
+    assert (len(trained), [len(trained.group(g)) for g in ("duplicated", "control")]) == (5, [2, 2])
+    assert gone.name not in {Path(e.file).name for e in trained}
 
 
 def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsys):

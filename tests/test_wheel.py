@@ -57,7 +57,7 @@ def elsewhere(site, tmp_path):
 def test_wheel_has_one_top_level_name_and_every_file(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"rotescope"}
-    wanted = {".py", ".parquet", ".png", ".yaml", ".safetensors", ".json", ".txt", ".j2", ".md", ""}
+    wanted = {".py", ".parquet", ".png", ".yaml", ".safetensors", ".json", ".txt", ".csv", ".j2", ".md", ""}
     tracked = [p for folder in LAYERS for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix in wanted]
     assert not [str(p) for p in tracked if f"rotescope/{p.relative_to(ROOT).as_posix()}" not in names]
     assert not [n for n in names if n.endswith(".pyc") or n.startswith("rotescope/tests")]

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
+from rotescope.datasets.duplicate import DuplicationPlan, apply_plan, check_planned
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError
@@ -58,6 +58,8 @@ def check(config):
     source = read_source(config.train_data_dir)
     if config.overwrite:
         check_apart(config.output_dir, {e.file for e in source.manifest})
+    if not config.partial_plan:
+        _check_planned(source)
     manifest = apply_plan(source.manifest, plan)
     pipe = load_pipeline(model)
     check_place(config, min_free_mb=_megabytes(pipe, config))
@@ -70,6 +72,14 @@ def check(config):
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
                [p for p in predictor.parameters() if p.requires_grad], resume, source)
+
+
+def _check_planned(source):
+    """InputError on a plan whose images are not all there."""
+    try:
+        check_planned(source.quarantined)
+    except InputError as error:
+        raise InputError(f"{error}; --partial_plan true trains all the same, without them") from error
 
 
 def _preprocessing(config, pipe):
