@@ -5,6 +5,7 @@ A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial no
 """
 import hashlib
 import inspect
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,14 +75,20 @@ class Step:
                              # the images, a bool (n,), one row each and zero for the others; None: for all
 
 
-FAMILIES = {  # first match by class name
-    "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt", "flux": "Flux",
+FAMILIES = {  # the head of a class's name
+    "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt(Alpha|Sigma)",
+    "flux": "Flux",
 }
+VARIANTS = "(ControlNet(Union)?|Adapter)?(Img2Img|Inpaint(ing)?|Depth2Img|Upscale)?Pipeline"  # and its tail
 
 
 def family(pipe):
-    """'sd', 'sdxl', 'sd3', 'pixart', 'flux' or 'other'."""
-    return next((name for name, part in FAMILIES.items() if part in type(pipe).__name__), "other")
+    """'sd', 'sdxl', 'sd3', 'pixart', 'flux', by the pipeline's class or one that it is derived from; or 'other'.
+
+    The others are refused, see served.py.
+    """
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    return next((kind for kind, head in FAMILIES.items() if any(re.fullmatch(head + VARIANTS, name) for name in names)), "other")
 
 
 class PipelineCall:
