@@ -18,12 +18,14 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import Mitigation, Step
 from rotescope.mitigate.registry import get_mitigation
+from rotescope.mitigate.served import check_scheduler
 from rotescope.mitigate.signals import eps_factor, prediction_gap
 from rotescope.runs import whole
 
 
 def guider_for(pipe, mitigation, guidance_scale=7.5):
     """A guider that knows the pipeline's scheduler, and so the unit of its predictions. `mitigation`: NAME or NAME:key=value,…"""
+    check_scheduler(pipe.scheduler)
     guider = MitigationGuider(mitigation, guidance_scale)
     guider.scheduler = pipe.scheduler
     return guider

@@ -12,9 +12,13 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionLatentUpscalePipeline,
@@ -27,6 +31,7 @@ from tiny import SETTINGS, TINY, TOKENS, UNET, cached_pipeline, tiny_pipeline
 from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
+from rotescope.mitigate.guider import guider_for
 from rotescope.mitigate.mitigation import denoiser_of
 from rotescope.mitigate.rows import splittable, take_rows
 
@@ -279,6 +284,19 @@ def test_a_pipeline_of_no_family_is_refused_by_name():
                  StableDiffusionLatentUpscalePipeline(*parts), DDIMPipeline(sd["unet"], sd["scheduler"])):
         with pytest.raises(InputError, match=f"{type(pipe).__name__} is not served: take .* or FLUX"), mitigated(pipe, "stp"):
             pass
+
+
+@pytest.mark.parametrize(("kind", "settings"), [
+    (EDMEulerScheduler, {}), (EDMDPMSolverMultistepScheduler, {}), (IPNDMScheduler, {}),
+    (EulerDiscreteScheduler, {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}),
+])
+def test_a_scheduler_that_counts_no_timesteps_is_refused_by_name(kind, settings):
+    """It tells the denoiser ln σ / 4, which is below every transition from the start."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = kind(**settings)
+    for use in (lambda: mitigated(pipe, "stp").__enter__(), lambda: guider_for(pipe, "stp")):
+        with pytest.raises(InputError, match=f"{kind.__name__}.* does not count its timesteps from 1000 to 0"):
+            use()
 
 
 def test_a_class_of_ones_own_is_of_the_family_of_its_base():
