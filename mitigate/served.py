@@ -9,6 +9,9 @@ NOT_IN_TIMESTEPS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "Cosi
 
 def check_served(pipe):
     """-> its family; InputError for a pipeline that is of none, or that counts its time otherwise."""
+    if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):
+        raise InputError(f"{type(pipe).__name__} is modular, and takes a mitigation as its guider: "
+                         "pipe.update_components(guider=guider_for(pipe, NAME)), from rotescope.mitigate.guider")
     denoiser_of(pipe)
     kind = family(pipe)
     if kind == "other":
