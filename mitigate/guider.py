@@ -41,7 +41,8 @@ class MitigationGuider(BaseGuidance):
         super().__init__()
         self.guidance_scale, self.mitigation = guidance_scale, get_mitigation(mitigation)
         kind = type(self.mitigation)
-        if kind.begin is Mitigation.begin or kind.prepare is not Mitigation.prepare or kind.attach is not Mitigation.attach:
+        beyond = any(getattr(kind, name) is not getattr(Mitigation, name) for name in ("prepare", "attach", "survey"))
+        if kind.begin is Mitigation.begin or beyond:
             raise InputError(f"{mitigation}: a guider sees the two predictions alone, and this one works on something else")
         if guidance_scale <= 1:
             raise InputError(f"guidance_scale={guidance_scale} sends one branch only: give a scale above 1")

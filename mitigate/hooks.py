@@ -97,6 +97,8 @@ def _run_call(pipe, chain, call, proceed, run):
             m.prepare(call)
         for m in chain:
             stack.enter_context(m.attach(call))
+        for m in chain:
+            m.survey(call)
         stack.enter_context(hooked(denoiser_of(pipe), hook))
         result = proceed()
     run.calls.append(hook)

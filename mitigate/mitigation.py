@@ -1,7 +1,8 @@
 """The contract: what a mitigation may do around and inside one call of a pipeline. hooks.py brings it to diffusers.
 
-A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial noise), `attach` (attention, neurons), `begin`
-(how the two predictions of a step are combined). Several can be chained; only one of them may combine predictions.
+A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial noise), `attach` (attention, neurons), `survey`
+(a run beforehand), `begin` (how the two predictions of a step are combined). Several can be chained; only one of them may combine
+predictions. Each of the four is done by the whole chain before the next one is.
 """
 import hashlib
 import inspect
@@ -35,6 +36,9 @@ class Mitigation:
     def attach(self, call):
         """A context manager around the pipeline call, which undoes what it did."""
         return nullcontext()
+
+    def survey(self, call):
+        """When all of a chain are prepared and attached: see by call.probe what the pipeline will do under the others."""
 
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
