@@ -110,11 +110,11 @@ class AttentionMask(Mitigation):
 
     def prepare(self, call):
         images = torch.arange(call.n, device=call.device)
-        call.memory[self] = token_ids(call.pipe.tokenizer, call.prompts, call.device)[1]
         send_labels(call, "attention-mask", torch.full_like(images, -1), images)
 
     def attach(self, call):
-        ends = call.memory[self]
+        """Not before, for others may change the prompts when it is their turn to prepare."""
+        ends = token_ids(call.pipe.tokenizer, call.prompts, call.device)[1]
         return edited_attention(call, "attention-mask", lambda logits, images: mask_summary(logits, ends[images], self.bos_scale))
 
 

@@ -18,12 +18,14 @@ from diffusers.guiders.guider_utils import GuiderOutput
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import Mitigation, Step
 from rotescope.mitigate.registry import get_mitigation
+from rotescope.mitigate.served import check_scheduler
 from rotescope.mitigate.signals import eps_factor, prediction_gap
 from rotescope.runs import whole
 
 
 def guider_for(pipe, mitigation, guidance_scale=7.5):
     """A guider that knows the pipeline's scheduler, and so the unit of its predictions. `mitigation`: NAME or NAME:key=value,…"""
+    check_scheduler(pipe.scheduler)
     guider = MitigationGuider(mitigation, guidance_scale)
     guider.scheduler = pipe.scheduler
     return guider
@@ -39,7 +41,8 @@ class MitigationGuider(BaseGuidance):
         super().__init__()
         self.guidance_scale, self.mitigation = guidance_scale, get_mitigation(mitigation)
         kind = type(self.mitigation)
-        if kind.begin is Mitigation.begin or kind.prepare is not Mitigation.prepare or kind.attach is not Mitigation.attach:
+        beyond = any(getattr(kind, name) is not getattr(Mitigation, name) for name in ("prepare", "attach", "survey"))
+        if kind.begin is Mitigation.begin or beyond:
             raise InputError(f"{mitigation}: a guider sees the two predictions alone, and this one works on something else")
         if guidance_scale <= 1:
             raise InputError(f"guidance_scale={guidance_scale} sends one branch only: give a scale above 1")

@@ -20,10 +20,11 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import PLAIN
-from rotescope.mitigate.mitigation import Mitigation, PipelineCall, Step, denoiser_of, family
+from rotescope.mitigate.mitigation import Mitigation, PipelineCall, Step, denoiser_of
 from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
+from rotescope.mitigate.served import check_served
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
 from rotescope.runs import whole
 
@@ -45,7 +46,7 @@ def mitigated(pipe, *mitigations):
 
 def check_chain(pipe, chain):
     """-> the mitigations, if they can work together and on this pipeline; else InputError."""
-    denoiser, kind = denoiser_of(pipe), family(pipe)
+    kind, denoiser = check_served(pipe), denoiser_of(pipe)
     hooks = getattr(denoiser, "_diffusers_hook", None)
     if getattr(type(pipe), "_rotescope", False) or hooks is not None and hooks.get_hook(NAME):
         raise InputError("this pipeline already carries a mitigation: leave its `with` first")
@@ -96,6 +97,8 @@ def _run_call(pipe, chain, call, proceed, run):
             m.prepare(call)
         for m in chain:
             stack.enter_context(m.attach(call))
+        for m in chain:
+            m.survey(call)
         stack.enter_context(hooked(denoiser_of(pipe), hook))
         result = proceed()
     run.calls.append(hook)

@@ -1,10 +1,12 @@
 """The contract: what a mitigation may do around and inside one call of a pipeline. hooks.py brings it to diffusers.
 
-A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial noise), `attach` (attention, neurons), `begin`
-(how the two predictions of a step are combined). Several can be chained; only one of them may combine predictions.
+A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial noise), `attach` (attention, neurons), `survey`
+(a run beforehand), `begin` (how the two predictions of a step are combined). Several can be chained; only one of them may combine
+predictions. Each of the four is done by the whole chain before the next one is.
 """
 import hashlib
 import inspect
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +36,9 @@ class Mitigation:
     def attach(self, call):
         """A context manager around the pipeline call, which undoes what it did."""
         return nullcontext()
+
+    def survey(self, call):
+        """When all of a chain are prepared and attached: see by call.probe what the pipeline will do under the others."""
 
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
@@ -74,14 +79,20 @@ class Step:
                              # the images, a bool (n,), one row each and zero for the others; None: for all
 
 
-FAMILIES = {  # first match by class name
-    "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt", "flux": "Flux",
+FAMILIES = {  # the head of a class's name
+    "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt(Alpha|Sigma)",
+    "flux": "Flux",
 }
+VARIANTS = "(ControlNet(Union)?|Adapter)?(Img2Img|Inpaint(ing)?|Depth2Img|Upscale)?Pipeline"  # and its tail
 
 
 def family(pipe):
-    """'sd', 'sdxl', 'sd3', 'pixart', 'flux' or 'other'."""
-    return next((name for name, part in FAMILIES.items() if part in type(pipe).__name__), "other")
+    """'sd', 'sdxl', 'sd3', 'pixart', 'flux', by the pipeline's class or one that it is derived from; or 'other'.
+
+    The others are refused, see served.py.
+    """
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    return next((kind for kind, head in FAMILIES.items() if any(re.fullmatch(head + VARIANTS, name) for name in names)), "other")
 
 
 class PipelineCall:

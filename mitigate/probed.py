@@ -22,7 +22,7 @@ class ProbedTransition(Mitigation):
     before: float = -7.5
     fallback_index: int = 5
 
-    def prepare(self, call):
+    def survey(self, call):
         hook, latents = call.probe(_Probe(self.before))
         curves, timesteps = hook.run.curves(latents), hook.timesteps
         call.memory[self] = torch.tensor([timesteps[min(self._index(c), len(timesteps) - 1)] for c in curves.tolist()],

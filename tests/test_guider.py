@@ -79,6 +79,11 @@ def test_batches_are_prepared_for_the_needed_predictions_alone():
     assert guider.num_conditions == 2
 
 
+def test_a_modular_pipeline_is_told_to_take_a_guider(modular):
+    with pytest.raises(InputError, match=r"guider=guider_for\(pipe, NAME\)\), from rotescope.mitigate.guider"):
+        mitigated(modular[1], "stp").__enter__()
+
+
 def test_what_a_guider_cannot_do_is_refused():
     with pytest.raises(InputError, match="the two predictions alone"):
         MitigationGuider("og-dtp-released")

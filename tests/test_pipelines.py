@@ -1,31 +1,45 @@
 """Mitigations on pipelines of every family: equal to the oracle, to plain guidance, to themselves in any batch; then gone."""
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    ControlNetModel,
+    DDIMPipeline,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionLatentUpscalePipeline,
 )
 from diffusers.hooks import HookRegistry, ModelHook
 from oracle import Transition, plain_loop
 from peft import LoraConfig
-from tiny import SETTINGS, TINY, TOKENS, cached_pipeline, tiny_pipeline
+from tiny import SETTINGS, TINY, TOKENS, UNET, cached_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
+from rotescope.mitigate.guider import guider_for
 from rotescope.mitigate.mitigation import denoiser_of
 from rotescope.mitigate.rows import splittable, take_rows
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 6
 SCHEDULERS = (DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler)
+PICTURE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MASK = (torch.arange(16) < 8).double().expand(3, 1, 16, 16)
 OPPOSITE, DYNAMIC = TransitionGuidance(-2.0, 650), TransitionGuidance(0.0, "dynamic", latest=300)
 
 
@@ -38,6 +52,11 @@ def images(pipe, prompts=PROMPTS, rows=None, kind="sd", scale=7.5, **settings):
     if kind == "flux" and isinstance(settings["negative_prompt"], str):
         settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
     return pipe(prompts, **settings).images
+
+
+def tiny_controlnet():
+    kept = {k: v for k, v in UNET.items() if k not in ("sample_size", "out_channels", "up_block_types")}
+    return ControlNetModel(**kept, conditioning_embedding_out_channels=(8, 16)).double().eval()
 
 
 @pytest.fixture(params=TINY)
@@ -118,8 +137,7 @@ def test_several_images_a_prompt():
 def test_image_to_image():
     pipe = StableDiffusionImg2ImgPipeline(**cached_pipeline("sd").components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    picture = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    settings = {"image": picture, "strength": 0.7}
+    settings = {"image": PICTURE, "strength": 0.7}
     plain = images(pipe, **settings)
     with mitigated(pipe, "none"):
         assert torch.equal(images(pipe, **settings), plain)
@@ -127,6 +145,26 @@ def test_image_to_image():
         assert not torch.equal(images(pipe, **settings), plain)
     assert max(run.timesteps) < 800  # it starts late
     assert all(t <= 650 for t in run.transition_timesteps)
+
+
+@pytest.mark.parametrize(("kind", "variant", "parts", "settings"), [
+    ("sd", "StableDiffusionInpaintPipeline", {}, {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}),
+    ("sd", "StableDiffusionControlNetPipeline", {"controlnet": tiny_controlnet}, {"image": PICTURE}),
+    ("sdxl", "StableDiffusionXLImg2ImgPipeline", {}, {"image": PICTURE, "strength": 0.9}),
+    ("sdxl", "StableDiffusionXLInpaintPipeline", {}, {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}),
+    ("sd3", "StableDiffusion3Img2ImgPipeline", {}, {"image": PICTURE, "height": 16, "width": 16, "strength": 0.9}),
+    ("pixart", "PixArtSigmaPipeline", {}, {}),
+    ("flux", "FluxImg2ImgPipeline", {}, {"image": PICTURE, "strength": 0.9}),
+    ("flux", "FluxInpaintPipeline", {}, {"image": PICTURE, "mask_image": MASK, "strength": 0.9}),
+])
+def test_variants_of_a_family_are_served(kind, variant, parts, settings):
+    pipe = getattr(diffusers, variant)(**cached_pipeline(kind).components, **{name: make() for name, make in parts.items()})
+    pipe.set_progress_bar_config(disable=True)
+    plain = images(pipe, kind=kind, **settings)
+    with mitigated(pipe, "none"):
+        assert torch.equal(images(pipe, kind=kind, **settings), plain)
+    with mitigated(pipe, OPPOSITE):
+        assert not torch.equal(images(pipe, kind=kind, **settings), plain)
 
 
 def test_lora():
@@ -234,6 +272,41 @@ def test_what_a_pipeline_cannot_do_is_refused_by_name():
         pass
     with pytest.raises(InputError, match="named twice"), mitigated(sd, "stp", "stp"):
         pass
+
+
+def test_a_pipeline_of_no_family_is_refused_by_name():
+    """AuraFlow tells its transformer t / 1000, a latent upscaler its UNet ln σ / 4: every transition would be past at once."""
+    sd, transformer = cached_pipeline("sd").components, AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=16, pos_embed_max_size=16)
+    parts = [sd[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")]
+    for pipe in (AuraFlowPipeline(None, None, None, transformer, FlowMatchEulerDiscreteScheduler()),
+                 StableDiffusionLatentUpscalePipeline(*parts), DDIMPipeline(sd["unet"], sd["scheduler"])):
+        with pytest.raises(InputError, match=f"{type(pipe).__name__} is not served: take .* or FLUX"), mitigated(pipe, "stp"):
+            pass
+
+
+@pytest.mark.parametrize(("kind", "settings"), [
+    (EDMEulerScheduler, {}), (EDMDPMSolverMultistepScheduler, {}), (IPNDMScheduler, {}),
+    (EulerDiscreteScheduler, {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}),
+])
+def test_a_scheduler_that_counts_no_timesteps_is_refused_by_name(kind, settings):
+    """It tells the denoiser ln σ / 4, which is below every transition from the start."""
+    pipe = tiny_pipeline()
+    pipe.scheduler = kind(**settings)
+    for use in (lambda: mitigated(pipe, "stp").__enter__(), lambda: guider_for(pipe, "stp")):
+        with pytest.raises(InputError, match=f"{kind.__name__}.* does not count its timesteps from 1000 to 0"):
+            use()
+
+
+def test_a_class_of_ones_own_is_of_the_family_of_its_base():
+    class Mine(type(cached_pipeline("sd"))):
+        pass
+    pipe = Mine(**cached_pipeline("sd").components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    with mitigated(pipe, "stp") as run:
+        images(pipe)
+    assert run.denoiser_rows == [2 * STEPS - 3] * 3
 
 
 def test_a_batch_that_is_not_doubled_is_refused_by_name():

@@ -13,6 +13,7 @@ from rotescope.mitigate.guidance import TransitionGuidance
 from rotescope.mitigate.mitigation import PipelineCall
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
 from rotescope.mitigate.perturb import CaptionPerturbation
+from rotescope.mitigate.probed import ProbedTransition
 from rotescope.mitigate.registry import get_mitigation
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
@@ -97,6 +98,18 @@ def test_two_in_a_chain_are_the_one_by_hand_and_then_the_other(pipe, name):
     assert run.mitigations == (first, second)
     assert run.denoiser_rows == (2 * STEPS + call.extra_rows).tolist()
     assert all(t <= 650 for t in run.transition_timesteps)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("rta", "attention-mask"), ("rta", "probe"), ("attention-mask", "probe"), ("spike-attenuation", "probe")])
+def test_a_chain_is_the_same_in_either_order(pipe, one, other):
+    """The end of a prompt is looked up, and a probe is sent, when all the others have done what they do."""
+    named = RIVALS | {"probe": ProbedTransition()}
+    (found, run), (turned, again) = (sample(pipe, tuple(named[n] for n in order), num_inference_steps=7)
+                                     for order in ((one, other), (other, one)))
+    assert torch.equal(found, turned)
+    assert run.transition_timesteps == again.transition_timesteps
+    assert not torch.equal(found, sample(pipe, named[one], num_inference_steps=7)[0])
 
 
 @pytest.mark.parametrize(("second", "rows"), [
