@@ -2,13 +2,14 @@
 import numpy as np
 import pytest
 import torch
-from tiny import loud_pipeline
+from tiny import loud_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.captions import add_numbers, add_words, repeat_words
 from rotescope.errors import InputError
 from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
+from rotescope.mitigate.first_step import FirstStep
 from rotescope.mitigate.guidance import TransitionGuidance
 from rotescope.mitigate.mitigation import PipelineCall
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
@@ -44,12 +45,17 @@ def sample(pipe, mitigation=None, rows=(0, 1, 2), **settings):
 
 
 @torch.no_grad()
-def delta(pipe, x, prompt, timestep, text=None):
-    """ε(x, prompt) − ε(x, ∅) of one image, with nothing of ours."""
+def texts_of(pipe, prompt):
+    """-> embeddings of a prompt and of the empty one, with nothing of ours."""
     ids = pipe.tokenizer([prompt, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    cond, uncond = pipe.text_encoder(ids)[0].split(1)
-    cond = cond if text is None else text
-    return pipe.unet(x, timestep, cond).sample - pipe.unet(x, timestep, uncond).sample
+    return pipe.text_encoder(ids)[0].split(1)
+
+
+def delta(pipe, x, prompt, timestep, gradient=False):
+    """ε(x, prompt) − ε(x, ∅) of one image, with nothing of ours."""
+    cond, uncond = texts_of(pipe, prompt)
+    with torch.set_grad_enabled(gradient):
+        return pipe.unet(x, timestep, cond).sample - pipe.unet(x, timestep, uncond).sample
 
 
 def first_timestep(pipe):
@@ -292,6 +298,20 @@ def test_two_edits_of_the_attention_are_refused_and_nothing_stays(pipe):
 
 
 # ----- noise
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_first_difference_is_that_of_two_predictions_of_the_noise(kind):
+    """ε = output, αv + σx or (x − αx₀)/σ: one that predicts x₀ turns the sign of the difference."""
+    pipe = tiny_pipeline(kind).to(torch.float64)
+    call = PipelineCall(pipe, {"prompt": PROMPTS[:1], "num_inference_steps": STEPS, "latents": noise(0)})
+    found, t = FirstStep(call).difference(noise(0), torch.tensor([0])), first_timestep(pipe)
+    alpha, sigma = pipe.scheduler.alphas_cumprod[t].double().sqrt(), (1 - pipe.scheduler.alphas_cumprod[t].double()).sqrt()
+    eps = {"epsilon": lambda out: out, "v_prediction": lambda out: alpha * out + sigma * noise(0),
+           "sample": lambda out: (noise(0) - alpha * out) / sigma}[kind]
+    cond, uncond = (eps(pipe.unet(noise(0), t, text).sample) for text in texts_of(pipe, PROMPTS[0]))
+    torch.testing.assert_close(found, cond - uncond, rtol=1e-5, atol=1e-9)
+
 
 def test_the_sharpness_step_by_hand(pipe):
     settings, t, x = RIVALS["sharpness-step"], first_timestep(pipe), noise(0)
