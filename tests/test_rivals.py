@@ -322,6 +322,57 @@ def test_the_sharpness_step_by_hand(pipe):
     torch.testing.assert_close(sample(pipe, settings, [0])[0], expected, atol=1e-6, rtol=0)
 
 
+def test_the_loss_of_sharpness_aware_noise_looks_along_the_score(pipe):
+    """s_c − s = −Δ/σ: a step of length 1 against Δ, where the other way gives another number."""
+    t, x = first_timestep(pipe), torch.cat([noise(0), noise(1)])
+    call = PipelineCall(pipe, {"prompt": PROMPTS[:2], "num_inference_steps": STEPS, "latents": x})
+    with torch.no_grad():
+        found = SharpnessAwareNoise(weight=0.05).loss(FirstStep(call), x, torch.arange(2))
+    for row in (0, 1):
+        here = delta(pipe, noise(row), PROMPTS[row], t)
+        against, along = (delta(pipe, noise(row) + sign * here / here.norm(), PROMPTS[row], t).norm() for sign in (-1, 1))
+        expected = against + 0.05 * noise(row).norm()
+        torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=0)
+        assert abs(along - against) > 1e-3 * expected
+
+
+def down(x, loss, optimizer, target, iterations):
+    """The authors' loop for one image -> where it ends."""
+    x = x.clone().requires_grad_()
+    descent = optimizer([x])
+    for _ in range(iterations):
+        value = loss(x)
+        if value <= target:
+            break
+        x.grad = torch.autograd.grad(value, x)[0]
+        descent.step()
+    return x.detach()
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_noise_optimisation_is_the_authors_loop_for_one_image(pipe, iterations):
+    t = first_timestep(pipe)
+    for row in (0, 2):
+        x = down(noise(row), lambda x, row=row: delta(pipe, x, PROMPTS[row], t, gradient=True).norm(),
+                 lambda x: torch.optim.AdamW(x, lr=0.05), 0.05, iterations)
+        expected, _ = sample(pipe, None, [row], latents=x)
+        found, _ = sample(pipe, NoiseOptimisation(target=0.05, learning_rate=0.05, iterations=iterations), [row])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert (found - sample(pipe, None, [row])[0]).abs().max() > 1e-3
+
+
+def test_sharpness_aware_noise_is_the_authors_loop_for_one_image(pipe):
+    t, settings = first_timestep(pipe), SharpnessAwareNoise(target=0.1, weight=0.01, iterations=3, budget=1)
+    for row in (0, 2):
+        def loss(x, row=row):
+            here = delta(pipe, x.detach(), PROMPTS[row], t)
+            return delta(pipe, x - here / here.norm(), PROMPTS[row], t, gradient=True).norm() + 0.01 * x.norm()
+        x = down(noise(row), loss, lambda x: torch.optim.Adam(x, lr=0.05), 0.1, 3)
+        found, _ = sample(pipe, settings, [row])
+        torch.testing.assert_close(found, sample(pipe, None, [row], latents=x)[0], atol=1e-5, rtol=0)
+        assert (found - sample(pipe, None, [row])[0]).abs().max() > 1e-3
+
+
 def test_optimised_noise_has_the_smaller_gap(pipe):
     before, after = (np.array(sample(pipe, m)[1].prediction_gaps)[:, 0]
                      for m in (None, NoiseOptimisation(target=0.0, learning_rate=0.05, iterations=8)))
