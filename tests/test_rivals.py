@@ -1,13 +1,16 @@
 """Prompts, embeddings, attention and initial noise: every rival against independent arithmetic and by invariance."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from tiny import loud_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.captions import add_numbers, add_words, repeat_words
 from rotescope.errors import InputError
-from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
+from rotescope.mitigate.attention import AttentionMask, EditedAttention, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
 from rotescope.mitigate.first_step import FirstStep
 from rotescope.mitigate.guidance import TransitionGuidance
@@ -263,6 +266,28 @@ def test_masking_alone_is_the_pipelines_own_attention_mask(pipe):
             u, c = pipe.unet(x, t, uncond).sample, pipe.unet(x, t, cond, encoder_attention_mask=mask).sample
             x = pipe.scheduler.step(u + 7.5 * (c - u), t, x).prev_sample
     torch.testing.assert_close(sample(pipe, AttentionMask(bos_scale=1.0), [0])[0], x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_that_half_precision_cannot_hold_are_edited_all_the_same(dtype):
+    """Against the sum in fp64 and against diffusers' own processor, told to upcast as Stable Diffusion 2.1 tells it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = Attention(query_dim=64, cross_attention_dim=64, heads=1, dim_head=64, upcast_attention=True).eval()
+        hidden, text = torch.randn(2, 16, 64).to(dtype), torch.randn(2, 8, 64).to(dtype)
+    layer.to_q.weight.data *= 180
+    layer.to_k.weight.data *= 180
+    layer.to(dtype)
+    edited = EditedAttention(lambda logits, images: logits, SimpleNamespace(images=torch.tensor([0, 1])), None)
+    with torch.no_grad():
+        query, key, value = (to(x).double() for to, x in ((layer.to_q, hidden), (layer.to_k, text), (layer.to_v, text)))
+        logits = query @ key.mT / 8                                                    # √64
+        found, expected = edited(layer, hidden, text), (logits.softmax(-1) @ value)
+        expected = expected @ layer.to_out[0].weight.double().T + layer.to_out[0].bias.double()
+    assert logits.abs().max() > torch.finfo(torch.float16).max / 8                     # the product of all 64 overflows in fp16
+    precision = 4 * torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(found.double(), expected, atol=precision, rtol=0)
+    torch.testing.assert_close(found, AttnProcessor()(layer, hidden, text), atol=precision, rtol=0)
 
 
 def test_scaling_the_first_logit_is_scaling_its_key():
