@@ -223,6 +223,34 @@ def test_reanchoring_is_plain_at_its_target_and_turns_away_at_its_full_magnitude
     torch.testing.assert_close(at[2], at[1])
 
 
+@torch.no_grad()
+def test_reanchoring_is_the_authors_way_step_by_step(pipe):
+    """The embedding goes down the gap; a step whose gap is above 3 turns away from the prompt's own prediction, another not."""
+    s, target, full, t = 7.5, 3.0, 5.0, first_timestep(pipe)
+    turned = []
+    for row in (0, 2):
+        own, uncond = texts_of(pipe, PROMPTS[row])
+
+        def gap(text, row=row, own=own, uncond=uncond):
+            return (pipe.unet(noise(row), t, torch.cat([own[:, :1], text[:, 1:]], 1)).sample
+                    - pipe.unet(noise(row), t, uncond).sample).norm()
+        with torch.enable_grad():
+            text = down(own, gap, lambda x: torch.optim.AdamW(x, lr=0.05), target, 2)
+        text, x = torch.cat([own[:, :1], text[:, 1:]], 1), noise(row)
+        pipe.scheduler.set_timesteps(STEPS)
+        for step in pipe.scheduler.timesteps:
+            c, e, u = (pipe.unet(x, step, which).sample for which in (text, own, uncond))
+            m, a = (c - u).norm(), (s * target - full) / (s - 1)
+            share = min(s * (m - a) / (full - a), s)
+            guided = e + share * (c - e) + (s - share) * (c - u) if m > target else u + s * (c - u)
+            turned.append(bool(m > target))
+            x = pipe.scheduler.step(guided, step, x).prev_sample
+        found, _ = sample(pipe, PromptReanchoring(target, full, iterations=2), [row])
+        torch.testing.assert_close(found, x, atol=1e-5, rtol=0)
+    assert any(turned)
+    assert not all(turned)
+
+
 def test_reanchoring_leaves_ordinary_images_alone(pipe):
     plain, before = sample(pipe)
     found, after = sample(pipe, PromptReanchoring(target=1e3, full=2e3))
@@ -312,6 +340,40 @@ def test_guard_without_attenuation_is_guidance_at_the_difference_of_its_scales(p
     guarded, _ = sample(pipe, Guard(scale=1.0, repulsion=2.0))
     plain, _ = sample(pipe, None, guidance_scale=5.5)
     torch.testing.assert_close(guarded, plain, atol=1e-6, rtol=0)
+
+
+class Attenuated:
+    """Attention of one image by hand: in each head, logits of tokens but the first whose highest one stands out count 0.3."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        heads, text = [], encoder_hidden_states
+        projected = (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        for q, k, v in zip(*(x[0].chunk(attn.heads, -1) for x in projected), strict=True):
+            logits = q @ k.T / q.shape[1] ** 0.5                                       # (pixels, tokens)
+            peaks = logits.max(0).values[1:]
+            for token, z in enumerate((peaks - peaks.mean()) / peaks.std(), 1):
+                logits[:, token] *= 0.3 if z > 0.1 else 1
+            heads.append(logits.softmax(1) @ v)
+        return attn.to_out[0](torch.cat(heads, 1))[None]
+
+
+@torch.no_grad()
+def test_guard_is_two_predictions_of_the_prompt_step_by_step(pipe):
+    """ε(∅) + 7.5 (ε⁺ − ε(∅)) − 2 (ε⁻ − ε(∅)); ε⁺ attenuated in the down and mid blocks."""
+    plain, x = pipe.unet.attn_processors, noise(0)
+    attenuated = {name: Attenuated() if ".attn2." in name and not name.startswith("up") else processor
+                  for name, processor in plain.items()}
+    cond, uncond = texts_of(pipe, PROMPTS[0])
+    pipe.scheduler.set_timesteps(STEPS)
+    for t in pipe.scheduler.timesteps:
+        u, away = (pipe.unet(x, t, text).sample for text in (uncond, cond))
+        pipe.unet.set_attn_processor(dict(attenuated))
+        towards = pipe.unet(x, t, cond).sample
+        pipe.unet.set_attn_processor(dict(plain))
+        x = pipe.scheduler.step(u + 7.5 * (towards - u) - 2 * (away - u), t, x).prev_sample
+    found, _ = sample(pipe, Guard(), [0])
+    torch.testing.assert_close(found, x, atol=1e-5, rtol=0)
+    assert (found - sample(pipe, None, [0], guidance_scale=5.5)[0]).abs().max() > 1e-3    # no attenuation at all
 
 
 def test_two_edits_of_the_attention_are_refused_and_nothing_stays(pipe):
