@@ -12,6 +12,7 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.embeddings import BothBranches, token_ids
+from rotescope.mitigate.first_step import at_least_float
 from rotescope.mitigate.mitigation import Mitigation
 
 # ----- which rows
@@ -57,7 +58,10 @@ def labels_seen(denoiser, key):
 # ----- what happens to them
 
 class EditedAttention:
-    """An attention processor: edit(logits (k, heads, pixels, tokens), images (k,)) for labelled rows, `plain` for the others."""
+    """An attention processor: edit(logits (k, heads, pixels, tokens), images (k,)) for labelled rows, `plain` for the others.
+
+    Logits and their softmax are fp32 at least: Stable Diffusion 2.1's exceed what fp16 holds, and diffusers upcasts them there.
+    """
 
     def __init__(self, edit, seen, plain):
         self.edit, self.seen, self.plain = edit, seen, plain
@@ -75,8 +79,8 @@ class EditedAttention:
     def _edited(self, attn, hidden_states, text, images):
         query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2)      # (k, heads, pixels or tokens, d)
                              for x in (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)))
-        logits = self.edit(query @ key.transpose(2, 3) * attn.scale, images)
-        out = (logits.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        logits = self.edit(at_least_float(query) @ at_least_float(key).transpose(2, 3) * attn.scale, images)
+        out = (logits.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
 

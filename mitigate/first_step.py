@@ -30,7 +30,8 @@ class FirstStep:
         steps, _ = retrieve_timesteps(self.scheduler, call.get("num_inference_steps"), call.device, call.get("timesteps"),
                                       call.get("sigmas"))
         self.timestep = steps[0]
-        self.factor = eps_factor(call.pipe.scheduler, self.timestep.item())
+        sign = -1 if self.scheduler.config.get("prediction_type") == "sample" else 1   # ε = (x − αx₀)/σ falls as x₀ grows
+        self.factor = sign * eps_factor(call.pipe.scheduler, self.timestep.item())
 
     def outputs(self, noise, text):
         """noise (k, C, h, w), text (k, tokens, width) -> denoiser output (k, C, h, w), at least fp32."""

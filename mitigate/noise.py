@@ -67,11 +67,12 @@ class SharpnessAwareNoise(Mitigation):
     """SAIL: Jeon et al., Understanding and Mitigating Memorization in Generative Models via Sharpness of Probability Landscapes,
     ICML 2025, arXiv 2412.04140, algorithm 2.
 
-    Adam on x down ‖Δ(x + Δ(x)/‖Δ(x)‖₂)‖₂ + α ‖x‖₂, `weight` being α, until that is at most `target`, for at most `iterations`
-    steps; where it is not, again from another noise of the image's own, up to `budget` in all, the target 0.1 higher after every
-    third. The authors draw without end, and try `budget` at once; here the attempt that came lowest counts in the end. The
-    direction Δ/‖Δ‖ is held constant in the gradient, as in sharpness-aware minimisation. The defaults are those for Stable
-    Diffusion 1.4 (2: α = 0.01, target 4 to 6).
+    Adam on x down ‖Δ(x + s/‖s‖₂)‖₂ + α ‖x‖₂, s = −Δ(x)/σ the difference of the two scores and `weight` α, until that is at most
+    `target`, for at most `iterations` steps; where it is not, again from another noise of the image's own, up to `budget` in all,
+    the target 0.1 higher after every third. The authors draw without end, and try `budget` at once; here the attempt that came
+    lowest counts in the end. The direction s/‖s‖ is held constant in the gradient, as in sharpness-aware minimisation. As in
+    their code, ‖Δ‖ stands for ‖s‖: σ is nearly 1 at x_T. That code steps along s for Stable Diffusion 2, as the paper says, but
+    along Δ for 1.4. The defaults are those for 1.4 (2: α = 0.01, target 4 to 6).
     """
     target: float = 8.2
     weight: float = 0.05
@@ -106,9 +107,9 @@ class SharpnessAwareNoise(Mitigation):
     def loss(self, first, x, images):
         """x (k, C, h, w) -> (k,)."""
         with torch.no_grad():
-            ahead = first.difference(x, images)
-        ahead = ahead / norms(ahead).view(-1, 1, 1, 1)
-        return norms(first.difference(x + ahead, images)) + self.weight * norms(x)
+            score = -first.difference(x, images)                     # times σ > 0, which its direction does not see
+        ahead = x + score / norms(score).view(-1, 1, 1, 1)
+        return norms(first.difference(ahead, images)) + self.weight * norms(x)
 
     @staticmethod
     def _draw(call, first, images, attempt):

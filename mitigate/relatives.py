@@ -11,7 +11,7 @@ import torch
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import ScaleRun, combine
 from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
-from rotescope.mitigate.signals import noise_part
+from rotescope.mitigate.signals import noise_part, prediction_gap
 
 SHAPES = {  # u = t / 1000, from 1 (noise) to 0 -> factor on the scale; as in the released code of Jain et al.
     "invlinear": lambda u: u,
@@ -47,10 +47,11 @@ class _ScheduledRun(ScaleRun):
 
 @dataclass(frozen=True)
 class BetaGuidance(Mitigation):
-    """eps_uncond + s · B(1 − t/1000; a, b) · (eps_cond − eps_uncond) / d^γ, B the density of the Beta distribution, d the gap.
+    """u + s · B(1 − t/1000; a, b) · (c − u) / ‖c − u‖₂^γ, B the density of the Beta distribution; u alone where c = u.
 
-    β-CFG: Malarz et al. 2025, arXiv 2502.10574. Theirs counts progress in steps, which is the same on an even grid. With γ = 1
-    the size of the gap has no say; γ = 0 leaves the curve alone. The authors' example is a = 2, b = 3, γ = 1.
+    β-CFG: Malarz et al. 2025, arXiv 2502.10574. Theirs counts progress in steps, which is the same on an even grid. c and u are
+    the denoiser's two outputs in its own unit, ε or v: in ε the difference of a flow model is 0 at first, at σ = 1. With γ = 1
+    its size has no say; γ = 0 leaves the curve alone. The authors' example is a = 2, b = 3, γ = 1.
     """
     a: float = 2.0
     b: float = 3.0
@@ -79,7 +80,8 @@ class _BetaRun(ScaleRun):
     def guide(self, step):
         scale = self.scale(step.timestep)
         if self.policy.gamma:
-            scale = scale.to(step.gap.device, step.gap.dtype) / step.gap.clamp_min(1e-12) ** self.policy.gamma
+            size = prediction_gap(noise_part(step.cond, step.sample), noise_part(step.uncond, step.sample))   # (n,)
+            scale = torch.where(size > 0, scale.to(size) / size ** self.policy.gamma, 0)
         return combine(step.cond, step.uncond, scale)
 
 

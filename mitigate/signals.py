@@ -13,7 +13,7 @@ def noise_part(output, sample):
 
 
 def eps_factor(scheduler, timestep):
-    """Δε per unit of Δoutput at a timestep.
+    """‖Δε‖ per unit of ‖Δoutput‖ at a timestep.
 
     1 for ε; α for v (ε = αv + σx); α/σ for x₀ (ε = (x − αx₀)/σ); 1 − σ for flow matching (x = (1 − σ)x₀ + σε, v = ε − x₀).
     """

@@ -235,6 +235,19 @@ def test_edges_agree_where_pictures_do():
     assert edge_agreement([np.full((64, 64, 3), 0.5)] * 4) == 0
 
 
+@pytest.mark.parametrize(("change", "magnitude"), [
+    ((1, 1, 1), 48), ((1, 0, 0), 16), ((0, 1, 0), 16), ((1, -1, 0), 4 * (2 + 1 + 1)),
+], ids=["grey", "red", "green", "red to green"])
+def test_the_magnitude_of_an_edge_by_hand(change, magnitude):
+    """A step of 1 has the gradient 4 = 1 + 2 + 1 in its channel; along the channels (r, g, b) -> (3r+g, r+2g+b, g+3b)."""
+    r, g, b = change
+    assert magnitude == 4 * (abs(3 * r + g) + abs(r + 2 * g + b) + abs(g + 3 * b))
+    for size, share in ((1.5 / magnitude * 1.01, 2 / 8), (1.5 / magnitude * 0.99, 0)):  # a line two pixels wide of eight
+        picture = np.full((8, 8, 3), 0.5)
+        picture[:, 4:] += size * np.array(change)
+        assert edge_agreement([picture] * 4) == share
+
+
 def test_the_tiled_distance_is_that_of_the_worst_tile():
     images = torch.zeros(3, 3, 8, 8)
     images[1, :, :2, :2] = 0.5   # one of 16 tiles

@@ -180,7 +180,7 @@ def test_the_six_schedules_by_hand(shape, at_800, at_500, at_200):
 def test_schedules_and_beta_cfg_equal_the_plain_loop(pipe):
     rules = {
         "cfg-cosine": lambda t, d, c, u: u + 7.5 * (np.cos(pi * t / 1000) + 1) * (c - u),
-        "beta-cfg": lambda t, d, c, u: u + 7.5 * beta.pdf(1 - t / 1000, 2, 3) * (c - u) / d[-1],
+        "beta-cfg": lambda t, d, c, u: u + 7.5 * beta.pdf(1 - t / 1000, 2, 3) * (c - u) / (c - u).norm(),
         "beta-cfg:gamma=0,a=1.5": lambda t, d, c, u: u + 7.5 * beta.pdf(1 - t / 1000, 1.5, 3) * (c - u),
     }
     for name, rule in rules.items():
@@ -188,6 +188,27 @@ def test_schedules_and_beta_cfg_equal_the_plain_loop(pipe):
             found = images(pipe)[:1]
         torch.testing.assert_close(found, plain_loop(pipe, "sd", PROMPTS[:1], lambda r=rule: r, STEPS)[0], atol=1e-5, rtol=0)
     assert beta_density(0.3, 2, 3) == pytest.approx(beta.pdf(0.3, 2, 3))
+
+
+def test_beta_cfg_divides_by_the_norm_of_what_a_flow_model_puts_out():
+    """In ε the difference of two velocities is 0 at σ = 1, where B(0; 1, 3) = 3 is not."""
+    pipe, settings = cached_pipeline("sd3"), {"height": 16, "width": 16, "max_sequence_length": TOKENS, "guidance_scale": 7.5}
+    for name, a in (("beta-cfg", 2), ("beta-cfg:a=1", 1)):
+        def rule(t, d, c, u, a=a):
+            return u + 7.5 * beta.pdf(1 - t / 1000, a, 3) * (c - u) / (c - u).norm()
+        with mitigated(pipe, name):
+            found = images(pipe, PROMPTS[:1], [0], **settings)
+        torch.testing.assert_close(found, plain_loop(pipe, "sd3", PROMPTS[:1], lambda r=rule: r, STEPS)[0], atol=1e-5, rtol=0)
+
+
+def test_beta_cfg_by_hand_and_where_there_is_nothing_to_follow():
+    """B(0.5; 2, 3) = 1.5 and ‖(3, 4)‖ = 5: the second image has no difference, and keeps what it has."""
+    cond, uncond = torch.tensor([[4.0, 5.0], [1.0, 1.0]]), torch.ones(2, 2)
+    step = Step(500, 0, False, cond, cond, uncond, gap=torch.zeros(2), call=None, denoise=None)
+    for gamma, size in ((1, 5.0), (2, 25.0)):
+        guided = get_mitigation(f"beta-cfg:gamma={gamma}").begin(2, 7.5, "cpu").guide(step)
+        expected = torch.tensor([[1 + 7.5 * 1.5 * 3 / size, 1 + 7.5 * 1.5 * 4 / size], [1.0, 1.0]])
+        torch.testing.assert_close(guided, expected)
 
 
 def test_tangential_damping_is_that_of_diffusers():

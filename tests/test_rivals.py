@@ -1,14 +1,18 @@
 """Prompts, embeddings, attention and initial noise: every rival against independent arithmetic and by invariance."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from tiny import loud_pipeline
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from tiny import loud_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.datasets.captions import add_numbers, add_words, repeat_words
 from rotescope.errors import InputError
-from rotescope.mitigate.attention import AttentionMask, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
+from rotescope.mitigate.attention import AttentionMask, EditedAttention, Guard, SpikeAttenuation, attenuate_spikes, mask_summary
 from rotescope.mitigate.embeddings import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring, reanchored
+from rotescope.mitigate.first_step import FirstStep
 from rotescope.mitigate.guidance import TransitionGuidance
 from rotescope.mitigate.mitigation import PipelineCall
 from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
@@ -45,12 +49,17 @@ def sample(pipe, mitigation=None, rows=(0, 1, 2), **settings):
 
 
 @torch.no_grad()
-def delta(pipe, x, prompt, timestep, text=None):
-    """ε(x, prompt) − ε(x, ∅) of one image, with nothing of ours."""
+def texts_of(pipe, prompt):
+    """-> embeddings of a prompt and of the empty one, with nothing of ours."""
     ids = pipe.tokenizer([prompt, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    cond, uncond = pipe.text_encoder(ids)[0].split(1)
-    cond = cond if text is None else text
-    return pipe.unet(x, timestep, cond).sample - pipe.unet(x, timestep, uncond).sample
+    return pipe.text_encoder(ids)[0].split(1)
+
+
+def delta(pipe, x, prompt, timestep, gradient=False):
+    """ε(x, prompt) − ε(x, ∅) of one image, with nothing of ours."""
+    cond, uncond = texts_of(pipe, prompt)
+    with torch.set_grad_enabled(gradient):
+        return pipe.unet(x, timestep, cond).sample - pipe.unet(x, timestep, uncond).sample
 
 
 def first_timestep(pipe):
@@ -227,6 +236,34 @@ def test_reanchoring_is_plain_at_its_target_and_turns_away_at_its_full_magnitude
     torch.testing.assert_close(at[2], at[1])
 
 
+@torch.no_grad()
+def test_reanchoring_is_the_authors_way_step_by_step(pipe):
+    """The embedding goes down the gap; a step whose gap is above 3 turns away from the prompt's own prediction, another not."""
+    s, target, full, t = 7.5, 3.0, 5.0, first_timestep(pipe)
+    turned = []
+    for row in (0, 2):
+        own, uncond = texts_of(pipe, PROMPTS[row])
+
+        def gap(text, row=row, own=own, uncond=uncond):
+            return (pipe.unet(noise(row), t, torch.cat([own[:, :1], text[:, 1:]], 1)).sample
+                    - pipe.unet(noise(row), t, uncond).sample).norm()
+        with torch.enable_grad():
+            text = down(own, gap, lambda x: torch.optim.AdamW(x, lr=0.05), target, 2)
+        text, x = torch.cat([own[:, :1], text[:, 1:]], 1), noise(row)
+        pipe.scheduler.set_timesteps(STEPS)
+        for step in pipe.scheduler.timesteps:
+            c, e, u = (pipe.unet(x, step, which).sample for which in (text, own, uncond))
+            m, a = (c - u).norm(), (s * target - full) / (s - 1)
+            share = min(s * (m - a) / (full - a), s)
+            guided = e + share * (c - e) + (s - share) * (c - u) if m > target else u + s * (c - u)
+            turned.append(bool(m > target))
+            x = pipe.scheduler.step(guided, step, x).prev_sample
+        found, _ = sample(pipe, PromptReanchoring(target, full, iterations=2), [row])
+        torch.testing.assert_close(found, x, atol=1e-5, rtol=0)
+    assert any(turned)
+    assert not all(turned)
+
+
 def test_reanchoring_leaves_ordinary_images_alone(pipe):
     plain, before = sample(pipe)
     found, after = sample(pipe, PromptReanchoring(target=1e3, full=2e3))
@@ -272,6 +309,28 @@ def test_masking_alone_is_the_pipelines_own_attention_mask(pipe):
     torch.testing.assert_close(sample(pipe, AttentionMask(bos_scale=1.0), [0])[0], x, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_that_half_precision_cannot_hold_are_edited_all_the_same(dtype):
+    """Against the sum in fp64 and against diffusers' own processor, told to upcast as Stable Diffusion 2.1 tells it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = Attention(query_dim=64, cross_attention_dim=64, heads=1, dim_head=64, upcast_attention=True).eval()
+        hidden, text = torch.randn(2, 16, 64).to(dtype), torch.randn(2, 8, 64).to(dtype)
+    layer.to_q.weight.data *= 180
+    layer.to_k.weight.data *= 180
+    layer.to(dtype)
+    edited = EditedAttention(lambda logits, images: logits, SimpleNamespace(images=torch.tensor([0, 1])), None)
+    with torch.no_grad():
+        query, key, value = (to(x).double() for to, x in ((layer.to_q, hidden), (layer.to_k, text), (layer.to_v, text)))
+        logits = query @ key.mT / 8                                                    # √64
+        found, expected = edited(layer, hidden, text), (logits.softmax(-1) @ value)
+        expected = expected @ layer.to_out[0].weight.double().T + layer.to_out[0].bias.double()
+    assert logits.abs().max() > torch.finfo(torch.float16).max / 8                     # the product of all 64 overflows in fp16
+    precision = 4 * torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(found.double(), expected, atol=precision, rtol=0)
+    torch.testing.assert_close(found, AttnProcessor()(layer, hidden, text), atol=precision, rtol=0)
+
+
 def test_scaling_the_first_logit_is_scaling_its_key():
     query, key = torch.randn(2, 3, 4, 5, 8, generator=torch.Generator().manual_seed(0)).double()
     scaled = key.clone()
@@ -296,6 +355,40 @@ def test_guard_without_attenuation_is_guidance_at_the_difference_of_its_scales(p
     torch.testing.assert_close(guarded, plain, atol=1e-6, rtol=0)
 
 
+class Attenuated:
+    """Attention of one image by hand: in each head, logits of tokens but the first whose highest one stands out count 0.3."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        heads, text = [], encoder_hidden_states
+        projected = (attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text))
+        for q, k, v in zip(*(x[0].chunk(attn.heads, -1) for x in projected), strict=True):
+            logits = q @ k.T / q.shape[1] ** 0.5                                       # (pixels, tokens)
+            peaks = logits.max(0).values[1:]
+            for token, z in enumerate((peaks - peaks.mean()) / peaks.std(), 1):
+                logits[:, token] *= 0.3 if z > 0.1 else 1
+            heads.append(logits.softmax(1) @ v)
+        return attn.to_out[0](torch.cat(heads, 1))[None]
+
+
+@torch.no_grad()
+def test_guard_is_two_predictions_of_the_prompt_step_by_step(pipe):
+    """ε(∅) + 7.5 (ε⁺ − ε(∅)) − 2 (ε⁻ − ε(∅)); ε⁺ attenuated in the down and mid blocks."""
+    plain, x = pipe.unet.attn_processors, noise(0)
+    attenuated = {name: Attenuated() if ".attn2." in name and not name.startswith("up") else processor
+                  for name, processor in plain.items()}
+    cond, uncond = texts_of(pipe, PROMPTS[0])
+    pipe.scheduler.set_timesteps(STEPS)
+    for t in pipe.scheduler.timesteps:
+        u, away = (pipe.unet(x, t, text).sample for text in (uncond, cond))
+        pipe.unet.set_attn_processor(dict(attenuated))
+        towards = pipe.unet(x, t, cond).sample
+        pipe.unet.set_attn_processor(dict(plain))
+        x = pipe.scheduler.step(u + 7.5 * (towards - u) - 2 * (away - u), t, x).prev_sample
+    found, _ = sample(pipe, Guard(), [0])
+    torch.testing.assert_close(found, x, atol=1e-5, rtol=0)
+    assert (found - sample(pipe, None, [0], guidance_scale=5.5)[0]).abs().max() > 1e-3    # no attenuation at all
+
+
 def test_two_edits_of_the_attention_are_refused_and_nothing_stays(pipe):
     processors = pipe.unet.attn_processors
     with pytest.raises(InputError, match="both edit"), mitigated(pipe, AttentionMask(), SpikeAttenuation()):
@@ -306,6 +399,20 @@ def test_two_edits_of_the_attention_are_refused_and_nothing_stays(pipe):
 
 # ----- noise
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_first_difference_is_that_of_two_predictions_of_the_noise(kind):
+    """ε = output, αv + σx or (x − αx₀)/σ: one that predicts x₀ turns the sign of the difference."""
+    pipe = tiny_pipeline(kind).to(torch.float64)
+    call = PipelineCall(pipe, {"prompt": PROMPTS[:1], "num_inference_steps": STEPS, "latents": noise(0)})
+    found, t = FirstStep(call).difference(noise(0), torch.tensor([0])), first_timestep(pipe)
+    alpha, sigma = pipe.scheduler.alphas_cumprod[t].double().sqrt(), (1 - pipe.scheduler.alphas_cumprod[t].double()).sqrt()
+    eps = {"epsilon": lambda out: out, "v_prediction": lambda out: alpha * out + sigma * noise(0),
+           "sample": lambda out: (noise(0) - alpha * out) / sigma}[kind]
+    cond, uncond = (eps(pipe.unet(noise(0), t, text).sample) for text in texts_of(pipe, PROMPTS[0]))
+    torch.testing.assert_close(found, cond - uncond, rtol=1e-5, atol=1e-9)
+
+
 def test_the_sharpness_step_by_hand(pipe):
     settings, t, x = RIVALS["sharpness-step"], first_timestep(pipe), noise(0)
     for _ in range(settings.steps):
@@ -313,6 +420,57 @@ def test_the_sharpness_step_by_hand(pipe):
         x = x - 0.7 * (delta(pipe, x + 5.0 * here / here.norm(), PROMPTS[0], t) - here)
     expected, _ = sample(pipe, get_mitigation("stp:transition=900"), [0], latents=x)
     torch.testing.assert_close(sample(pipe, settings, [0])[0], expected, atol=1e-6, rtol=0)
+
+
+def test_the_loss_of_sharpness_aware_noise_looks_along_the_score(pipe):
+    """s_c − s = −Δ/σ: a step of length 1 against Δ, where the other way gives another number."""
+    t, x = first_timestep(pipe), torch.cat([noise(0), noise(1)])
+    call = PipelineCall(pipe, {"prompt": PROMPTS[:2], "num_inference_steps": STEPS, "latents": x})
+    with torch.no_grad():
+        found = SharpnessAwareNoise(weight=0.05).loss(FirstStep(call), x, torch.arange(2))
+    for row in (0, 1):
+        here = delta(pipe, noise(row), PROMPTS[row], t)
+        against, along = (delta(pipe, noise(row) + sign * here / here.norm(), PROMPTS[row], t).norm() for sign in (-1, 1))
+        expected = against + 0.05 * noise(row).norm()
+        torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=0)
+        assert abs(along - against) > 1e-3 * expected
+
+
+def down(x, loss, optimizer, target, iterations):
+    """The authors' loop for one image -> where it ends."""
+    x = x.clone().requires_grad_()
+    descent = optimizer([x])
+    for _ in range(iterations):
+        value = loss(x)
+        if value <= target:
+            break
+        x.grad = torch.autograd.grad(value, x)[0]
+        descent.step()
+    return x.detach()
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_noise_optimisation_is_the_authors_loop_for_one_image(pipe, iterations):
+    t = first_timestep(pipe)
+    for row in (0, 2):
+        x = down(noise(row), lambda x, row=row: delta(pipe, x, PROMPTS[row], t, gradient=True).norm(),
+                 lambda x: torch.optim.AdamW(x, lr=0.05), 0.05, iterations)
+        expected, _ = sample(pipe, None, [row], latents=x)
+        found, _ = sample(pipe, NoiseOptimisation(target=0.05, learning_rate=0.05, iterations=iterations), [row])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert (found - sample(pipe, None, [row])[0]).abs().max() > 1e-3
+
+
+def test_sharpness_aware_noise_is_the_authors_loop_for_one_image(pipe):
+    t, settings = first_timestep(pipe), SharpnessAwareNoise(target=0.1, weight=0.01, iterations=3, budget=1)
+    for row in (0, 2):
+        def loss(x, row=row):
+            here = delta(pipe, x.detach(), PROMPTS[row], t)
+            return delta(pipe, x - here / here.norm(), PROMPTS[row], t, gradient=True).norm() + 0.01 * x.norm()
+        x = down(noise(row), loss, lambda x: torch.optim.Adam(x, lr=0.05), 0.1, 3)
+        found, _ = sample(pipe, settings, [row])
+        torch.testing.assert_close(found, sample(pipe, None, [row], latents=x)[0], atol=1e-5, rtol=0)
+        assert (found - sample(pipe, None, [row])[0]).abs().max() > 1e-3
 
 
 def test_optimised_noise_has_the_smaller_gap(pipe):
