@@ -4,6 +4,7 @@ import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rotescope.errors import InputError
 from rotescope.runs import check_output, output_folder
@@ -114,6 +115,18 @@ def check_place(config, min_free_mb=50):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
     check_output(out, config.overwrite or unfinished, min_free_mb)
     return resumed
+
+
+def check_cache(folder):
+    """InputError if no file can be made in a folder that perhaps is not there yet; nothing is left there."""
+    folder = Path(folder)
+    there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"--cache_dir {folder}: nothing can be written to {there} ({error.strerror}): name a folder for latents "
+                         "and text embeddings") from error
 
 
 def find_checkpoint(name, out):
