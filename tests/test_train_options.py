@@ -1,6 +1,7 @@
 """The options that users of diffusers' training scripts know."""
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
+from rotescope.train.bounds import BOUNDS
 from rotescope.train.finetune import finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
 from rotescope.train.objective import draw_levels, noise_schedule
 from rotescope.train.place import checkpoints
+from rotescope.train.recipe import FinetuneConfig, check_values
+
+NAN = math.nan
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +144,11 @@ def test_trackers_get_the_losses(base, images, tmp_path):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"report_to": "notebook"}, "--report_to notebook: install it, or take one of"),
     ({"push_to_hub": True, "hub_model_id": "someone/model"}, "--push_to_hub: the hub does not open someone/model"),
-    ({"checkpointing_steps": 0}, "--checkpointing_steps 0: it should be 1 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0")])
+    ({"checkpointing_steps": 0}, "--checkpointing_steps 0: it should be 1 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0"),
+    ({"lr_scheduler": "polynomial", "learning_rate": 1e-8}, "--lr_scheduler polynomial falls to 1e-07: --learning_rate 1e-08"),
+    ({"lr_scheduler": "polynomial", "lr_warmup_steps": 5}, "--lr_scheduler polynomial falls after --lr_warmup_steps 5, and"),
+    ({"cache_dir": __file__}, f"--cache_dir {__file__}: nothing can be written to"),
+    ({"cache_dir": "/proc/cache"}, "--cache_dir /proc/cache: nothing can be written to /proc")])
 def test_bad_options_are_one_line(base, images, tmp_path, changes, message, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments(config_of(base, images, tmp_path / "out", **changes)))
@@ -148,3 +157,24 @@ def test_bad_options_are_one_line(base, images, tmp_path, changes, message, caps
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "values", "says"), [
+    ("learning_rate", (-1.0, NAN, math.inf), ""), ("adam_beta1", (2.0, 1.0, -0.1), "below 1"), ("adam_beta2", (1.0,), "below 1"),
+    ("adam_epsilon", (-1.0, 0.0), "above 0"), ("adam_weight_decay", (-1.0,), "0 or more"), ("resolution", (-64, 0), "1 or more"),
+    ("snr_gamma", (0.0, -1.0, NAN), ""), ("hard_threshold", (0.0, math.inf), ""), ("max_grad_norm", (-1.0, 0.0), "above 0"),
+    ("lora_alpha", (-4.0, 0.0), "above 0"), ("lr_warmup_steps", (-1,), "0 or more"), ("rand_noise_lam", (-1.0,), "0 or more"),
+    ("noise_offset", (NAN,), "no number"), ("logit_mean", (math.inf,), "no number"), ("mode_scale", (-2.0, 2.0), "-1 to 1.75"),
+    ("monitor_guidance_scale", (NAN,), "no number"), ("stop_at_copy_rate", (NAN,), "no number"), ("seed", (-1,), "from 0")])
+def test_numbers_that_no_run_could_have_are_refused(option, values, says):
+    for value in values:
+        with pytest.raises(InputError, match=rf"^--{option} {value}: it .*{says}"):
+            check_values(FinetuneConfig(**{option: value}))
+
+
+def test_every_bound_is_of_an_option_and_the_defaults_keep_it():
+    check_values(FinetuneConfig())
+    names = [name for names in BOUNDS.values() for name in names]
+    assert len(set(names)) == len(names)
+    numbers = {f.name for f in fields(FinetuneConfig) if re.search(r"\b(int|float)\b", str(f.type))}
+    assert numbers - set(names) == {"duplicated", "copies", "controls", "logit_mean"}  # a plan's own check; any number

@@ -2,6 +2,7 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rotescope.errors import InputError
 from rotescope.train.finetune import finetune
 from rotescope.train.place import checkpoints
 from rotescope.train.sharded import NEEDS_WHOLE_WEIGHTS, check_sharding
+from rotescope.train.watch import accelerator_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes": ("MULTI_GPU", 16), "fsdp": ("FSDP", 8),
@@ -40,6 +42,11 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     assert not moments[0] & moments[1]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one", "two"]
     assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
+
+
+def test_processes_wait_for_the_one_that_works_alone(base, images, tmp_path):
+    """Encoding, validation images and an upload take longer than the ten minutes after which NCCL gives up."""
+    assert accelerator_of(config_of(base, images, tmp_path / "out")).init_handler.timeout >= timedelta(hours=12)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny import saved_pipeline
+from tiny import UNET, saved_pipeline, tiny_pipeline
 from training import arguments, assert_same_state, config_of, in_process, largest_difference, weights
 
 from rotescope.errors import InputError, RunError
@@ -89,6 +89,22 @@ def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(b
     assert largest_difference(weights(whole), weights(out)) == 0
     assert_same_state(out / "checkpoint-2", whole / "checkpoint-2")
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_dropout_is_drawn_by_the_seed(images, tmp_path):
+    """In other processes, and in one that is killed after its checkpoint and resumed, the same units drop out."""
+    pipe = tiny_pipeline()
+    pipe.unet = UNet2DConditionModel(**UNET, dropout=0.3)
+    pipe.unet.load_state_dict(tiny_pipeline().unet.state_dict())
+    pipe.save_pretrained(tmp_path / "base")
+    config = config_of(tmp_path / "base", images, tmp_path / "one", max_train_steps=4, checkpointing_steps=2,
+                       resume_from_checkpoint="latest")
+    one, killed = (replace(config, output_dir=str(tmp_path / name)) for name in ("one", "killed"))
+    assert [ended(in_process(one)), ended(in_process(killed, die=("step", 3, 0)))] == [0, -signal.SIGKILL]
+    assert [c.name for c in checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
+    assert_same_state(tmp_path / "one/checkpoint-2", tmp_path / "killed/checkpoint-2")
+    assert ended(in_process(killed)) == 0
+    assert_same_state(tmp_path / "one/checkpoint-4", tmp_path / "killed/checkpoint-4")
 
 
 def ended(process):

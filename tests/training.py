@@ -100,6 +100,7 @@ def _train(config, environment, die, seen):
     os.environ.update(environment)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    torch.seed()  # a process that is not forked begins anywhere, too
     if die and die[0] == "line":
         _die_at_line(die[1])
     steps = []

@@ -21,6 +21,7 @@ from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.models import DTYPES
 from rotescope.progress import progress_bars
 from rotescope.settings import parse
+from rotescope.train.bounds import check_schedule
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
@@ -97,10 +98,13 @@ def _train(job, accelerator, on_step, monitor, progress):
 
 
 def _check_length(job):
-    """InputError if a plan's copies need more samples than the run has; a warning if that is as asked, or if nothing repeats."""
+    """InputError if a plan's copies need more samples than the run has; a warning if that is as asked, or if nothing repeats.
+    InputError, too, if the learning rate's schedule does not fit into the run."""
     size = batch_size(job.config, process_count())
+    steps = total_steps(job.config, job.manifest, size)
+    check_schedule(job.config, steps, size)
     try:
-        check_served(job.manifest, total_steps(job.config, job.manifest, size) * size)
+        check_served(job.manifest, steps * size)
     except InputError as error:
         if any(e.copies > 1 for e in job.manifest) and not job.config.partial_plan:
             raise InputError(f"{error}; --partial_plan true trains all the same, as for a trial of a few steps") from error

@@ -16,7 +16,7 @@ from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.families import FAMILIES, Predictor, family_of
 from rotescope.train.latents import Preprocessing, too_long
 from rotescope.train.objective import MIN_SNR_DIVISOR, TARGETS, NoiseSchedule, noise_schedule
-from rotescope.train.place import check_place
+from rotescope.train.place import check_cache, check_place
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig, check_values
 from rotescope.train.watch import is_first_process
 
@@ -52,6 +52,8 @@ def check(config):
     """-> Job. InputError on anything that would stop the run later."""
     check_values(config)
     resume = check_place(config)
+    if config.cache_dir:
+        check_cache(config.cache_dir)
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)

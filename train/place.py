@@ -4,6 +4,7 @@ import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rotescope.errors import InputError
 from rotescope.runs import check_output, output_folder
@@ -116,6 +117,18 @@ def check_place(config, min_free_mb=50):
     check_output(out, config.overwrite or unfinished, min_free_mb, inputs=(
         config.pretrained_model_name_or_path, config.train_data_dir, config.monitor_heldout) if replaced else ())
     return resumed
+
+
+def check_cache(folder):
+    """InputError if no file can be made in a folder that perhaps is not there yet; nothing is left there."""
+    folder = Path(folder)
+    there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"--cache_dir {folder}: nothing can be written to {there} ({error.strerror}): name a folder for latents "
+                         "and text embeddings") from error
 
 
 def find_checkpoint(name, out):

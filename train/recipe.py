@@ -7,6 +7,7 @@ from accelerate.tracking import get_available_trackers
 from rotescope.datasets.captions import PERTURBATIONS, TRAIN_PROBABILITY
 from rotescope.errors import InputError
 from rotescope.models import BASE, DTYPES
+from rotescope.train.bounds import check_bounds
 from rotescope.train.objective import WEIGHTING_SCHEMES
 
 EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data_dir": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
@@ -179,22 +180,13 @@ class FinetuneConfig:
 
 def check_values(config):
     """InputError on a value that no run could have."""
-    for name in ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "rank", "checkpointing_steps",
-                 "checkpoints_total_limit", "num_train_epochs", "lr_num_cycles", "validation_steps", "num_validation_images"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise InputError(f"--{name} {getattr(config, name)}: it should be 1 or more")
-    for name in ("caption_dropout", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"--{name} {getattr(config, name)}: it is a share, from 0 to 1")
+    check_bounds(config)
     for name, known in (("save_dtype", DTYPES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
                         ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
     if config.train_text_encoder and not config.lora:
         raise InputError("--train_text_encoder trains a LoRA: add --lora")
-    for name in ("mixup_noise_lam", "mem_ratio"):
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise InputError(f"--{name} {getattr(config, name)}: it should be above 0")
     if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):
         raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
     if config.use_8bit_adam and not find_spec("bitsandbytes"):
@@ -202,18 +194,5 @@ def check_values(config):
     trackers = [str(t) for t in get_available_trackers()]
     if config.report_to not in (None, "all", *trackers):
         raise InputError(f"--report_to {config.report_to}: install it, or take one of {', '.join(trackers) or 'none'}")
-    _check_monitor(config)
-
-
-def _check_monitor(config):
-    for name in ("monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise InputError(f"--{name} {getattr(config, name)}: it should be 1 or more")
-    if config.monitor_guidance_scale <= 1:
-        raise InputError(f"--monitor_guidance_scale {config.monitor_guidance_scale}: diffusers then sends one branch only; give "
-                         "a scale above 1")
-    wanted = config.stop_at_copy_rate
-    if wanted is not None and not 0 < wanted <= 1:
-        raise InputError(f"--stop_at_copy_rate {wanted}: it is a share, above 0 and at most 1")
-    if wanted is not None and not config.monitor_steps:
-        raise InputError(f"--stop_at_copy_rate {wanted} needs measurements: add --monitor_steps")
+    if config.stop_at_copy_rate is not None and not config.monitor_steps:
+        raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")

@@ -17,6 +17,8 @@ from rotescope.train.loop import DenoisingLoss, GlobalBatches, training_steps
 from rotescope.train.mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 from rotescope.train.objective import draw_levels
 
+OWN_STREAM = 1_000_003  # between seeds: what drops out in a process is no echo of the data's draws, nor of another process's
+
 
 @dataclass
 class Run:
@@ -77,8 +79,9 @@ def total_steps(config, manifest, size):
 
 
 def start(job, encoded, accelerator):
-    """-> the Run before its first step."""
+    """-> the Run before its first step. Seeds torch's own generators, from which dropout is drawn."""
     config, size = job.config, batch_size(job.config, accelerator.num_processes)
+    torch.manual_seed(config.seed + OWN_STREAM * (1 + accelerator.process_index))
     _place(job, accelerator)
     total, optimizer = total_steps(config, job.manifest, size), _optimizer(config, job.parameters, size)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,

@@ -13,15 +13,16 @@ from diffusers.utils import make_image_grid
 from rotescope.errors import InputError
 from rotescope.settings import plain
 
+PATIENCE = timedelta(days=1)  # of processes that wait while one encodes, measures, shows images or uploads; NCCL has 10 minutes
+
 
 def accelerator_of(config):
     """-> the Accelerator of a run; its trackers are not open yet. InputError on a precision that is not there."""
     out = Path(config.output_dir)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
     # the last layer of SDXL's text encoders is not used
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)]
-    if config.monitor_steps:  # the others wait while one process measures, at first until the training images are indexed
-        handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=1)))
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder),
+                InitProcessGroupKwargs(timeout=PATIENCE)]
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
                               gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in float32, unsaid
