@@ -27,6 +27,7 @@ from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.places import check_images, check_places, samples_kept
 from rotescope.evaluate.report import Report
 from rotescope.evaluate.rules import check_ids, check_power, parse_rules
+from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.score import ScoreConfig, announce, measuring, show_and_judge, write_all
 from rotescope.evaluate.scoring import check_measuring, check_own, score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
@@ -108,9 +109,10 @@ def audit(config):
     announce(rules, config)
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
         folders = sample(config, base, prompts, policies, draft, manifest, sizes)
-        with progress_bars(totals(folders["samples"], manifest, heldout, base=folders.get("base"))) as on_image:
+        samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
+        with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
             report = score_samples(
-                folders["samples"], manifest, heldout, base=folders.get("base"), config=plain(config), title=config.title,
+                samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
                 rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
         if config.retrigger:
             found = sought_again(config, report, manifest, heldout, draft / "retrigger")

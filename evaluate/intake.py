@@ -4,15 +4,16 @@ from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import Quarantined, read_source
 
 
-def take_in(train_data, heldout_data=None, need_captions=False):
+def take_in(train_data, heldout_data=None, need_captions=False, listed_in="report.json"):
     """-> (Manifest of the training images, that of the held-out pictures or None, what is left out of both, as named gives it).
 
-    The last is told on stderr, too. need_captions: of the training images. Raises InputError where nothing is there or left.
+    The last is told on stderr, too, and which file lists it. need_captions: of the training images. Raises InputError where
+    nothing is there or left.
     """
     training = read_source(train_data, need_captions)
     heldout = read_source(heldout_data, need_captions=False) if heldout_data else None
     unused = training.unused + (heldout.unused if heldout else ())
-    show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), "report.json", unused)
+    show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), listed_in, unused)
     return training.manifest, heldout and heldout.manifest, [
         *named("training", training.quarantined), *named("held-out", heldout.quarantined if heldout else ())]
 

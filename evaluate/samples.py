@@ -97,11 +97,11 @@ def read_samples(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder of generated images at {folder}: {WANTED}")
-    made_here = (folder / "records.parquet").exists()
-    records, left_out = (_read_records(folder), ()) if made_here else _bare_records(folder)
+    known = _read_records(folder) if (folder / "records.parquet").exists() else _bare_records(folder)
+    _check_files(folder, known)
+    records, left_out = _readable(folder, known)
     if not records:
         raise InputError(left_out[0].reason if left_out else f"{folder} holds no images: {WANTED}")
-    _check_files(folder, records)
     return Samples(folder, tuple(records), _read_run(folder / "run.json"), left_out)
 
 
@@ -114,14 +114,17 @@ def _check_files(folder, records):
 
 
 def _bare_records(folder):
-    """Whoever made them: what cannot be read is left out by name -> (records, what is left out)."""
+    """Whoever made them."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return [Record(p.relative_to(folder).as_posix()) for p in files]
+
+
+def _readable(folder, records):
+    """-> (the records whose images can be read, the others by name)."""
     with ThreadPoolExecutor() as threads:
-        reasons = list(threads.map(_unreadable, files))
-    names = [p.relative_to(folder).as_posix() for p in files]
-    pairs = list(zip(names, reasons, strict=True))
-    return ([Record(name) for name, reason in pairs if not reason],
-            tuple(Quarantined(name, reason) for name, reason in pairs if reason))
+        reasons = list(threads.map(_unreadable, (folder / r.image for r in records)))
+    pairs = list(zip(records, reasons, strict=True))
+    return [r for r, reason in pairs if not reason], tuple(Quarantined(r.image, reason) for r, reason in pairs if reason)
 
 
 def _unreadable(file):

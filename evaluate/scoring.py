@@ -48,7 +48,9 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
-    left_out = [*left_out, *named("held-out", twice), *named("generated", samples.left_out)]
+    left_out = [*left_out, *named("held-out", twice), *(
+        item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
+        for item in named(what, some.left_out))]
     measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)

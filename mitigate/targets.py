@@ -36,8 +36,9 @@ class Target:
 def choose_targets(manifest, heldout=(), image_ids=(), groups=("duplicated", "control"), limit=8):
     """-> Targets: the named training images, or the first of each group; then, evenly taken, held-out ones, at most `limit`.
 
-    Held-out pictures do not count that are training images, or bear a caption of an image that was duplicated or is itself a
-    target: a search from such a caption starts beside another image. InputError for an unknown id, or if none is left.
+    Held-out pictures do not count that have no caption, are training images, or bear a caption of an image that was duplicated or
+    is itself a target: a search from such a caption starts beside another image. InputError for an unknown id, or if none is
+    left.
     """
     examples = {e.image_id: e for e in manifest}
     unknown = [i for i in image_ids if i not in examples]
@@ -46,8 +47,8 @@ def choose_targets(manifest, heldout=(), image_ids=(), groups=("duplicated", "co
     ids = dict.fromkeys(image_ids or (p.image_id for p in prompts_of(manifest, groups, limit)))
     known, taken = {e.sha256 for e in manifest}, {c for e in manifest if e.group == "duplicated" or e.image_id in ids
                                                   for c in e.captions}
-    fresh = [e for e in heldout if e.sha256 not in known and not taken & set(e.captions)]
+    fresh = [e for e in heldout if e.captions and e.sha256 not in known and not taken & set(e.captions)]
     if len(heldout) and not fresh:
-        raise InputError("every held-out picture is a training image or bears a training caption: name others")
+        raise InputError("every held-out picture is a training image, bears a training caption or has none: name others")
     even = np.unique(np.linspace(0, len(fresh) - 1, min(limit, len(fresh))).astype(int)) if fresh else ()
     return [*(Target(examples[i], examples[i].group or "training") for i in ids), *(Target(fresh[i], HELDOUT) for i in even)]

@@ -21,11 +21,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from rotescope import plots
-from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate import retriggered as judged
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.intake import apart
+from rotescope.evaluate.intake import apart, take_in
 from rotescope.evaluate.layers import check_null, warnings
 from rotescope.evaluate.options import CopyRule
 from rotescope.evaluate.samples import open_image, read_samples
@@ -37,7 +36,7 @@ from rotescope.mitigate.sampler import sample_to_folder
 from rotescope.mitigate.targets import HELDOUT, choose_targets
 from rotescope.models import check_model, open_model
 from rotescope.progress import progress_bars
-from rotescope.runs import check_beside, check_output, output_folder, write_json
+from rotescope.runs import check_apart, check_beside, check_output, output_folder, write_json
 from rotescope.settings import parse
 
 PLAIN = judged.PLAIN
@@ -117,15 +116,18 @@ def budget_of(config):
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
     check(config)
-    manifest = load_source(config.train_data)
-    heldout = load_source(config.heldout_data) if config.heldout_data else None
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, "retrigger.json")
+    check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     targets = choose_targets(manifest, heldout or (), config.image_ids, config.groups, config.max_images)
     with output_folder(config.output_dir, config.overwrite) as draft:
-        return bring_back(config, manifest, heldout, targets, draft)
+        return bring_back(config, manifest, heldout, targets, draft, left_out)
 
 
-def bring_back(config, manifest, heldout, targets, folder):
-    """Search, sample and judge `targets` into `folder` -> what retrigger.json, which it writes, holds. The config is checked."""
+def bring_back(config, manifest, heldout, targets, folder, left_out=()):
+    """Search, sample and judge `targets` into `folder` -> what retrigger.json, which it writes, holds. The config is checked.
+
+    left_out: what could not be read of the data, as take_in gives it.
+    """
     policies, budget = policies_of(config), budget_of(config)
     prompts = {"caption": [p for t in targets for p in t.captions(config.max_texts)],
                "paraphrase": [p for t in targets for p in t.paraphrases(config.max_texts)]}
@@ -137,7 +139,7 @@ def bring_back(config, manifest, heldout, targets, folder):
             on_found=lambda: advance("search"))
         folders, refused = sample_all(config, pipe, prompts, policies, folder / "samples", advance)
     shots, measured = judge(config, manifest, heldout, targets, folders)
-    found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured,
+    found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": list(left_out),
              **describe(config, sum(prompts.values(), []), policies)}
     save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
               folder / "embeddings.safetensors")

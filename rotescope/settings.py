@@ -24,10 +24,10 @@ def parse(config_class, argv, *, prog, description, config=None):
     names = {f.name for f in fields(config_class)}
     short = {"--out": "--output_dir"} if "output_dir" in names and "out" not in names else {}
     argv = _switched([_underscored(a, short) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
-    argv = _gathered(argv, {f"--{f.name}" for f in fields(config_class) if "[" in str(f.type)})
     if config and not any(a.split("=")[0] == "--config" for a in argv):
         argv = ["--config", str(config), *argv]
     try:
+        argv = _gathered(argv, {f"--{f.name}": "str" in str(f.type) for f in fields(config_class) if "[" in str(f.type)})
         values = parser.parse_args(argv)
         values.pop("config")
         return config_class(**parser.instantiate_classes(values).as_dict())
@@ -62,22 +62,26 @@ def _switched(argv, switches):
 
 
 def _gathered(argv, list_flags):
-    """--seeds 0 1 2, or --seeds 0 --seeds 1 --seeds 2, -> --seeds [0, 1, 2], for the options that take a list."""
+    """--seeds 0 1 2, or --seeds 0 --seeds 1 --seeds 2, -> --seeds [0, 1, 2]. list_flags: {option that takes a list: is it
+    one of texts?}."""
     out, lists, flag = [], {}, None
     for a in argv:
         if a.startswith("--"):
-            flag = a if a in list_flags else None
-            lists.setdefault(a, []) if flag else out.append(a)
+            key, equals, word = a.partition("=")
+            flag = key if key in list_flags else None
+            lists.setdefault(key, []).extend([word] if equals else []) if flag else out.append(a)
         elif flag:
             lists[flag].append(a)
         else:
             out.append(a)
-    return out + [f"{k}={_as_list(v)}" for k, v in lists.items()]
+    return out + [f"{k}={_as_list(v, list_flags[k])}" for k, v in lists.items()]
 
 
-def _as_list(words):
-    """Words as typed -> a JSON list; one word that is a list already stays as it is."""
-    return words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps([yaml.safe_load(w) for w in words])
+def _as_list(words, texts):
+    """Words as typed -> a JSON list; a word that is a list already stands for it. texts: every word is one, be it 12 or null."""
+    if len(words) == 1 and words[0].startswith("["):
+        return json.dumps(yaml.load(words[0], yaml.BaseLoader)) if texts else words[0]
+    return json.dumps(words if texts else [yaml.safe_load(w) for w in words])
 
 
 def _first_lines(error):

@@ -430,10 +430,25 @@ def test_records_that_do_not_fit_their_folder_are_refused(data, tmp_path):
         read_samples(folder)
 
 
-def test_a_broken_generated_image_is_named(data, tmp_path):
-    folder = samples_folder(tmp_path / "s", data[:3], lambda *_: False)
-    (folder / "none/images/P00002-S1.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="P00002-S1.png"):
+def test_a_broken_generated_image_is_left_out_by_name(data, tmp_path):
+    folder, base, sweep = (samples_folder(tmp_path / name, data[:3], lambda method, i, seed: i == 2) for name in ("s", "b", "w"))
+    (folder / "none/images/P00002-S1.png").write_bytes(b"")
+    (sweep / "none/images/P00001-S0.png").write_bytes(b"not an image")
+    (base / "none/images/P00002-S1.png").write_bytes(b"\x89PNG")
+    report = score_samples(folder, data, base=base, sweep=sweep)
+    assert [(item["of"], item["name"]) for item in report["left_out"]] == [
+        ("generated", "none/images/P00002-S1.png"), ("sweep", "none/images/P00001-S0.png"),
+        ("base model's", "none/images/P00002-S1.png")]
+    cell = report["methods"]["none"]["ungrouped"]
+    assert (cell["n"], cell["copies"], len(report["pairs"])) == (5, 1, 5)
+    assert "1 generated picture is left out: " in report["notes"][0]
+    assert report["base"]["n"] == 3
+    (base / "none/images/P00000-S0.png").write_bytes(b"")
+    with pytest.raises(InputError, match="base model's samples have no image of prompt 0, seed 0"):
+        score_samples(folder, data, base=base)
+    for file in (folder / "none/images").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"P00000-S0.png cannot be read as an image \(it is empty\)"):
         score_samples(folder, data)
 
 

@@ -11,6 +11,7 @@ from instruments import leave, noise, samples_folder, training_set
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import TOKENS, WIDTH, tiny_pipeline, tiny_sdxl
+from training import with_broken_picture
 
 from rotescope import retrigger as command
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
@@ -282,8 +283,10 @@ def heldout_folder(folder):
 
 
 def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
-    held = heldout_folder(tmp_path / "held")
-    argv = ["--model", base, "--train_data", images, "--heldout_data", held, "--mitigation", "og-stp", "pad-mask",
+    """Among pictures that are broken, and held-out ones without a caption."""
+    held, train = heldout_folder(tmp_path / "held"), with_broken_picture(images, tmp_path / "train")
+    noise(9, side=16).save(held / "mute.png")
+    argv = ["--model", base, "--train_data", train, "--heldout_data", held, "--mitigation", "og-stp", "pad-mask",
             "--max_images", "2", "--max_texts", "1", "--search_steps", "2", "--search_draws", "2", "--seeds", "0",
             "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
     assert leave(command.main, argv) == 0
@@ -291,6 +294,8 @@ def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
     found = json.loads((tmp_path / "out/retrigger.json").read_text(encoding="utf-8"))
     assert json.loads(shown.out)["conclusions"] == found["conclusions"]
     assert "images brought back" in shown.err
+    assert "all listed in retrigger.json" in shown.err
+    assert [(item["of"], item["name"]) for item in found["left_out"]] == [("training", str(train / "broken.png"))]
     assert list(found["results"]) == ["none", "og-stp", "pad-mask"]
     assert list(found["refused"]) == ["pad-mask"]
     assert set(found["results"]["pad-mask"]["training"]) == {"caption", "paraphrase"}
@@ -309,7 +314,9 @@ def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
     (["--search_steps", "0"], "a search needs"), (["--search_starts", "noise"], "caption or empty"),
     (["--search_seeds", "1", "1"], "each once"),
     (["--mitigation", "og-sto"], "did you mean 'og-stp'"), (["--max_images", "0"], "max_images"),
-    (["--image_ids", "x"], "no training image is called 'x'"), (["--guidance_scale", "1"], "above 1"),
+    (["--image_ids", "x"], "no training image is called 'x'"),
+    (["--image_ids", "1234567890123456"], "no training image is called '1234567890123456'"),
+    (["--guidance_scale", "1"], "above 1"),
 ])
 def test_wrong_input_is_one_line_before_anything_runs(base, images, tmp_path, capsys, wrong, says):
     argv = ["--model", base, "--train_data", images, "--device", "cpu", "--output_dir", tmp_path / "out", *wrong]

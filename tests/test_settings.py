@@ -16,6 +16,7 @@ class Config:
     steps: int = 1
     fast: bool = False
     seeds: tuple[int, ...] = (0,)
+    ids: tuple[str, ...] = ()
 
 
 def read(*argv, **settings):
@@ -26,6 +27,11 @@ def read(*argv, **settings):
     ((), Config()), (("--fast",), Config(fast=True)), (("--fast", "--steps", "2"), Config(steps=2, fast=True)),
     (("--fast", "false"), Config()), (("--seeds", "3", "4", "--fast"), Config(fast=True, seeds=(3, 4))),
     (("--seeds", "3", "--seeds", "4"), Config(seeds=(3, 4))), (("--seeds", "[5,6]"), Config(seeds=(5, 6))),
+    (("--ids", "1234567890123456", "null", "yes", "1e3", "og-stp:before=-2", "é"),
+     Config(ids=("1234567890123456", "null", "yes", "1e3", "og-stp:before=-2", "é"))),
+    (("--seeds=3", "4"), Config(seeds=(3, 4))), (("--ids", "007"), Config(ids=("007",))),
+    (("--ids", "1e3", "--seeds", "2"), Config(ids=("1e3",), seeds=(2,))),
+    (("--ids", "[1, none]"), Config(ids=("1", "none"))), (("--ids=copies>0",), Config(ids=("copies>0",))),
     (("--name=a-b",), Config(name="a-b")),
 ])
 def test_options_as_people_type_them(argv, expected):
@@ -43,7 +49,8 @@ def test_out_is_short_for_output_dir():
         read("--out", "a")
 
 
-@pytest.mark.parametrize("argv", [("--stepz", "2"), ("--step", "2"), ("--steps", "two"), ("--steps",), ("loose",)])
+@pytest.mark.parametrize("argv", [("--stepz", "2"), ("--step", "2"), ("--steps", "two"), ("--steps",), ("loose",),
+                                  ("--ids", "[a")])
 def test_an_unknown_key_or_a_bad_value_is_an_input_error_in_one_line(argv):
     with pytest.raises(InputError) as error:
         read(*argv)
