@@ -74,16 +74,19 @@ def test_many_queries_find_what_brute_force_finds(spread, itself):
 def test_nearest_other_skips_the_own_row_only(block):
     x = np.eye(6, dtype=np.float32)
     x[4] = x[1]  # the same descriptor in another row counts
-    assert nearest_other(x, block=block).tolist() == [0, 1, 0, 0, 1, 0]
+    rows, similarity, near = nearest_other(x, block=block)
+    assert (rows.tolist(), similarity.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 0, 0, 1, 0])
+    assert (near[1], near[4]) == (4, 1)
     assert nearest(x, x, block=block)[1][:, 0].tolist() == [0, 1, 2, 3, 1, 5]  # the first of equals
-    assert nearest_other(x[:1]).shape == (0,)
+    assert [len(found) for found in nearest_other(x[:1])] == [0, 0, 0]
 
 
 def test_more_pictures_than_are_compared_are_sampled_evenly():
     x = unit(np.random.default_rng(0), 300)
-    some, every = nearest_other(x, at_most=30), nearest_other(x)
-    assert len(some) == 30
-    assert set(some) <= set(every)
+    (rows, some, near), (_, every, every_near) = nearest_other(x, at_most=30), nearest_other(x)
+    assert len(rows) == 30
+    assert np.allclose(some, every[rows], atol=1e-6)
+    assert np.array_equal(near, every_near[rows])
 
 
 def test_the_search_takes_half_precision_from_disk(tmp_path):
