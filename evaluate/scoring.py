@@ -3,6 +3,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from rotescope.evaluate import drawn
 from rotescope.evaluate import measure as m
 from rotescope.evaluate.alignment import find_alignment, get_alignment
@@ -49,7 +51,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
     left_out = [*left_out, *named("held-out", twice + again), *named("generated", samples.left_out)]
-    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
+    watched = {image_id for one in rules for image_id in one.ids}
+    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts = m.prompts_of(samples, measured, layer)
@@ -132,7 +135,8 @@ def _partial(samples, measured, index, how):
 
 
 def copied_ids(samples, measured, index):
-    """-> {method: ids of the training images that it copies}, every id of a picture that has several."""
+    """-> {method: ids of the training images that it copies}, every id of a picture that has several. Those that a rule names
+    are copied whatever is nearer: their twin in other bytes, perhaps."""
     ids = {}
     for image_id, row in index.rows.items():
         ids.setdefault(row, set()).add(image_id)
@@ -140,6 +144,8 @@ def copied_ids(samples, measured, index):
     for record, copied, row in zip(samples.records, measured.copied, measured.row, strict=True):
         if copied:
             found.setdefault(record.method, set()).update(ids[row])
+    for image, column in np.argwhere(measured.watched):
+        found.setdefault(samples.records[image].method, set()).update(ids[measured.watched_rows[column]])
     return found
 
 
