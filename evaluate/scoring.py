@@ -63,7 +63,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     return Report({
         "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan")),
-        "notes": [*intake_notes(left_out), *warnings(layer)], "left_out": left_out,
+        "notes": [*intake_notes(left_out), *warnings(layer), *_not_sought(how, index)], "left_out": left_out,
         **_layers_as_json(layers, samples, measured, how.descriptor == "auto"),
         **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         "labels": {method: name(method) if samples.run else "generated images" for method in methods},
@@ -132,6 +132,12 @@ def _partial(samples, measured, index, how):
         rows.append({"method": r.method, "group": r.group, "prompt_index": r.prompt_index, "prompt": r.prompt, "seed": r.seed,
                      "image": r.image, "nearest": example.image_id, **f})
     return {"partial": rows, "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
+
+
+def _not_sought(how, index):
+    if how.partial and len(index) > AT_MOST:
+        yield (f"Copies of a part were not sought: that is done among at most {AT_MOST:,} training images, and these are "
+               f"{len(index):,}.")
 
 
 def copied_ids(samples, measured, index):
