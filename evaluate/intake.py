@@ -26,9 +26,22 @@ def named(what, quarantined):
 def apart(heldout, training):
     """-> (the held-out pictures that are no training image too, those that are): as a null these would call copying chance."""
     known = {e.sha256 for e in training}
-    rest = tuple(e for e in heldout or () if e.sha256 not in known)
-    both = [Quarantined(e.name, f"{e.name} is a training image too") for e in heldout or () if e.sha256 in known]
-    return Manifest(rest) if rest else None, both
+    return _sorted(heldout, lambda e: f"{e.name} is a training image too" if e.sha256 in known else None)
+
+
+def twins_apart(heldout, twins):
+    """The same for those that are a training image in other bytes; twins: twins.Twins, which has looked at them."""
+    def why(e):
+        row = twins.heldout.get(e.sha256)
+        return None if row is None else f"{e.name} is the training image {twins.examples[row].name} in other bytes"
+    return _sorted(heldout, why)
+
+
+def _sorted(heldout, why):
+    """why(example) -> reason or None."""
+    reasons = [(e, why(e)) for e in heldout or ()]
+    rest = tuple(e for e, reason in reasons if not reason)
+    return Manifest(rest) if rest else None, [Quarantined(e.name, reason) for e, reason in reasons if reason]
 
 
 def notes(left_out):

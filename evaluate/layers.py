@@ -6,10 +6,10 @@ import numpy as np
 from rotescope.errors import InputError
 from rotescope.evaluate.index import Index
 from rotescope.evaluate.replication import copy_threshold, spread
-from rotescope.evaluate.search import nearest_other
+from rotescope.evaluate.twins import Twins
 
 FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
-TWIN = 0.98   # a threshold as high as this says that the training set is full of near-duplicates
+EDITED = 0.98  # pictures as similar as this are one, dimmed or cropped; a threshold as high says that the set is full of them
 NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
 NULLS = {     # name -> what its similarities are; to the nearest training image always
     "train": "each of {n:,} training images to its nearest other one",
@@ -24,6 +24,7 @@ class Layer:
     threshold: float
     rule: str                     # where the threshold comes from
     nulls: dict[str, np.ndarray]  # by name, as in NULLS; an empty array where there are no such pictures
+    twins: Twins | None = None    # which pictures are the same in other bytes, and so in no null
 
     @property
     def best_null(self):
@@ -47,23 +48,35 @@ class Layer:
         return spread(self.nulls["train"]) | others
 
 
-def nulls_of(index, heldout=(), base=(), on_image=None):
-    """heldout, base: [(SHA-256, what opens the picture)] -> {name: similarities}."""
+def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.99):
+    """heldout, base: [(SHA-256, what opens the picture)] -> {name: similarities}. twins: Twins of the training images, shared by
+    the layers, which learns here which pictures are the same, as far as a threshold at `quantile` needs it. Held-out pictures
+    that are training images are still among the others, so that the layers agree on them: see without."""
     def top1(pictures):
-        return index.nearest(index.embed(pictures, on_image))[0] if len(pictures) else np.zeros(0)
-    return {"train": nearest_other(index.vectors), "heldout": top1(list(heldout)), "base": top1(list(base))}
+        return index.nearest(index.embed(pictures, on_image)) if pictures else (np.zeros(0), np.zeros(0, np.int64))
+    twins, heldout = twins or Twins(index.examples), list(heldout)
+    held, row = top1(heldout)
+    twins.find_heldout(heldout, held, row, quantile)
+    return {"train": twins.background(index.vectors, quantile), "heldout": held, "base": top1(list(base))[0]}
 
 
-def calibrated(index, nulls, quantile=0.99, null="train", threshold=None):
+def without(nulls, kept):
+    """kept (n,) bool: which held-out pictures were not trained on -> the nulls without the others."""
+    return nulls | {"heldout": nulls["heldout"][kept]}
+
+
+def calibrated(index, nulls, quantile=0.99, null="train", threshold=None, twins=None):
     """-> Layer whose threshold is a stated quantile of a stated null, or the user's own.
 
     InputError if there is nothing to calibrate on and no threshold is given.
     """
     if threshold is not None:
-        return Layer(index, float(threshold), "given by the user", nulls)
+        return Layer(index, float(threshold), "given by the user", nulls, twins)
     check_null(null, {name for name, values in nulls.items() if len(values)})
-    rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}, by {index.descriptor.name}")
-    return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls)
+    aside = ", the same picture in other bytes aside" if null == "train" and twins and twins.clusters else ""
+    rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}{aside}, "
+            f"by {index.descriptor.name}")
+    return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls, twins)
 
 
 def check_null(null, known):
@@ -82,12 +95,14 @@ def check_exact(kind):
 
 def exact_layer(index, nulls, kind):
     """-> Layer of near-identical copies: closer than any training or held-out picture comes to another training image, and never
-    below a floor. The base model's pictures do not count: they may be copies. Nor do pictures at TWIN or over: those are the
-    same one twice, in other bytes, and with them in the null nothing could be a copy of either."""
+    below a floor. The base model's pictures do not count: they may be copies. Nor do pictures at EDITED or over: those are one
+    picture twice, dimmed or cropped, and with them in the null nothing could be a copy of either."""
     quiet = np.concatenate([np.asarray(nulls.get(name, ()), float) for name in ("train", "heldout")])
-    least, highest = NEAR_IDENTICAL[kind], quiet[quiet < TWIN].max(initial=-1.0)
+    least, highest, edited = NEAR_IDENTICAL[kind], quiet[quiet < EDITED].max(initial=-1.0), int((quiet >= EDITED).sum())
     threshold = max(least, float(np.nextafter(np.float32(highest), np.float32(2))))
-    rule = f"no training or held-out picture comes as close to another, and at least {least:.3g}, by {index.descriptor.name}"
+    aside = f", but for {edited:,} near-duplicates at {EDITED:g} or more" if edited else ""
+    rule = (f"no training or held-out picture comes as close to another{aside}, and at least {least:.3g}, "
+            f"by {index.descriptor.name}")
     return Layer(index, threshold, rule, nulls)
 
 
@@ -95,7 +110,8 @@ def warnings(layer):
     """What a reader must know before trusting the threshold."""
     if len(layer.index) < FEW:
         yield f"Only {len(layer.index)} different training images: the copy threshold rests on few comparisons."
-    if layer.threshold >= TWIN:
+    yield from layer.twins.notes() if layer.twins else ()
+    if layer.threshold >= EDITED:
         yield ("Some training images almost equal others, so the threshold is very high and edited copies may be missed: "
                "remove near-duplicates, or give a threshold.")
     if layer.index.descriptor.kind == "semantic":

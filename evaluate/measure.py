@@ -22,6 +22,7 @@ class Matched:
     row: np.ndarray          # its row in the index
     own: np.ndarray          # similarity to the training image that the prompt belongs to
     threshold: float
+    watched: np.ndarray      # (n, w) whether it copies each of the w training images that a rule names, nearest or not
 
     @property
     def copied(self):
@@ -41,6 +42,7 @@ class Measured:
     alignment: np.ndarray    # cosine with the own caption
     hit: np.ndarray          # 1 where no other caption fits better
     features: np.ndarray     # (n, f) for fidelity; f = 0 without an alignment model
+    watched_rows: np.ndarray  # (w,) of the training images that a rule names
 
     @property
     def near(self):
@@ -68,28 +70,44 @@ class Measured:
             row = np.where(~self.near.copied & m.copied, m.row, row)
         return row
 
+    @property
+    def watched(self):
+        """(n, w) whether an image copies each training image that a rule names."""
+        return np.any([m.watched for m in self.layers.values()], axis=0)
 
-def measure(samples, layers, manifest, aligner=None, on_image=None):
-    """Every generated image against each Layer, {"descriptor": …, perhaps "exact": …}, and against its caption -> Measured."""
+
+def measure(samples, layers, manifest, aligner=None, on_image=None, watched=()):
+    """Every generated image against each Layer, {"descriptor": …, perhaps "exact": …}, and against its caption -> Measured.
+
+    watched: ids of training images that each is compared with, though another may be nearer.
+    """
     vectors, matched = {}, {}
+    rows = np.unique([layers["descriptor"].index.rows[image_id] for image_id in watched]).astype(np.int64)
     for name, layer in layers.items():
         key = layer.index.descriptor.name
         if key not in vectors:
             vectors[key] = layer.index.embed(samples.pictures, None if vectors else on_image)
-        matched[name] = _matched(samples.records, vectors[key], layer)
+        matched[name] = _matched(samples.records, vectors[key], layer, rows)
     seen = features([opener for _, opener in samples.pictures], aligner)
     alignment, hit = _aligned(samples.records, manifest, aligner, seen)
-    return Measured(vectors[layers["descriptor"].index.descriptor.name], matched, alignment, hit, seen)
+    return Measured(vectors[layers["descriptor"].index.descriptor.name], matched, alignment, hit, seen, rows)
 
 
-def _matched(records, vectors, layer):
+def _matched(records, vectors, layer, watched):
     similarity, row = layer.index.nearest(vectors)
     expected = np.array([layer.index.rows.get(r.image_id, -1) for r in records])
     own = np.full(len(records), np.nan)
     known = np.flatnonzero(expected >= 0)
     if len(known):
         own[known] = np.clip((vectors[known] * layer.index.vectors[expected[known]]).sum(1), -1, 1)
-    return Matched(similarity.astype(np.float64), row, own, layer.threshold)
+    return Matched(similarity.astype(np.float64), row, own, layer.threshold, _copies_of(watched, vectors, layer))
+
+
+def _copies_of(rows, vectors, layer, block=256):
+    """Which of the rows each image copies -> (n, w) bool, a block of them at a time."""
+    every = vectors[:]
+    found = [every @ layer.index.vectors[rows[i:i + block]].T >= layer.threshold for i in range(0, len(rows), block)]
+    return np.concatenate(found, axis=1) if found else np.zeros((len(vectors), 0), bool)
 
 
 def _aligned(records, manifest, aligner, seen):

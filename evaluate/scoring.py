@@ -3,6 +3,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from rotescope.errors import InputError
 from rotescope.evaluate import drawn
 from rotescope.evaluate import measure as m
@@ -12,14 +14,15 @@ from rotescope.evaluate.descriptors import choose, get_descriptor
 from rotescope.evaluate.difference import against_base
 from rotescope.evaluate.fidelity import fidelity
 from rotescope.evaluate.index import build_index, check_engine, features, unique
-from rotescope.evaluate.intake import apart, named
+from rotescope.evaluate.intake import apart, named, twins_apart
 from rotescope.evaluate.intake import notes as intake_notes
-from rotescope.evaluate.layers import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings
+from rotescope.evaluate.layers import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.partial import AT_MOST, partial_copies
 from rotescope.evaluate.report import Pictures, Report
 from rotescope.evaluate.rules import check_ids, parse_rules
 from rotescope.evaluate.samples import read_samples
+from rotescope.evaluate.twins import Twins
 from rotescope.evaluate.verdict import judge
 from rotescope.evaluate.words import name, printable
 from rotescope.runs import versions
@@ -48,10 +51,12 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
-    left_out = [*left_out, *named("held-out", twice), *(
+    heldout, again = twins_apart(heldout, layer.twins)
+    left_out = [*left_out, *named("held-out", twice + again), *(
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
         for item in named(what, some.left_out))]
-    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"))
+    watched = {image_id for one in rules for image_id in one.ids}
+    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
     points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts = m.prompts_of(samples, measured, layer)
@@ -63,7 +68,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan"),
                          p_values["needed"]),
-        "notes": [*intake_notes(left_out), *warnings(layer)], "left_out": left_out,
+        "notes": [*intake_notes(left_out), *warnings(layer), *_not_sought(how, index)], "left_out": left_out,
         **_layers_as_json(layers, samples, measured, how.descriptor == "auto"), "p_values": p_values,
         **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         "labels": {method: name(method) if samples.run else "generated images" for method in methods},
@@ -97,22 +102,23 @@ def check_measuring(how, manifest, heldout, base):
 
 def make_layers(side, manifest, heldout, base, how, on_image=None):
     """For generated images of a short side -> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies
-    unless how.exact is none}."""
-    side = min(side, *manifest[0].open().size)
+    unless how.exact is none}. Held-out pictures that are training images in other bytes are in neither's nulls."""
+    side, twins = min(side, *manifest[0].open().size), Twins(unique(manifest)[0])
     others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
 
     def index_and_nulls(descriptor, folder, tick):
         index = build_index(manifest, descriptor, tick and tick("training"), folder, how.search)
-        return index, nulls_of(index, **others, on_image=tick and tick("held-out"))
+        return index, nulls_of(index, **others, on_image=tick and tick("held-out"), twins=twins, quantile=how.copy_quantile)
     descriptor = get_descriptor(how.descriptor, side, how.trust_sha256)
-    index, nulls = index_and_nulls(descriptor, how.index_dir, partial(_tick, on_image))
-    layers = {"descriptor": calibrated(index, nulls, how.copy_quantile, how.copy_null, how.copy_threshold)}
+    found = {"descriptor": index_and_nulls(descriptor, how.index_dir, partial(_tick, on_image))}
     if how.exact != "none":
         exact = get_descriptor(how.exact)
-        if exact.name != index.descriptor.name:
-            index, nulls = index_and_nulls(exact, how.index_dir and Path(how.index_dir) / "exact", None)
-        layers["exact"] = exact_layer(index, nulls, how.exact)
-    return layers
+        found["exact"] = (found["descriptor"] if exact.name == descriptor.name else
+                          index_and_nulls(exact, how.index_dir and Path(how.index_dir) / "exact", None))
+    kept = twins.kept(others["heldout"])  # once all layers have looked
+    found = {name: (index, without(nulls, kept)) for name, (index, nulls) in found.items()}
+    layer = calibrated(*found["descriptor"], how.copy_quantile, how.copy_null, how.copy_threshold, twins)
+    return {"descriptor": layer} | ({"exact": exact_layer(*found["exact"], how.exact)} if "exact" in found else {})
 
 
 def _layers_as_json(layers, samples, measured, chosen):
@@ -141,8 +147,15 @@ def _partial(samples, measured, index, how):
     return {"partial": rows, "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
 
+def _not_sought(how, index):
+    if how.partial and len(index) > AT_MOST:
+        yield (f"Copies of a part were not sought: that is done among at most {AT_MOST:,} training images, and these are "
+               f"{len(index):,}.")
+
+
 def copied_ids(samples, measured, index):
-    """-> {method: ids of the training images that it copies}, every id of a picture that has several."""
+    """-> {method: ids of the training images that it copies}, every id of a picture that has several. Those that a rule names
+    are copied whatever is nearer: their twin in other bytes, perhaps."""
     ids = {}
     for image_id, row in index.rows.items():
         ids.setdefault(row, set()).add(image_id)
@@ -150,6 +163,8 @@ def copied_ids(samples, measured, index):
     for record, copied, row in zip(samples.records, measured.copied, measured.row, strict=True):
         if copied:
             found.setdefault(record.method, set()).update(ids[row])
+    for image, column in np.argwhere(measured.watched):
+        found.setdefault(samples.records[image].method, set()).update(ids[measured.watched_rows[column]])
     return found
 
 

@@ -93,14 +93,13 @@ def _ordered(found, place, key):
 
 
 def nearest_other(reference, at_most=10_000, block=(QUERIES, REFERENCES)):
-    """Each picture's similarity to the nearest other one: what training images resemble each other by nature.
-
-    Of more than `at_most` pictures that many, evenly spread, are compared with all others -> (min(m, at_most),).
-    """
+    """The nearest other one of each picture -> the picture's row, its similarity, the other's row; all (min(m, at_most),): of
+    more than `at_most` pictures that many, evenly spread, are compared with all others."""
     if len(reference) < 2:
-        return np.zeros(0, np.float32)
+        return np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
     rows = np.unique(np.linspace(0, len(reference) - 1, min(len(reference), at_most)).round().astype(np.int64))
-    return nearest(reference[rows], reference, own=rows, block=block)[0][:, 0]
+    similarity, row = nearest(reference[rows], reference, own=rows, block=block)
+    return rows, similarity[:, 0], row[:, 0]
 
 
 # ----- approximate

@@ -1,18 +1,21 @@
 """Descriptors on disk, embedded once and known by content.
 
-    index.json       whose descriptors: their name and number of dimensions
+    index.json       whose descriptors: their name and number of dimensions; and an id of this index alone
     vectors.f16      m × d float16, row after row; read as a memory map
     keys.bin         32 bytes a row: the SHA-256 of the encoded image
-    images.parquet   what the rows of training images are: ids, captions, SHA-256, copies, row
+    images.parquet   what the rows of training images are: ids, captions, SHA-256, copies, row; and which merged parts they are of
     queries/         the same for pictures that are compared with them
 
-Both files only ever grow, the vectors first. So whatever was cut short, the rows that both of them hold are whole.
+Both files only ever grow, the vectors first. So whatever was cut short, the rows that both of them hold are whole. A row whose
+vector is not of length 1, because a disk lost what it was given, is embedded again in its place; so are, at each use, the few
+pictures whose descriptor is 0.
 """
 import fcntl
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +26,11 @@ from rotescope.runs import write_json
 
 CHUNK = 64  # images that are embedded, and then safe, at a time
 KEY = 32    # bytes
+BLOCK = 2048     # rows that are checked at a time
+ROUNDING = 0.01  # how far half precision takes a length from 1, and more
 IMAGES = pa.schema([("image_ids", pa.list_(pa.string())), ("captions", pa.list_(pa.string())), ("sha256", pa.string()),
-                    ("copies", pa.int64()), ("row", pa.int64())], metadata={"rotescope": "index 1"})
+                    ("copies", pa.int64()), ("row", pa.int64()), ("parts", pa.list_(pa.string()))],
+                   metadata={"rotescope": "index 1"})
 
 
 class Rows:
@@ -74,11 +80,12 @@ class Store:
         if not (self.folder / "index.json").exists():
             if any(p.name != "queries" for p in self.folder.iterdir()):
                 raise InputError(f"{self.folder} is no index, and not empty: name another folder")
-            write_json(self.folder / "index.json", wanted)
+            write_json(self.folder / "index.json", wanted | {"id": uuid4().hex})
         found = read_about(self.folder)
-        if found != wanted:
-            raise InputError(f"the index {self.folder} holds descriptors by {found.get('descriptor')}, not {self.name}: "
+        if any(found[key] != value for key, value in wanted.items()):
+            raise InputError(f"the index {self.folder} holds descriptors by {found['descriptor']}, not {self.name}: "
                              "name another folder, or that descriptor")
+        self.id = found.get("id") or str(self.folder.resolve())  # an index of before there were ids
 
     def _read(self):
         """-> how many rows are whole."""
@@ -86,6 +93,8 @@ class Store:
         vectors = self.vectors_file.stat().st_size if self.vectors_file.exists() else 0
         whole = min(vectors // (2 * self.dim), len(keys) // KEY)
         self.row_of = {keys[i * KEY:(i + 1) * KEY]: i for i in range(whole)}
+        if len(self.row_of) < whole:
+            raise InputError(f"{self.keys_file} names a picture twice, so it is damaged: remove {self.folder}, and index again")
         return whole
 
     @contextmanager
@@ -119,17 +128,33 @@ class Store:
                 stream.write(data)
         self.row_of |= {key: len(self.row_of) + i for i, key in enumerate(keys)}
 
+    def _mend(self, keys, vectors):
+        """The same for keys that are here already."""
+        stored = np.memmap(self.vectors_file, np.float16, "r+", shape=(len(self), self.dim))
+        stored[[self.row_of[key] for key in keys]] = vectors
+        stored.flush()
+
+    def _damaged(self, keys):
+        """-> those of the keys whose vector is not whole."""
+        stored, rows = self.vectors, np.array([self.row_of[key] for key in keys], np.int64)
+        lengths = [np.linalg.norm(np.asarray(stored[rows[i:i + BLOCK]], np.float32), axis=1) for i in range(0, len(rows), BLOCK)]
+        wrong = ~(np.abs(np.concatenate([np.zeros(0), *lengths]) - 1) <= ROUNDING)  # of NaN, too
+        return {key for key, one in zip(keys, wrong, strict=True) if one}
+
     def embed(self, shas, openers, descriptor, on_image=None):
         """shas: hexadecimal SHA-256 of each picture; openers: what opens it, called only for what is new -> Rows, in order."""
         keys = [bytes.fromhex(sha) for sha in shas]
+        position, tick = {key: i for i, key in enumerate(keys)}, on_image or (lambda: None)
         with self._growing():
-            new = list({key: i for i, key in enumerate(keys) if key not in self.row_of}.values())
-            for _ in range(len(keys) - len(new) if on_image else 0):
-                on_image()
-            for part in (new[i:i + CHUNK] for i in range(0, len(new), CHUNK)):
-                self._add([keys[i] for i in part], descriptor([openers[i]() for i in part]))
-                for _ in part if on_image else ():
-                    on_image()
+            damaged = self._damaged([key for key in position if key in self.row_of])
+            new = [key for key in position if key not in self.row_of]
+            for _ in range(len(keys) - len(new) - len(damaged)):
+                tick()
+            for todo, put in ((new, self._add), ([key for key in position if key in damaged], self._mend)):
+                for part in (todo[i:i + CHUNK] for i in range(0, len(todo), CHUNK)):
+                    put(part, descriptor([openers[position[key]]() for key in part]))
+                    for _ in part:
+                        tick()
         return Rows(self.vectors, [self.row_of[key] for key in keys])
 
     def describe(self, examples, copies, rows_of_ids):
@@ -137,13 +162,14 @@ class Store:
         ids = [[] for _ in examples]
         for image_id, position in rows_of_ids.items():
             ids[position].append(image_id)
+        parts = {row["sha256"]: row["parts"] for row in self.images()}
         self._write_images([
             {"image_ids": ids[i], "captions": list(e.captions), "sha256": e.sha256, "copies": int(copies[i]),
-             "row": self.row_of[bytes.fromhex(e.sha256)]} for i, e in enumerate(examples)])
+             "row": self.row_of[bytes.fromhex(e.sha256)], "parts": parts.get(e.sha256, [])} for i, e in enumerate(examples)])
 
     def images(self):
         file = self.folder / "images.parquet"
-        return pq.read_table(file).to_pylist() if file.exists() else []
+        return [{"parts": []} | row for row in pq.read_table(file).to_pylist()] if file.exists() else []
 
     def _write_images(self, rows):
         draft = self.folder / ".images.parquet.part"
@@ -152,16 +178,20 @@ class Store:
 
 
 def read_about(folder):
-    """index.json of an index -> {descriptor, dim}; InputError if there is none."""
+    """index.json of an index -> {descriptor, dim, …}; InputError if there is none."""
     try:
-        return json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
+        about = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
+        if not isinstance(about, dict) or not {"descriptor", "dim"} <= about.keys():
+            raise ValueError("index.json names no descriptor")
+        return about
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no index ({error}): name a folder that rotescope index wrote") from error
 
 
 def merge(shards, folder):
-    """Indexes of parts of a data set -> one Store in `folder`: each picture once, its copies added up. A part that was merged
-    before adds nothing. InputError unless they are all of one descriptor.
+    """Indexes of parts of a data set -> one Store in `folder`: each picture once, its copies added up over the parts. What of a
+    part was merged before adds nothing; a part is known by the id of its index, for two may hold the same picture under the same
+    image_id. InputError unless they are all of one descriptor.
     """
     about = read_about(shards[0])
     merged = Store(folder, about["descriptor"], about["dim"])
@@ -173,9 +203,9 @@ def merge(shards, folder):
             for some in (new[i:i + 65536] for i in range(0, len(new), 65536)):
                 merged._add([key for key, _ in some], part.vectors[[row for _, row in some]])
             for row in part.images():
-                known = images.setdefault(row["sha256"], row | {"image_ids": [], "copies": 0})
-                new_ids = [i for i in row["image_ids"] if i not in known["image_ids"]]
-                known["image_ids"] += new_ids
-                known["copies"] += row["copies"] if new_ids else 0  # else it was merged before
+                known = images.setdefault(row["sha256"], row | {"image_ids": [], "copies": 0, "parts": []})
+                known["image_ids"] += [i for i in row["image_ids"] if i not in known["image_ids"]]
+                if part.id not in known["parts"]:
+                    known["parts"], known["copies"] = [*known["parts"], part.id], known["copies"] + row["copies"]
     merged._write_images([row | {"row": merged.row_of[bytes.fromhex(sha)]} for sha, row in images.items()])
     return merged

@@ -5,11 +5,13 @@ import shutil
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from instruments import leave, samples_folder, training_folder, training_set
+from PIL import Image
 
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
@@ -62,6 +64,25 @@ def test_a_twin_goes_by_either_id(data, tmp_path):
     folder = samples_folder(tmp_path / "s", [data[0]], lambda *_: True)
     report = score_samples(folder, Manifest((*data.examples, twin)), rule=f"any_copies_of:{twin.image_id}", partial=False)
     assert report["verdict"]["passed"] is False
+
+
+def test_a_rule_on_an_image_sees_its_copy_though_its_twin_in_other_bytes_is_nearer(tmp_path):
+    train = training_folder(tmp_path / "train")
+    Image.open(train / "003.png").save(tmp_path / "train/again.jpg", quality=90)
+    data, again = load_source(train, need_captions=False), Image.open(tmp_path / "train/again.jpg")
+    (tmp_path / "made").mkdir()
+    again.save(tmp_path / "made/copy.png")  # nearest to the JPEG, to the pixel
+    by_name = {Path(e.file).name: e.image_id for e in data}
+
+    def passed(*names, **how):
+        rule = f"any_copies_of:{','.join(by_name[name] for name in names)}"
+        return score_samples(tmp_path / "made", data, rule=rule, partial=False, **how)["verdict"]["passed"]
+    assert passed("003.png") is False
+    assert passed("again.jpg") is False
+    assert passed("003.png", copy_threshold=2.0) is False  # by the exact layer alone
+    assert passed("003.png", exact="none", index_dir=str(tmp_path / "index")) is False
+    assert passed("004.png", "005.png") is True
+    assert passed("003.png", copy_threshold=2.0, exact="none") is True
 
 
 def test_rules_read_as_written():

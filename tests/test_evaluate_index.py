@@ -1,5 +1,6 @@
 """The index: search against brute force, descriptors on disk through kills, growth, shards and strangers."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from instruments import samples_folder, training_folder, training_set
+from instruments import noise, samples_folder, saved, training_folder, training_set
+from PIL import Image
 
 from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.evaluate import coarse
 from rotescope.evaluate.descriptor import pixels
@@ -74,16 +77,19 @@ def test_many_queries_find_what_brute_force_finds(spread, itself):
 def test_nearest_other_skips_the_own_row_only(block):
     x = np.eye(6, dtype=np.float32)
     x[4] = x[1]  # the same descriptor in another row counts
-    assert nearest_other(x, block=block).tolist() == [0, 1, 0, 0, 1, 0]
+    rows, similarity, near = nearest_other(x, block=block)
+    assert (rows.tolist(), similarity.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 0, 0, 1, 0])
+    assert (near[1], near[4]) == (4, 1)
     assert nearest(x, x, block=block)[1][:, 0].tolist() == [0, 1, 2, 3, 1, 5]  # the first of equals
-    assert nearest_other(x[:1]).shape == (0,)
+    assert [len(found) for found in nearest_other(x[:1])] == [0, 0, 0]
 
 
 def test_more_pictures_than_are_compared_are_sampled_evenly():
     x = unit(np.random.default_rng(0), 300)
-    some, every = nearest_other(x, at_most=30), nearest_other(x)
-    assert len(some) == 30
-    assert set(some) <= set(every)
+    (rows, some, near), (_, every, every_near) = nearest_other(x, at_most=30), nearest_other(x)
+    assert len(rows) == 30
+    assert np.allclose(some, every[rows], atol=1e-6)
+    assert np.array_equal(near, every_near[rows])
 
 
 def test_the_search_takes_half_precision_from_disk(tmp_path):
@@ -162,6 +168,64 @@ def test_two_runs_do_not_add_to_one_index_at_once(data, tmp_path):
         Store(tmp_path / "i", "pixels", 4).embed([data[0].sha256], [data[0].open], pixels())
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '"pixels"', "{"])
+def test_an_index_that_says_nothing_of_itself_is_refused(data, tmp_path, text):
+    build_index(data, pixels(), folder=tmp_path / "i")
+    (tmp_path / "i/index.json").write_text(text)
+    with pytest.raises(InputError, match="is no index"):
+        build_index(data, pixels(), folder=tmp_path / "i")
+    with pytest.raises(InputError, match="is no index"):
+        merge([tmp_path / "i"], tmp_path / "m")
+
+
+def test_rows_that_a_disk_lost_are_embedded_again_in_their_place(data, tmp_path):
+    describe, calls = counted()
+    whole, ticks = build_index(data, describe, folder=tmp_path / "i").vectors[:], []
+    file = tmp_path / "i/vectors.f16"
+    stored = np.memmap(file, np.float16, "r+", shape=whole.shape)
+    stored[:5], stored[5, :1000], stored[7, 3] = 0, 0, np.nan  # five rows, a part of one, and a number
+    stored.flush()
+    size = file.stat().st_size
+    again = build_index(data, describe, lambda: ticks.append(1), tmp_path / "i")
+    assert np.array_equal(again.vectors[:], whole)
+    assert (calls, len(ticks), file.stat().st_size) == ([40, 7], 40, size)
+    build_index(data, describe, folder=tmp_path / "i")
+    assert calls == [40, 7]
+
+
+def test_pictures_without_a_descriptor_stay_so_and_the_index_does_not_grow(tmp_path):
+    flat = saved(tmp_path / "train", [noise(0), Image.new("RGB", (64, 64), "red"), noise(1)])
+    built = [build_index(load_source(flat, need_captions=False), pixels(), folder=tmp_path / "i") for _ in range(2)]
+    assert [np.linalg.norm(index.vectors[:], axis=1).round(3).tolist() for index in built] == [[1, 0, 1]] * 2
+    assert (tmp_path / "i/keys.bin").stat().st_size == 3 * 32
+
+
+def test_an_index_that_names_a_picture_twice_is_refused(data, tmp_path):
+    build_index(data, pixels(), folder=tmp_path / "i")
+    keys = tmp_path / "i/keys.bin"
+    keys.write_bytes(bytes(64) + keys.read_bytes()[64:])
+    with pytest.raises(InputError, match="names a picture twice"):
+        build_index(data, pixels(), folder=tmp_path / "i")
+
+
+def test_a_picture_of_two_folders_has_the_copies_of_both_however_often_they_are_merged(data, tmp_path):
+    parts = [tmp_path / "one", tmp_path / "two"]
+    build_index(Manifest(data.examples[:3]), pixels(), folder=parts[0])
+    build_index(Manifest((replace(data[0], copies=4), *data.examples[3:5])), pixels(), folder=parts[1])
+
+    def copies():
+        rows = merge(parts, tmp_path / "m").images()
+        assert [row["image_ids"] for row in rows] == [[e.image_id] for e in data.examples[:5]]
+        return [row["copies"] for row in rows]
+    assert copies() == [5, 1, 1, 1, 1]
+    assert copies() == [5, 1, 1, 1, 1]
+    build_index(Manifest(data.examples[:4]), pixels(), folder=parts[0])  # it grew by a picture that the other has
+    assert copies() == [5, 1, 1, 2, 1]
+    shutil.move(parts[0], tmp_path / "moved")
+    parts[0] = tmp_path / "moved"
+    assert copies() == [5, 1, 1, 2, 1]
+
+
 def test_shards_merge_into_the_whole(data, tmp_path):
     shards = [tmp_path / f"shard-{i}" for i in range(3)]
     for i, shard in enumerate(shards):
@@ -208,12 +272,12 @@ def test_two_processes_embed_what_one_would(tmp_path):
         file.replace(train / file.name)
     assert '"pictures": 120' in run(*launch, *command, tmp_path / "two")[0]  # it grew
     run(sys.executable, "-m", *command, tmp_path / "one")
-    stores = [Store(tmp_path / name, *read_about(tmp_path / name).values()) for name in ("one", "two")]
+    stores = [Store(tmp_path / name, *map(read_about(tmp_path / name).get, ("descriptor", "dim"))) for name in ("one", "two")]
     assert {p.name for p in tmp_path.iterdir()} == {"train", "more", "one", "two"}  # no part is left
     assert stores[0].row_of.keys() == stores[1].row_of.keys()
     for key, row in stores[0].row_of.items():
         assert np.array_equal(stores[0].vectors[row], stores[1].vectors[stores[1].row_of[key]])
-    rows = [[{k: v for k, v in row.items() if k != "row"} for row in store.images()] for store in stores]
+    rows = [[{k: v for k, v in row.items() if k not in ("row", "parts")} for row in store.images()] for store in stores]
     assert rows[0] == rows[1]
 
 
@@ -242,6 +306,5 @@ def test_a_killed_score_goes_on_and_reports_the_same(tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert 64 <= keys.stat().st_size // 32 < 400
-    from rotescope.datasets.sources import load_source
     resumed = score_samples(folder, load_source(train), index_dir=str(tmp_path / "i"))
     assert figures(resumed) == figures(score_samples(folder, load_source(train), index_dir=str(tmp_path / "fresh")))

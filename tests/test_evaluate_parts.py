@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS, scenes, sprite
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
+from rotescope.evaluate import scoring
 from rotescope.evaluate.conventions import dcr, membench
 from rotescope.evaluate.descriptor import centred_pixels
 from rotescope.evaluate.exports import write_pairs
@@ -222,6 +223,16 @@ def test_conventions_come_out_of_the_same_run_by_name(data, tmp_path):
     assert found["dcr"]["methods"]["none"]["ungrouped"]["share_over_0.5"] >= 0.5
     assert found["dcr"]["train_to_train"]["mean"] > 0
     assert not found["dcr"]["comparable"]  # pixels are no SSCD
+
+
+def test_too_many_training_images_for_copies_of_a_part_are_told(data, tmp_path, monkeypatch):
+    folder = samples_folder(tmp_path / "s", data[:2], lambda *_: False)
+    assert not any("were not sought" in note for note in score_samples(folder, data)["notes"])
+    monkeypatch.setattr(scoring, "AT_MOST", 39)
+    report = score_samples(folder, data)
+    assert "Copies of a part were not sought: that is done among at most 39 training images, and these are 40." in report["notes"]
+    assert (report["partial"], report["partial_thresholds"]) == ([], None)
+    assert not any("were not sought" in note for note in score_samples(folder, data, partial=False)["notes"])
 
 
 # ----- base against fine-tune

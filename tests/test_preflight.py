@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from rotescope.datasets import similar
-from rotescope.datasets.emoji.scenes import scenes
+from rotescope.datasets.emoji.scenes import OBJECTS, scenes, sprite
 from rotescope.datasets.pictures import find_pictures, look_at, pdq, phash
 from rotescope.datasets.preflight import main as preflight_main
 from rotescope.datasets.preflight import preflight
@@ -104,6 +104,40 @@ def test_blocks_do_not_matter(monkeypatch):
     pairs = similar.near_duplicates(thumbnails)
     monkeypatch.setattr(similar, "BLOCK", 7)
     np.testing.assert_array_equal(similar.near_duplicates(thumbnails), pairs)
+
+
+def resized(image, side):
+    return image.resize((side, side), Image.BICUBIC)
+
+
+IN_OTHER_BYTES = {  # on scenes of 64 px, where compression leaves most
+    "JPEG 95": lambda image: recompressed(image, 95), "JPEG 60": lambda image: recompressed(image, 60),
+    "JPEG 50": lambda image: recompressed(image, 50), "to 32": lambda image: resized(image, 32),
+    "to 256": lambda image: resized(image, 256), "to 48 and back": lambda image: resized(resized(image, 48), 64),
+    "to 96, JPEG 60": lambda image: recompressed(resized(image, 96), 60),
+    "palette": lambda image: image.quantize(256).convert("RGB")}
+NOT_THE_SAME = {
+    "dimmed": lambda image: image.point(lambda value: 0.9 * value), "cut": lambda image: image.crop((4, 4, 60, 60)),
+    "mirrored": lambda image: image.transpose(Image.FLIP_LEFT_RIGHT)}
+
+
+@pytest.mark.parametrize("how", [*IN_OTHER_BYTES, *NOT_THE_SAME])
+def test_a_picture_in_other_bytes_is_known_and_an_edited_one_is_not_it(how):
+    change = (IN_OTHER_BYTES | NOT_THE_SAME)[how]
+    found = [similar.same_picture(similar.thumbnail(image), similar.thumbnail(change(image)), min(change(image).size))
+             for image in (scene.image for scene in scenes(60, SEED + 3))]
+    assert np.mean(found) >= 0.95 if how in IN_OTHER_BYTES else not any(found)
+
+
+def test_the_same_sprite_a_pixel_aside_on_the_same_ground_is_another_picture():
+    rng, names = np.random.default_rng(0), list(OBJECTS)
+    for i in range(40):
+        sprite_of, ground, (x, y) = sprite(names[i % len(names)]).resize((34, 34)), (56, 92, 208), rng.integers(0, 28, 2)
+        one, other = (Image.new("RGB", (64, 64), ground) for _ in range(2))
+        one.paste(sprite_of, (int(x), int(y)), sprite_of)
+        other.paste(sprite_of, (int(x) + 1, int(y) + 1), sprite_of)
+        assert similar.same_picture(similar.thumbnail(one), similar.thumbnail(recompressed(one, 60)))
+        assert not similar.same_picture(similar.thumbnail(one), similar.thumbnail(other))
 
 
 def test_flat_pictures_match_nothing_and_one_picture_is_alone():
