@@ -18,7 +18,7 @@ from rotescope.errors import InputError, exit_cleanly
 from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.hooks import mitigated
-from rotescope.mitigate.mitigation import guided
+from rotescope.mitigate.mitigation import guided, same_timestep
 from rotescope.mitigate.sampler import noise_seed
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
@@ -81,11 +81,12 @@ def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_ste
 
 def stop_after(watch):
     """A callback that ends the denoising loop once `watch` distinct timesteps have passed."""
-    seen = set()
+    last, passed = torch.inf, 0
 
     def callback(pipe, index, timestep, tensors):
-        seen.add(float(timestep))
-        pipe._interrupt = len(seen) >= watch
+        nonlocal last, passed
+        passed, last = passed + (not same_timestep(float(timestep), last)), float(timestep)
+        pipe._interrupt = passed >= watch
         return tensors
     return callback
 

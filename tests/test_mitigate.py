@@ -5,11 +5,11 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 import torch
-from diffusers import HeunDiscreteScheduler
+from diffusers import HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler
 from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance
 from oracle import Transition, plain_loop
 from scipy.stats import beta
-from tiny import TOKENS, cached_pipeline, tiny_pipeline
+from tiny import TOKENS, cached_pipeline, loud_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
@@ -17,6 +17,7 @@ from rotescope.mitigate import calibrate, mitigations
 from rotescope.mitigate.calibrated import CalibratedTransition, Calibration
 from rotescope.mitigate.guidance import TransitionGuidance, combine
 from rotescope.mitigate.mitigation import Step
+from rotescope.mitigate.probe import Probe
 from rotescope.mitigate.probed import ProbedTransition
 from rotescope.mitigate.prompts import Prompt, read_prompts
 from rotescope.mitigate.registry import ENTRIES, get_mitigation
@@ -140,6 +141,27 @@ def test_a_scheduler_that_calls_twice_has_as_many_steps_as_timesteps():
     assert run.denoiser_calls == [2 * STEPS - 1] * 3
     assert run.timesteps == sorted(set(run.timesteps), reverse=True)
     assert len(run.timesteps) == STEPS == len(run.prediction_gaps[0])
+
+
+def test_repetitions_that_differ_by_rounding_are_no_steps_of_their_own():
+    """The ancestral variant of KDPM2 repeats 908.18213 as 908.18182."""
+    pipe = loud_pipeline()
+    before, pipe.scheduler = pipe.scheduler, KDPM2AncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    try:
+        with mitigated(pipe, "dtp:latest=-1") as run:
+            images(pipe)
+        gaps, timesteps = calibrate.first_gaps(pipe, [Prompt(PROMPTS[0])], (0,), watch=3, guidance_scale=7.5,
+                                               num_inference_steps=STEPS)
+        probe = Probe(pipe, PROMPTS, [0, 1, 2], num_inference_steps=STEPS)
+        looks = [look.timestep.item() for look in probe.walk(4)]
+    finally:
+        pipe.scheduler = before
+    assert run.denoiser_calls == [2 * STEPS - 1] * 3
+    assert len(run.timesteps) == STEPS == len(probe.timesteps)
+    assert np.diff(run.timesteps).max() < -50
+    assert looks == pytest.approx(run.timesteps[:4])
+    assert timesteps == run.timesteps[:3]
+    assert len(gaps[0]) == 3
 
 
 def test_the_probe_of_the_released_variant_by_hand(pipe):
