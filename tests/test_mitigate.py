@@ -133,6 +133,19 @@ def test_without_a_minimum_the_stated_fallback_is_taken(pipe):
     assert [torch.equal(*pair) for pair in zip(mixed, plain, strict=True)] == below
 
 
+def test_an_ordinary_gap_is_looked_for_where_the_first_gap_is():
+    """Under flow matching at the second step: at the first, x is the noise and both predictions of ε agree."""
+    pipe, settings = cached_pipeline("sd3"), {"guidance_scale": 7.5, "height": 16, "width": 16, "max_sequence_length": TOKENS}
+    with mitigated(pipe, "dtp:min_drop=9,latest=-1,ordinary_gap=1e9") as run:
+        images(pipe, **settings)
+    assert run.transition_timesteps == [run.timesteps[1]] * 3
+    first, second = np.array(run.prediction_gaps)[:, :2].T
+    assert (first == 0).all()
+    with mitigated(pipe, f"dtp:min_drop=9,latest=-1,ordinary_gap={np.sort(second)[1]}") as run:
+        images(pipe, **settings)
+    assert [t is not None for t in run.transition_timesteps] == (second < np.sort(second)[1]).tolist()
+
+
 def test_a_scheduler_that_calls_twice_has_as_many_steps_as_timesteps():
     pipe = tiny_pipeline().to(torch.float64)
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
