@@ -19,7 +19,7 @@ from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.hooks import mitigated
 from rotescope.mitigate.mitigation import guided, same_timestep
-from rotescope.mitigate.sampler import noise_seed
+from rotescope.mitigate.sampler import batches
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import write_json
@@ -65,13 +65,13 @@ def check(config):
 
 def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_steps, batch_size=64, on_image=lambda n: None):
     """-> gaps (images, watch) as lists, and the timesteps, of the first distinct timesteps of plain guidance."""
-    jobs, gaps, timesteps = [(p.text, noise_seed(p.text, seed)) for p in prompts for seed in seeds], [], []
+    gaps, timesteps = [], []
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start:start + batch_size]
+    for batch in batches(prompts, seeds, batch_size):
         with mitigated(pipe, "none") as run:
-            pipe([text for text, _ in batch], **guided(pipe, len(batch), guidance_scale), num_inference_steps=num_inference_steps,
-                 generator=[torch.Generator().manual_seed(seed) for _, seed in batch], output_type="latent",
+            pipe([prompts[i].text for i, _, _ in batch], **guided(pipe, len(batch), guidance_scale),
+                 num_inference_steps=num_inference_steps,
+                 generator=[torch.Generator().manual_seed(seed) for _, _, seed in batch], output_type="latent",
                  callback_on_step_end=stop_after(watch))
         gaps += [row[:watch] for row in run.prediction_gaps]
         timesteps = run.timesteps[:watch]
