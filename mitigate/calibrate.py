@@ -18,8 +18,8 @@ from rotescope.errors import InputError, exit_cleanly
 from rotescope.mitigate.calibrated import Calibration
 from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.hooks import mitigated
-from rotescope.mitigate.mitigation import guided
-from rotescope.mitigate.sampler import noise_seed
+from rotescope.mitigate.mitigation import guided, same_timestep
+from rotescope.mitigate.sampler import batches
 from rotescope.models import ModelOptions, check_model, open_model
 from rotescope.progress import progress_bars
 from rotescope.runs import check_apart, write_json
@@ -66,13 +66,13 @@ def check(config):
 
 def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_steps, batch_size=64, on_image=lambda n: None):
     """-> gaps (images, watch) as lists, and the timesteps, of the first distinct timesteps of plain guidance."""
-    jobs, gaps, timesteps = [(p.text, noise_seed(p.text, seed)) for p in prompts for seed in seeds], [], []
+    gaps, timesteps = [], []
     pipe.set_progress_bar_config(disable=True)
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start:start + batch_size]
+    for batch in batches(prompts, seeds, batch_size):
         with mitigated(pipe, "none") as run:
-            pipe([text for text, _ in batch], **guided(pipe, len(batch), guidance_scale), num_inference_steps=num_inference_steps,
-                 generator=[torch.Generator().manual_seed(seed) for _, seed in batch], output_type="latent",
+            pipe([prompts[i].text for i, _, _ in batch], **guided(pipe, len(batch), guidance_scale),
+                 num_inference_steps=num_inference_steps,
+                 generator=[torch.Generator().manual_seed(seed) for _, _, seed in batch], output_type="latent",
                  callback_on_step_end=stop_after(watch))
         gaps += [row[:watch] for row in run.prediction_gaps]
         timesteps = run.timesteps[:watch]
@@ -82,11 +82,12 @@ def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_ste
 
 def stop_after(watch):
     """A callback that ends the denoising loop once `watch` distinct timesteps have passed."""
-    seen = set()
+    last, passed = torch.inf, 0
 
     def callback(pipe, index, timestep, tensors):
-        seen.add(float(timestep))
-        pipe._interrupt = len(seen) >= watch
+        nonlocal last, passed
+        passed, last = passed + (not same_timestep(float(timestep), last)), float(timestep)
+        pipe._interrupt = passed >= watch
         return tensors
     return callback
 

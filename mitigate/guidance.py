@@ -54,8 +54,8 @@ class TransitionGuidance(Mitigation):
     d[k−2] > d[k−1] < d[k], d the prediction gap of the image, which is guided from that very step on.
     The paper states no fallback for a gap without a minimum, and in its released code such an image is never guided. Here:
     latest: a dynamic transition that has not come by this timestep happens there; −1 never.
-    ordinary_gap: an image whose gap at the first step is below this is taken for ordinary and guided from that step on; 0 none.
-    A gap of exactly 0 says nothing: under flow matching x is the noise itself at first, and both predictions of ε agree.
+    ordinary_gap: an image whose first gap is below this is taken for ordinary and guided from that step on; 0 none. A gap of
+    exactly 0 is none: under flow matching x is the noise itself at first, and both predictions of ε agree.
     min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
     after: scale after the transition; None takes the pipeline's guidance_scale.
     colour: this project's own: until the transition, scale of the mean of eps_cond − eps_uncond over the picture, which says what
@@ -87,7 +87,7 @@ class TransitionRun(ScaleRun):
     def __init__(self, policy, n, after):
         super().__init__(n)
         self.policy, self.after = policy, after
-        self.past = torch.zeros(n, dtype=torch.bool)
+        self.past, self.told = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)  # told: had a gap above 0
         self.transition_timesteps = no_transition(n)
         self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == "dynamic" else None
 
@@ -106,7 +106,8 @@ class TransitionRun(ScaleRun):
         """A timestep that a multi-call scheduler repeats counts once."""
         if self.detector and not step.repeated:
             gap = step.gap.cpu()
-            fires = self.detector.update(gap) | ((gap > 0) & (gap < self.policy.ordinary_gap) if step.index == 0 else False)
+            first, self.told = (gap > 0) & ~self.told, self.told | (gap > 0)
+            fires = self.detector.update(gap) | first & (gap < self.policy.ordinary_gap)
             self._mark(fires & ~self.past, step.timestep)
         guided = super().guide(step)
         return guided if self.policy.colour is None or self.past.all() else guided + self._colour(step)

@@ -16,7 +16,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
 from rotescope.errors import InputError
-from rotescope.mitigate.mitigation import Mitigation, Step
+from rotescope.mitigate.mitigation import Mitigation, Step, same_timestep
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.served import check_scheduler
 from rotescope.mitigate.signals import eps_factor, prediction_gap
@@ -48,7 +48,7 @@ class MitigationGuider(BaseGuidance):
             raise InputError(f"guidance_scale={guidance_scale} sends one branch only: give a scale above 1")
         self.run: Any = None
         self.needs: Any = None
-        self.needed, self.last = self._input_predictions, None
+        self.needed, self.last = self._input_predictions, torch.inf
 
     def new(self, **kwargs):
         """A copy, perhaps with other settings; diffusers' own forgets what is not in the configuration."""
@@ -60,7 +60,7 @@ class MitigationGuider(BaseGuidance):
         """The pipeline's call at the head of each step; step 0 begins a new run."""
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
-            self.run, self.last, self.index = None, None, -1
+            self.run, self.last, self.index = None, torch.inf, -1
 
     def prepare_inputs(self, data):
         """{name: (cond, uncond)} -> a batch for each prediction that is needed now."""
@@ -85,7 +85,7 @@ class MitigationGuider(BaseGuidance):
         given = pred_uncond if pred_cond is None else pred_cond
         cond, uncond = (torch.zeros_like(given) if p is None else p for p in (pred_cond, pred_uncond))
         timestep = whole(float(self._timestep))
-        repeated, self.last = timestep == self.last, timestep
+        repeated, self.last = same_timestep(timestep, self.last), timestep
         self.index += not repeated
         gap = prediction_gap(cond, uncond, 1.0 if self.scheduler is None else eps_factor(self.scheduler, timestep))
         gap = gap if all(self.needs) else torch.full_like(gap, torch.nan)

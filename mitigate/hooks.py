@@ -20,7 +20,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import PLAIN
-from rotescope.mitigate.mitigation import Mitigation, PipelineCall, Step, denoiser_of
+from rotescope.mitigate.mitigation import Mitigation, PipelineCall, Step, denoiser_of, same_timestep
 from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
@@ -173,7 +173,7 @@ class GuidanceHook(ModelHook):
         if self.run is None:
             self.run = self.mitigation.begin(self.call.n, self.call.guidance_scale, device)
             self.run.call = self.call
-        repeated = bool(self.timesteps) and self.timesteps[-1] == timestep
+        repeated = bool(self.timesteps) and same_timestep(self.timesteps[-1], timestep)
         needs = [which.cpu() for which in self.run.branches(timestep)]
         return repeated, needs if splittable(arguments) else [torch.ones_like(which) for which in needs]
 

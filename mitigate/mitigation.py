@@ -64,6 +64,12 @@ def no_transition(n):
     return torch.full((n,), -1.0, dtype=torch.float64)
 
 
+def same_timestep(one, other):
+    """Is one a repetition of the other by a multi-call scheduler, some of which round anew: 908.18213, 908.18182? Others lie
+    further apart, at 200 steps of any spacing."""
+    return abs(one - other) < 0.01
+
+
 @dataclass
 class Step:
     """One denoiser call on the way, for n images."""

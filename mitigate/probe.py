@@ -12,7 +12,7 @@ import torch
 
 from rotescope.datasets.images import to_pixels
 from rotescope.mitigate.guidance import combine
-from rotescope.mitigate.mitigation import denoiser_of
+from rotescope.mitigate.mitigation import denoiser_of, same_timestep
 from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
 
 
@@ -54,7 +54,8 @@ class Probe:
     @property
     def timesteps(self):
         """The distinct ones, in the order of sampling; a multi-call scheduler repeats some."""
-        return list(dict.fromkeys(self.scheduler.timesteps.tolist()))
+        every = self.scheduler.timesteps.tolist()
+        return [t for before, t in zip([torch.inf, *every], every, strict=False) if not same_timestep(before, t)]
 
     def outputs(self, x, timestep, **changed):
         """Denoiser on x (n, C, h, w) -> (cond, uncond), in the unit of its output; `changed` replaces arguments of the call."""
@@ -69,16 +70,16 @@ class Probe:
 
     def walk(self, steps=None):
         """Plain guidance from the noise on: yields a Look at each of the first `steps` distinct timesteps (None: all)."""
-        scheduler, seen, wanted = copy.deepcopy(self.scheduler), None, self.timesteps[:steps]
+        scheduler, seen, wanted = copy.deepcopy(self.scheduler), torch.inf, self.timesteps[:steps]
         extra = {"generator": self.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x = self.noise / scheduler.scale_model_input(torch.ones_like(self.noise), scheduler.timesteps[0])  # undo it: it is linear
         scale = torch.full((self.n,), float(self.guidance_scale), device=x.device)
         for t in scheduler.timesteps:
-            if t.item() not in wanted:
+            if not any(same_timestep(t.item(), w) for w in wanted):
                 return
             x_in = scheduler.scale_model_input(x, t)
             cond, uncond = self.outputs(x_in, t)
-            if t.item() != seen:
+            if not same_timestep(t.item(), seen):
                 yield Look(t, x_in, *(to_eps(scheduler, out, x_in, t) for out in (cond, uncond)))
             x, seen = scheduler.step(combine(cond, uncond, scale), t, x, **extra).prev_sample, t.item()
 

@@ -5,6 +5,7 @@ on where it stopped, and several processes make, bit for bit, the images that on
 """
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -41,9 +42,21 @@ class Sample:
     timesteps: list[float]
 
 
-def noise_seed(prompt, seed):
-    """The seed of an image's own generator: a different noise for each prompt and each seed, the same in every run."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:6], "big")
+def noise_seed(prompt, seed, occurrence=0):
+    """The seed of an image's own generator: a different noise for each prompt and each seed, the same in every run.
+
+    occurrence: how often the prompt came before in its list, so that each of its draws is an image of its own.
+    """
+    drawn = f"{seed} {occurrence}" if occurrence else f"{seed}"
+    return int.from_bytes(hashlib.sha256(f"{drawn}\n{prompt}".encode()).digest()[:6], "big")
+
+
+def occurrences(prompts):
+    """Of each prompt: how many of the same text come before it. An embedding makes another prompt of the same text."""
+    seen: Counter = Counter()
+    for p in prompts:
+        yield seen[p.text]
+        seen[p.text] += not isinstance(p, EmbeddedPrompt)
 
 
 def jobs_of(prompts, seeds):
@@ -54,7 +67,8 @@ def jobs_of(prompts, seeds):
 
 def batches(prompts, seeds, batch_size):
     """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
-    jobs = [(i, seed, noise_seed(prompts[i].text, seed)) for i, seed in jobs_of(prompts, seeds)]
+    before = list(occurrences(prompts))
+    jobs = [(i, seed, noise_seed(prompts[i].text, seed, before[i])) for i, seed in jobs_of(prompts, seeds)]
     return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
 
 

@@ -79,6 +79,16 @@ def test_batches_are_prepared_for_the_needed_predictions_alone():
     assert guider.num_conditions == 2
 
 
+def test_repetitions_that_differ_by_rounding_are_no_steps_of_their_own():
+    guider, indices = MitigationGuider("none"), []
+    for step, timestep in enumerate([908.18213, 908.18182, 817.36373]):
+        guider.set_state(step, 3, torch.tensor(timestep))
+        guider.prepare_inputs({"x": (torch.ones(1, 2), torch.zeros(1, 2))})
+        guider.forward(torch.ones(1, 2), torch.zeros(1, 2))
+        indices.append(guider.index)
+    assert indices == [0, 0, 1]
+
+
 def test_a_modular_pipeline_is_told_to_take_a_guider(modular):
     with pytest.raises(InputError, match=r"guider=guider_for\(pipe, NAME\)\), from rotescope.mitigate.guider"):
         mitigated(modular[1], "stp").__enter__()

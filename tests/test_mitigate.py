@@ -5,11 +5,11 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 import torch
-from diffusers import HeunDiscreteScheduler
+from diffusers import HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler
 from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance
 from oracle import Transition, plain_loop
 from scipy.stats import beta
-from tiny import TOKENS, cached_pipeline, tiny_pipeline
+from tiny import TOKENS, cached_pipeline, loud_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
@@ -17,6 +17,7 @@ from rotescope.mitigate import calibrate, mitigations
 from rotescope.mitigate.calibrated import CalibratedTransition, Calibration
 from rotescope.mitigate.guidance import TransitionGuidance, combine
 from rotescope.mitigate.mitigation import Step
+from rotescope.mitigate.probe import Probe
 from rotescope.mitigate.probed import ProbedTransition
 from rotescope.mitigate.prompts import Prompt, read_prompts
 from rotescope.mitigate.registry import ENTRIES, get_mitigation
@@ -132,6 +133,19 @@ def test_without_a_minimum_the_stated_fallback_is_taken(pipe):
     assert [torch.equal(*pair) for pair in zip(mixed, plain, strict=True)] == below
 
 
+def test_an_ordinary_gap_is_looked_for_where_the_first_gap_is():
+    """Under flow matching at the second step: at the first, x is the noise and both predictions of ε agree."""
+    pipe, settings = cached_pipeline("sd3"), {"guidance_scale": 7.5, "height": 16, "width": 16, "max_sequence_length": TOKENS}
+    with mitigated(pipe, "dtp:min_drop=9,latest=-1,ordinary_gap=1e9") as run:
+        images(pipe, **settings)
+    assert run.transition_timesteps == [run.timesteps[1]] * 3
+    first, second = np.array(run.prediction_gaps)[:, :2].T
+    assert (first == 0).all()
+    with mitigated(pipe, f"dtp:min_drop=9,latest=-1,ordinary_gap={np.sort(second)[1]}") as run:
+        images(pipe, **settings)
+    assert [t is not None for t in run.transition_timesteps] == (second < np.sort(second)[1]).tolist()
+
+
 def test_a_scheduler_that_calls_twice_has_as_many_steps_as_timesteps():
     pipe = tiny_pipeline().to(torch.float64)
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -140,6 +154,27 @@ def test_a_scheduler_that_calls_twice_has_as_many_steps_as_timesteps():
     assert run.denoiser_calls == [2 * STEPS - 1] * 3
     assert run.timesteps == sorted(set(run.timesteps), reverse=True)
     assert len(run.timesteps) == STEPS == len(run.prediction_gaps[0])
+
+
+def test_repetitions_that_differ_by_rounding_are_no_steps_of_their_own():
+    """The ancestral variant of KDPM2 repeats 908.18213 as 908.18182."""
+    pipe = loud_pipeline()
+    before, pipe.scheduler = pipe.scheduler, KDPM2AncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    try:
+        with mitigated(pipe, "dtp:latest=-1") as run:
+            images(pipe)
+        gaps, timesteps = calibrate.first_gaps(pipe, [Prompt(PROMPTS[0])], (0,), watch=3, guidance_scale=7.5,
+                                               num_inference_steps=STEPS)
+        probe = Probe(pipe, PROMPTS, [0, 1, 2], num_inference_steps=STEPS)
+        looks = [look.timestep.item() for look in probe.walk(4)]
+    finally:
+        pipe.scheduler = before
+    assert run.denoiser_calls == [2 * STEPS - 1] * 3
+    assert len(run.timesteps) == STEPS == len(probe.timesteps)
+    assert np.diff(run.timesteps).max() < -50
+    assert looks == pytest.approx(run.timesteps[:4])
+    assert timesteps == run.timesteps[:3]
+    assert len(gaps[0]) == 3
 
 
 def test_the_probe_of_the_released_variant_by_hand(pipe):

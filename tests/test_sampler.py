@@ -20,7 +20,7 @@ from rotescope.errors import InputError
 from rotescope.evaluate.samples import read_samples
 from rotescope.mitigate import sampler
 from rotescope.mitigate.generate import GenerateConfig, check, generate, named_policies
-from rotescope.mitigate.prompts import Prompt
+from rotescope.mitigate.prompts import EmbeddedPrompt, Prompt
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import sample_to_folder
 
@@ -162,6 +162,28 @@ def test_any_split_gives_the_same_bytes(tmp_path):
         for index in reversed(range(n)):  # the main process last, for it merges
             sample_to_folder(pipe, prompts, policies, out=out, state=Place(index, n), **settings)
         assert contents(out) == contents(tmp_path / "one")
+
+
+def test_each_draw_of_a_prompt_is_an_image_of_its_own(tmp_path):
+    """As S1 draws its captions, with replacement. The first is what it always was; splits and batches change none."""
+    pipe, prompts = tiny_pipeline(), [Prompt(t) for t in (TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0])]
+    policies, settings = {"none": get_mitigation("none")}, {"num_inference_steps": 2, "seeds": (0, 1)}
+    sample_to_folder(pipe, prompts, policies, out=make(tmp_path / "all"), batch_size=3, **settings)
+    rows = pq.read_table(tmp_path / "all/records.parquet").to_pylist()
+    assert len({r["noise_seed"] for r in rows}) == len(rows) == 8
+    assert [r["noise_seed"] for r in rows[:4]] == [sampler.noise_seed(t, s) for t in TEXTS[:2] for s in (0, 1)]
+    pictures = {(tmp_path / "all" / r["image"]).read_bytes() for r in rows}
+    assert len(pictures) == 8
+    split = make(tmp_path / "split")
+    for index in (1, 0):
+        sample_to_folder(pipe, prompts, policies, out=split, batch_size=3, state=Place(index, 2), **settings)
+    assert contents(split) == contents(tmp_path / "all")
+    assert [s for batch in sampler.batches(prompts, (0, 1), 1) for _, _, s in batch] == [r["noise_seed"] for r in rows]
+
+
+def test_embeddings_under_one_text_keep_their_noise():
+    embedded = [EmbeddedPrompt(TEXTS[0], embedding=torch.zeros(1)), EmbeddedPrompt(TEXTS[0], embedding=torch.ones(1))]
+    assert list(sampler.occurrences(embedded)) == [0, 0]
 
 
 def make(folder):
