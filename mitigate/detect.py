@@ -3,14 +3,17 @@
     rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --output_dir runs/detect
     rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
     rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --detector recall --output_dir d
+    rotescope detect --model m --prompts m/manifest.parquet --heldout_data other-photos --detector all recall:n=1 --output_dir d
 
 Detectors: magnitude, layout, drop, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
-cliques (these need images only), recall (this needs the training images, too, which a manifest names). Each may carry settings,
-n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and detector, higher = more memorized, and under --tokens
-the words that trigger, tokens.parquet. Where the prompts have groups, as those of a manifest with a duplication plan have, JSON
-on stdout says how well each detector tells duplicated prompts from the others.
+cliques (these need images only), recall (this needs the training images, too, which a manifest names); all, for every one that
+can be asked of this model. Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and
+detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups, as
+those of a manifest with a duplication plan have, JSON on stdout and the table detection.md say how well each detector tells
+duplicated prompts from the others; --heldout_data adds captions that the model never saw to these.
 """
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -21,7 +24,9 @@ from rotescope.errors import InputError
 from rotescope.mitigate.detectors import DETECTORS, get_detector, score_prompts
 from rotescope.mitigate.generate import hashes_of, is_manifest, load_prompts, unique_names
 from rotescope.mitigate.mitigation import family
+from rotescope.mitigate.prompts import Prompt
 from rotescope.mitigate.recall import Recall
+from rotescope.mitigate.targets import HELDOUT
 from rotescope.mitigate.tokens import attribute_tokens
 from rotescope.mitigate.whitebox import WhiteBox
 from rotescope.models import ModelOptions, check_model, open_model
@@ -42,7 +47,7 @@ class DetectConfig(ModelOptions):
     output_dir: str
     """scores.parquet and run.json go here"""
     detector: tuple[str, ...] = ("magnitude",)
-    """one or several, each perhaps with settings: magnitude:n=1,steps=5"""
+    """one or several, each perhaps with settings: magnitude:n=1,steps=5; all: every one that serves the model"""
     train_data: str | None = None
     """the training images, for recall; those of the prompts file unless given, if that is a manifest"""
     tokens: bool = False
@@ -51,6 +56,8 @@ class DetectConfig(ModelOptions):
     """first seed of each prompt; generate's default seeds are others, so that no detector sees the images that are judged"""
     groups: tuple[str, ...] = ("duplicated", "control")
     """which prompts of a manifest that has a duplication plan"""
+    heldout_data: str | None = None
+    """captioned data that the model never saw: as many of its captions as the largest group has, as the group heldout"""
     max_prompts: int | None = None
     """take only so many prompts of each group"""
     batch_size: int = 64
@@ -60,42 +67,96 @@ class DetectConfig(ModelOptions):
 
 
 def check(config):
-    """Raise InputError for whatever would stop the run later -> {name: detector}."""
+    """Raise InputError for whatever would stop the run later -> {name: NAME[:settings]} of the detectors."""
     check_output(config.output_dir, config.overwrite,
-                 inputs=(config.model, config.lora, config.prompts, config.train_data, *config.detector))
+                 inputs=(config.model, config.lora, config.prompts, config.train_data, config.heldout_data, *config.detector))
     check_model(config)
     if config.batch_size < 1 or not config.detector:
         raise InputError("batch_size must be 1 or more, and there must be a detector")
-    return dict(zip(unique_names(config.detector, "detector"), map(get_detector, config.detector), strict=True))
+    if config.max_prompts is not None and config.max_prompts < 1:
+        raise InputError(f"max_prompts={config.max_prompts}: take 1 prompt of each group or more")
+    texts = [text for typed in config.detector for text in (DETECTORS if typed == "all" else (typed,))]
+    for text in texts:
+        get_detector(text)
+    return dict(zip(unique_names(texts, "detector"), texts, strict=True))
 
 
-def detect(config):
-    """Score as `config` says -> rows of scores.parquet."""
-    detectors = check(config)
+def detect(config, beside=None):
+    """Score as `config` says -> rows of scores.parquet. beside(folder, rows, run): writes more into the folder, run being what
+    run.json says."""
+    texts = check(config)
     prompts, examples = load_prompts(config.prompts, config.groups, config.max_prompts), training_images(config)
     check_apart(config.output_dir, {e.file for e in examples.values()})
-    if any(isinstance(d, Recall) for d in detectors.values()) and not any(p.image_id in examples for p in prompts):
-        raise InputError("recall looks at the training images that prompts belong to: name them with --train_data, and prompts "
-                         "with their image_id, such as a checkpoint's manifest.parquet")
+    prompts = [*prompts, *heldout_prompts(config, prompts, examples)]
+    texts = askable(texts, config, lambda detector: without_images(detector, prompts, examples))
     pipe = open_model(config)
+    texts = askable(texts, config, lambda detector: not_served(detector, pipe))
     if config.tokens and family(pipe) not in WhiteBox.families:
         raise InputError(f"--tokens looks inside Stable Diffusion 1, 2 and XL, not {type(pipe).__name__}: leave it out")
-    totals = {name: d.n * len(prompts) for name, d in detectors.items()} | {"tokens": 4 * len(prompts) * config.tokens}
+    totals = {name: images_of(get_detector(text), prompts, examples) for name, text in texts.items()}
     scored, seconds, attributed = {}, {}, []
-    with output_folder(config.output_dir, config.overwrite) as draft, progress_bars(totals) as advance:
-        for name, detector in detectors.items():
+    with (output_folder(config.output_dir, config.overwrite) as draft,
+          progress_bars(totals | {"tokens": 4 * len(prompts) * config.tokens}) as advance):
+        for name, text in texts.items():
             started = time.perf_counter()
-            scored[name] = list(score_prompts(pipe, prompts, detector, examples=examples, seed=config.seed,
+            scored[name] = list(score_prompts(pipe, prompts, get_detector(text), examples=examples, seed=config.seed,
                                               batch_size=config.batch_size, on_image=lambda name=name: advance(name)))
-            seconds[name] = (time.perf_counter() - started) / len(prompts)
+            seconds[name] = (time.perf_counter() - started) / sum(score is not None for score in scored[name])
         if config.tokens:
             attributed = list(attribute_tokens(pipe, prompts, seed=config.seed, batch_size=config.batch_size,
                                                on_image=lambda: advance("tokens")))
             pq.write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
-        rows = _score_rows(prompts, scored)
+        rows, run = _score_rows(prompts, scored), _about(config, texts, prompts, seconds)
         pq.write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
-        write_json(draft / "run.json", _about(config, detectors, prompts, seconds))
+        write_json(draft / "run.json", run)
+        if beside:
+            beside(draft, rows, run)
     return rows
+
+
+# ----- who is asked of what
+
+def askable(texts, config, objection):
+    """The detectors {name: text} to which objection(detector), a line that says what is wrong or None, has none.
+
+    What `all` brought along is left out, what was named is an InputError.
+    """
+    found = {name: objection(get_detector(text)) for name, text in texts.items()}
+    wrong = next((why for name, why in found.items() if why and texts[name] in config.detector), None)
+    if wrong:
+        raise InputError(wrong)
+    return {name: text for name, text in texts.items() if not found[name]}
+
+
+def without_images(detector, prompts, examples):
+    if isinstance(detector, Recall) and not any(p.image_id in examples for p in prompts):
+        return ("recall looks at the training images that prompts belong to: name them with --train_data, and prompts with their "
+                "image_id, such as a checkpoint's manifest.parquet")
+    return None
+
+
+def not_served(detector, pipe):
+    if detector.families and family(pipe) not in detector.families:
+        return f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}: name other detectors"
+    return None
+
+
+def images_of(detector, prompts, examples):
+    """How many images a detector looks at."""
+    return detector.n * sum(p.image_id in examples or not isinstance(detector, Recall) for p in prompts)
+
+
+def heldout_prompts(config, prompts, examples):
+    """Different captions of heldout_data that no prompt and no training image bears, the first ones."""
+    if config.heldout_data is None:
+        return []
+    known = {p.text for p in prompts}.union(*(e.captions for e in examples.values()))
+    unseen = [caption for caption in load_source(config.heldout_data).captions() if caption not in known]
+    if not unseen:
+        raise InputError(f"every caption of --heldout_data {config.heldout_data} is a prompt's or a training image's too: name "
+                         "data that the model never saw")
+    largest = Counter(p.group for p in prompts).most_common(1)[0][1]
+    return [Prompt(caption, HELDOUT) for caption in unseen[:config.max_prompts or largest]]
 
 
 def training_images(config):
@@ -116,11 +177,15 @@ def _token_rows(prompts, attributed):
             for k, (token, significance) in enumerate(tokens, 1)]
 
 
-def _about(config, detectors, prompts, seconds):
-    """What run.json says; denoiser_rows counts those of one prompt."""
-    entries = {name: DETECTORS[text.partition(":")[0]] for name, text in zip(detectors, config.detector, strict=True)}
+def _about(config, texts, prompts, seconds):
+    """What run.json says."""
     return {"config": plain(config), "model": str(config.model), "versions": versions(), "prompts": len(prompts),
             "hashes": hashes_of(config, prompts),
-            "detectors": {name: {"settings": asdict(d), "paper": entries[name].paper, "needs": entries[name].needs,
-                                 "denoiser_rows": d.rows, "seconds": seconds[name]} for name, d in detectors.items()}}
+            "detectors": {name: _about_detector(text) | {"seconds": seconds[name]} for name, text in texts.items()}}
 
+
+def _about_detector(text):
+    """denoiser_rows counts those of one prompt."""
+    detector, entry = get_detector(text), DETECTORS[text.partition(":")[0]]
+    return {"name": text, "settings": asdict(detector), "paper": entry.paper, "needs": entry.needs,
+            "denoiser_rows": detector.rows}

@@ -5,14 +5,24 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from tiny import cached_pipeline, image_folder
 
 from rotescope import detect as front
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.mitigate import detect as scoring
-from rotescope.mitigate.detect import DetectConfig, check, detect
-from rotescope.mitigate.detectors import get_detector
+from rotescope.mitigate.detect import (
+    DetectConfig,
+    askable,
+    check,
+    detect,
+    heldout_prompts,
+    not_served,
+    without_images,
+)
+from rotescope.mitigate.detectors import DETECTORS, get_detector
+from rotescope.mitigate.generate import load_prompts
 from rotescope.settings import parse
 
 
@@ -68,7 +78,105 @@ def test_recall_takes_the_training_images_from_the_manifest_or_where_it_is_told(
     assert not (tmp_path / "none").exists()
 
 
+QUICK = ("magnitude:n=1", "edges:n=2", "recall:n=1")
+
+
+@pytest.fixture(scope="module")
+def manifest(images, tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "manifest.parquet"
+    apply_plan(load_source(images), DuplicationPlan(2, 3, controls=2)).save(file)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Nine images, six of which bear captions of the training images."""
+    return str(image_folder(tmp_path_factory.mktemp("others"), n=9))
+
+
+def test_the_table_of_detectors_against_controls_and_heldout_captions(model, manifest, others, tmp_path, capsys):
+    out = tmp_path / "out"
+    front.main(["--model", model, "--prompts", manifest, "--heldout_data", others, "--detector", *QUICK, "--device", "cpu",
+                "--output_dir", str(out)])
+    said = capsys.readouterr()
+    printed, table = json.loads(said.out), (out / "detection.md").read_text(encoding="utf-8")
+    assert printed["table"] == str(out / "detection.md")
+    assert table in said.err
+    rows = pq.read_table(out / "scores.parquet").to_pylist()
+    heldout = [r for r in rows if r["group"] == "heldout"]
+    assert [r["prompt"] for r in heldout[:2]] == ["a rocket on a red background", "a crab on a red background"]
+    assert [r["score"] is None for r in heldout] == [False] * 4 + [True] * 2      # its training image is not there to recall
+    known = {e.captions[0] for e in load_source(manifest)}
+    assert not known & {r["prompt"] for r in heldout}
+    scores = {(r["detector"], r["group"]): [] for r in rows}
+    for r in rows:
+        scores[r["detector"], r["group"]].append(r["score"])
+    run = json.loads((out / "run.json").read_text())["detectors"]
+    for name in ("magnitude", "edges", "recall"):
+        (line,) = (line for line in table.splitlines() if line.startswith(f"| `{name}:"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for place, group in ((1, "control"), (3, "heldout")):
+            if (name, group) == ("recall", "heldout"):
+                assert cells[place:place + 2] == ["–", "–"]
+                continue
+            high, low = scores[name, "duplicated"], scores[name, group]
+            auc = sum((h > x) + (h == x) / 2 for h in high for x in low) / 4
+            tpr = sum(h > max(low) for h in high) / 2
+            assert cells[place].startswith(f"{auc:.2f} (")
+            assert cells[place + 1].startswith(f"{tpr:.2f} (")
+        assert cells[0] == f"`{run[name]['name']}`"
+        assert cells[5:] == [str(run[name]["denoiser_rows"]), f"{run[name]['seconds']:.2f}"]
+    assert "n = 2 duplicated captions against 2 control, 2 held-out" in table
+
+
+def test_the_table_by_hand():
+    """Of two detectors the surer comes first; one was asked of fewer prompts, and not of held-out captions."""
+    def cell(n, auc, tpr):
+        return {"n_memorized": n, "n_other": n, "auc": auc, "auc_interval": [0, auc], "tpr": tpr, "tpr_interval": [tpr, 1]}
+    table = {"a": {"control": cell(3, 0.5, 0), "heldout": cell(3, 0.25, 1)}, "b": {"control": cell(2, 0.75, 0.5)}}
+    detectors = {name: {"name": f"{name}:n=9", "denoiser_rows": 1600, "seconds": 1.234} for name in table}
+    lines = front.markdown(table, detectors).splitlines()
+    assert lines[:4] == [
+        "| detector | AUC, control (95 %) | TPR at 1 % FPR, control (95 %) | AUC, held-out (95 %) | "
+        "TPR at 1 % FPR, held-out (95 %) | denoiser rows a prompt | seconds a prompt |",
+        "|---|---|---|---|---|---|---|",
+        "| `b:n=9` | 0.75 (0.00–0.75), n = 2 and 2 | 0.50 (0.50–1.00), n = 2 and 2 | – | – | 1,600 | 1.23 |",
+        "| `a:n=9` | 0.50 (0.00–0.50) | 0.00 (0.00–1.00) | 0.25 (0.00–0.25) | 1.00 (1.00–1.00) | 1,600 | 1.23 |"]
+    assert "n = 3 duplicated captions against 3 control, 3 held-out" in lines[5]
+    assert front.markdown({}, detectors) == ""
+
+
+def test_all_is_every_detector_and_of_those_that_cannot_be_asked_none(model, manifest, prompts):
+    config = DetectConfig(manifest, "out", model=model, detector=("all", "recall:n=1"))
+    texts = check(config)
+    assert list(texts.values()) == [*DETECTORS, "recall:n=1"]
+    assert list(texts) == [*(name for name in DETECTORS if name != "recall"), "recall", "recall_n=1"]
+    plain = load_prompts(prompts, ())
+    assert set(askable(check(replace(config, detector=("all",))), replace(config, detector=("all",)),
+                       lambda d: without_images(d, plain, {}))) == set(DETECTORS) - {"recall"}
+    with pytest.raises(InputError, match="name them with --train_data"):
+        askable(texts, config, lambda d: without_images(d, plain, {}))
+    pipe = cached_pipeline("sd3")
+    assert list(askable({"sail": "sail", "edges": "edges", "cliques": "cliques"}, replace(config, detector=("all", "edges")),
+                        lambda d: not_served(d, pipe))) == ["edges", "cliques"]
+    with pytest.raises(InputError, match="not StableDiffusion3Pipeline"):
+        askable({"sail": "sail"}, replace(config, detector=("sail",)), lambda d: not_served(d, pipe))
+
+
+def test_heldout_captions_are_as_many_as_the_largest_group_has_or_as_was_said(manifest, others, images):
+    config = DetectConfig(manifest, "out", heldout_data=others)
+    examples = scoring.training_images(config)
+    prompts = load_prompts(manifest, ("duplicated", "control"))
+    unseen = ["a rocket on a red background", "a crab on a red background", "a cat on a blue background"]
+    assert [p.text for p in heldout_prompts(config, prompts, examples)] == unseen[:2]
+    assert [p.text for p in heldout_prompts(replace(config, max_prompts=9), prompts, examples)] == unseen
+    assert heldout_prompts(replace(config, heldout_data=None), prompts, examples) == []
+    with pytest.raises(InputError, match="that the model never saw"):
+        heldout_prompts(replace(config, heldout_data=str(images)), prompts, examples)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
+    ({"max_prompts": 0}, "max_prompts=0"), ({"detector": ("all", "sail")}, "named twice"),
     ({"detector": ("magnitud",)}, "did you mean 'magnitude'"), ({"detector": ()}, "must be a detector"),
     ({"detector": ("sail", "sail")}, "named twice"), ({"batch_size": 0}, "batch_size"), ({"model": "gone"}, "no model at gone"),
     ({"lora": "gone"}, "no LoRA at gone"),
@@ -83,4 +191,4 @@ def test_the_commands_of_its_help_are_understood():
     assert lines
     for line in lines:
         config = parse(DetectConfig, shlex.split(line)[2:], prog="detect", description="")
-        assert all(map(get_detector, config.detector))
+        assert all(get_detector(text) for text in config.detector if text != "all")
