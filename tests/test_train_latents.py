@@ -1,5 +1,7 @@
 """Latents and embeddings on disk: found by content, whole or absent, the same as computed anew."""
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from training import config_of, largest_difference, weights
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
-from rotescope.train import latents
+from rotescope.errors import InputError
+from rotescope.train import tables
 from rotescope.train.finetune import finetune
-from rotescope.train.latents import Preprocessing, Rows, encode
+from rotescope.train.latents import Preprocessing, encode
+from rotescope.train.tables import Rows
 
 HASHES = {"vae": "v", "text": "t"}
 SMALL = Preprocessing(16)
@@ -101,10 +105,10 @@ def test_tables_are_mapped_not_read(kept, tmp_path):
 
 
 def test_many_chunks_are_one_table(kept, manifest, monkeypatch):
-    monkeypatch.setattr(latents, "CHUNK", 2)
+    monkeypatch.setattr(tables, "CHUNK", 2)
     pieces, files, _ = kept()
     assert sorted(files) == [1, 2, 2, 2, 2, 2, 2]
-    monkeypatch.setattr(latents, "CHUNK", 256)
+    monkeypatch.setattr(tables, "CHUNK", 256)
     assert_same(pieces, kept()[0])
 
 
@@ -132,6 +136,39 @@ def test_a_cache_changes_no_weight(images, tmp_path):
     for name in ("first", "second"):
         config = replace(config, output_dir=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
         assert largest_difference(plain, weights(finetune(config, progress=False))) == 0
+
+
+def test_a_run_that_is_stopped_leaves_its_latents_to_the_next(base, images, tmp_path, monkeypatch):
+    """Beside output_dir, unless --cache_dir is given; once a run has ended they are gone."""
+    read, prepare = [], Preprocessing.__call__
+    monkeypatch.setattr(Preprocessing, "__call__", lambda self, example: read.append(example) or prepare(self, example))
+    config = config_of(base, images, tmp_path / "out", max_train_steps=2)
+    with pytest.raises(KeyError):
+        finetune(config, on_step={}.__getitem__, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == [".out.cache"]
+    next((tmp_path / ".out.cache").glob("latents-*")).joinpath("another.1.part").write_bytes(b"killed while it wrote this")
+    finetune(config, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(read) == 6
+
+
+def test_old_drafts_go_and_young_ones_stay(tmp_path):
+    """The young may be those of another run at work."""
+    young, old = (tmp_path / f"latents-0/{name}.part" for name in ("young", "old"))
+    young.parent.mkdir()
+    for draft in (young, old):
+        draft.touch()
+    os.utime(old, (0, 0))
+    tables.drop_old_drafts(tmp_path)
+    assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_more_than_the_disk_holds_is_refused_once_a_row_shows_its_size(tmp_path):
+    """A hundred rows, fifty of which take as much as the whole disk has."""
+    size = shutil.disk_usage(tmp_path).total // 50
+    with pytest.raises(InputError, match="latents or text embeddings take .* GB are free at .* name another --cache_dir"):
+        tables._check_room(tmp_path / "cache/latents", 100 * size)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_by_another_vae_is_left_alone(base, images, tmp_path):

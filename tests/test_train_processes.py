@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from tiny import image_folder
 from training import assert_same_state, config_of, in_processes, largest_difference, weights, with_broken_picture
 
 from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.train.finetune import finetune
 from rotescope.train.place import checkpoints
@@ -42,6 +44,18 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     assert not moments[0] & moments[1]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one", "two"]
     assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
+
+
+def test_two_processes_encode_each_image_once(base, tmp_path):
+    """Each of the two a share; both train on the whole, and to the weights of one process. Nothing is left of the cache."""
+    images = image_folder(tmp_path / "images", n=16)
+    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=4), progress=False)
+    in_processes(config_of(base, images, tmp_path / "two", train_batch_size=2), 2, tmp_path)
+    read = [json.loads((tmp_path / f"read-{i}.json").read_text()) for i in range(2)]
+    assert [len(share) for share in read] == [8, 8]
+    assert sorted(read[0] + read[1]) == sorted(e.sha256 for e in load_source(images))
+    assert largest_difference(weights(one), weights(tmp_path / "two")) < 1e-5
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["images", "one", "two"]
 
 
 def test_processes_wait_for_the_one_that_works_alone(base, images, tmp_path):

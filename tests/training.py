@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from rotescope.errors import exit_cleanly
 from rotescope.train import resume
 from rotescope.train.finetune import FinetuneConfig, finetune
+from rotescope.train.latents import Preprocessing
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD
 
@@ -70,7 +71,8 @@ SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.monitor"])
 
 
 def in_process(config, environment=None, die=None, seen=None):
-    """A started process that trains as `config` says, kills itself by SIGKILL as `die` says, and writes its samples to `seen`."""
+    """A started process that trains as `config` says, kills itself by SIGKILL as `die` says, and writes its samples to
+    `seen` and the hashes of the images that it encoded beside it."""
     process = SERVER.Process(target=_train, args=(config, environment or {}, die, seen))
     process.start()
     return process
@@ -117,9 +119,12 @@ def _train(config, environment, die, seen):
         samples.append([batch.images.tolist(), batch.levels.tolist()])
         return loss(self, denoiser, batch)
     DenoisingLoss.__call__ = noted
+    read, prepare = [], Preprocessing.__call__
+    Preprocessing.__call__ = lambda self, example: read.append(example.sha256) or prepare(self, example)
     exit_cleanly(finetune)(config, progress=False, on_step=on_step)
     if seen:
         seen.write_text(json.dumps(samples))
+        seen.with_name(seen.name.replace("seen", "read")).write_text(json.dumps(read))
 
 
 def _die_at_line(n):

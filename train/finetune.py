@@ -8,7 +8,6 @@ Without a model, data or config it trains the embedded model on the embedded dat
 """
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,12 +24,13 @@ from rotescope.train.bounds import check_schedule
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
 from rotescope.train.latents import encode
-from rotescope.train.place import checkpoints, clear_work, drop_later, result_folder
+from rotescope.train.place import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
 from rotescope.train.publish import open_hub, upload
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
 from rotescope.train.sharded import check_sharding, settle
+from rotescope.train.tables import Share, drop_old_drafts
 from rotescope.train.watch import accelerator_of, check_agreed, is_first_process, process_count, report, tracked, visiting
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
@@ -65,6 +65,8 @@ def finetune(config, on_step=None, progress=True, monitor=None):
         if accelerator.is_main_process and repository:
             upload(job, repository)
         accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process:
+        clear_cache(config)
     return Path(config.output_dir)
 
 
@@ -137,11 +139,13 @@ def _trained(run, monitor):
 
 
 def _encode(job, accelerator, show):
-    """Latents and embeddings, on the CPU; VAE and text encoder visit the accelerator for it."""
-    first = accelerator.main_process_first() if job.config.cache_dir else nullcontext()
-    with visiting(job.frozen(), accelerator.device), first:
-        return encode(job.manifest, job.pipe, job.preprocessing, job.hashes, job.config.cache_dir, show,
-                      texts=not job.config.train_text_encoder)
+    """Latents and embeddings, on the CPU; VAE and text encoder visit the accelerator for it, each process encodes a share."""
+    share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+    cache = cache_of(job.config)
+    drop_old_drafts(cache)
+    with visiting(job.frozen(), accelerator.device):
+        return encode(job.manifest, job.pipe, job.preprocessing, job.hashes, cache, show,
+                      texts=not job.config.train_text_encoder, share=share)
 
 
 def _save(run, about):

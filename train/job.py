@@ -52,8 +52,7 @@ def check(config):
     """-> Job. InputError on anything that would stop the run later."""
     check_values(config)
     resume = check_place(config)
-    if config.cache_dir:
-        check_cache(config.cache_dir)
+    check_cache(config)
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)

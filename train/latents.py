@@ -1,42 +1,21 @@
 """Latents and text embeddings, computed once: an epoch then costs no VAE, no text encoder and no image file.
 
-A copy costs nothing either: latents are kept per image, embeddings per caption. On disk they lie in files of up to CHUNK of them,
-found by content, so that another plan, a caption more or a killed run computes what is missing and nothing else, and read by
-memory map, so that they need not fit into memory.
+A copy costs nothing either: latents are kept per image, embeddings per caption. On disk they lie under a key of content, model
+and preprocessing, in files that several processes write together and all read by memory map (tables.py).
 """
-import hashlib
-import json
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers.utils import logging
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from rotescope.datasets.images import to_pixels
 from rotescope.train.families import family_of
+from rotescope.train.tables import ALONE, Rows, batches_of, digest, folder_of, table_of
 
-CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a large table that lie in several tensors, in memory or mapped from files."""
-    parts: tuple[torch.Tensor, ...]  # (k_i, ...)
-    where: torch.Tensor              # (n, 2): which part, which row of it
-
-    def __len__(self):
-        return len(self.where)
-
-    @property
-    def shape(self):
-        return (len(self), *self.parts[0].shape[1:])
-
-    def __getitem__(self, rows):
-        """rows: (B,) -> (B, ...)."""
-        return torch.stack([self.parts[part][row] for part, row in self.where[rows].tolist()])
+DECODERS = min(8, os.cpu_count() or 1)  # threads that read, resize and crop while the VAE works
 
 
 @dataclass(frozen=True)
@@ -95,47 +74,60 @@ def _place(example):
     return digest[0] / 255, digest[1] / 255
 
 
-def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None, batch_size=8, texts=True):
+def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None, batch_size=8, texts=True, share=ALONE):
     """-> Encoded, in float32 on the CPU, without captions if not `texts`.
 
     `hashes` are those of the folders "vae" and "text" (encoders and tokenizers); with `cache_dir` the tensors are kept there
-    under a key of content, model and preprocessing. `on_batch(done)` is called as images are encoded.
+    under a key of content, model and preprocessing, and each process computes its `share` of those that are missing.
+    `on_batch(done)` is called as images are encoded.
     """
-    examples, words = {e.sha256: e for e in manifest}, {_hash(w): w for w in ("", *manifest.captions())}
+    examples, words = {e.sha256: e for e in manifest}, {digest(w): w for w in ("", *manifest.captions())}
     read = 0
 
     def images_of(keys):
         nonlocal read
-        for batch in _batches(keys, batch_size):
-            yield _encode_images([examples[k] for k in batch], pipe.vae, preprocessing)
-            read += len(batch)
+        for pixels, geometry in _decoded([examples[k] for k in keys], preprocessing, batch_size):
+            yield {"moments": _moments(pixels, pipe.vae), "geometry": geometry}
+            read += len(pixels)
             if on_batch:
-                on_batch(read)
+                on_batch(min(read * share.of, len(manifest)))
 
     def texts_of(keys):
-        return (encode_texts([words[k] for k in batch], pipe) for batch in _batches(keys, batch_size))
+        return (encode_texts([words[k] for k in batch], pipe) for batch in batches_of(keys, batch_size))
 
-    images = _kept(_folder(cache_dir, "latents", hashes["vae"], repr(preprocessing)), [e.sha256 for e in manifest], images_of)
+    folder = folder_of(cache_dir, "latents", hashes["vae"], repr(preprocessing))
+    images = table_of(folder, [e.sha256 for e in manifest], images_of, batch_size, share)
     if read and on_batch:
         on_batch(len(manifest))
-    text_key = ("embeddings", type(pipe).__name__, hashes["text"])
-    conditions = _kept(_folder(cache_dir, *text_key), list(words), texts_of) if texts else {}
+    folder = folder_of(cache_dir, "embeddings", type(pipe).__name__, hashes["text"])
+    conditions = table_of(folder, list(words), texts_of, batch_size, share) if texts else {}
     row = {word: i for i, word in enumerate(words.values())}
     return Encoded(images, conditions, tuple(tuple(row[c] for c in e.captions) for e in manifest), tuple(row))
 
 
-def _batches(keys, size):
-    return (keys[i:i + size] for i in range(0, len(keys), size))
+def _decoded(examples, preprocessing, size):
+    """-> pixels (B, F, 3, side, side) and geometry (B, F, 6) of each batch; threads decode the next two while one is used."""
+    ahead = deque()
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for batch in batches_of(examples, size):
+            ahead.append([pool.submit(preprocessing, e) for e in batch])
+            if len(ahead) > 2:
+                yield _stacked(ahead.popleft())
+        while ahead:
+            yield _stacked(ahead.popleft())
+
+
+def _stacked(futures):
+    return (torch.stack(each) for each in zip(*(f.result() for f in futures), strict=True))
 
 
 @torch.no_grad()
-def _encode_images(examples, vae, preprocessing):
-    """-> moments (B, F, 2C, h, w), geometry (B, F, 6)."""
-    pixels, geometry = (torch.stack(each) for each in zip(*map(preprocessing, examples), strict=True))
+def _moments(pixels, vae):
+    """-> (B, F, 2C, h, w)."""
     posterior = vae.encode(pixels.flatten(0, 1).to(vae.device)).latent_dist
     shift = getattr(vae.config, "shift_factor", None) or 0
     both = torch.cat([posterior.mean - shift, posterior.std], 1) * vae.config.scaling_factor
-    return {"moments": both.unflatten(0, pixels.shape[:2]).cpu(), "geometry": geometry}
+    return both.unflatten(0, pixels.shape[:2]).cpu()
 
 
 @torch.no_grad()
@@ -148,59 +140,6 @@ def encode_texts(texts, pipe):
     finally:
         logging.set_verbosity(level)
     return {name: rows.cpu() for name, rows in encoded.items()}
-
-
-# ----- tables of tensors by key, in a folder
-
-def _hash(*texts):
-    return hashlib.sha256(chr(0).join(texts).encode()).hexdigest()
-
-
-def _folder(cache_dir, kind, *key):
-    return Path(cache_dir) / f"{kind}-{_hash(*key)[:32]}" if cache_dir else None
-
-
-def _kept(folder, keys, compute):
-    """-> {name: Rows}, a row a key. `compute(keys)` yields dicts of tensors for those that the folder lacks."""
-    tables, where = [], {}
-
-    def add(tensors, names):
-        where.update({name: (len(tables), row) for row, name in enumerate(names)})
-        tables.append(tensors)
-
-    for tensors, names in _stored(folder):
-        add(tensors, names)
-    missing = [k for k in dict.fromkeys(keys) if k not in where]
-    for chunk in _batches(missing, CHUNK):
-        batches = list(compute(chunk))
-        tensors = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
-        add(_store(folder, tensors, chunk) if folder else tensors, chunk)
-    rows = torch.tensor([where[k] for k in keys])
-    return {name: Rows(tuple(t[name] for t in tables), rows) for name in tables[0]}
-
-
-def _stored(folder):
-    """(tensors, keys) of each file, mapped, not read. A damaged one counts as missing."""
-    for file in sorted(folder.glob("*.safetensors")) if folder else ():
-        try:
-            with safe_open(file, "pt") as about:
-                names = json.loads(about.metadata()["keys"])
-            yield load_file(file), names
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            continue
-
-
-def _store(folder, tensors, keys):
-    """Write a file whole or not at all -> its tensors, mapped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{_hash(*keys)[:32]}.safetensors"
-    draft = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, draft, metadata={"keys": json.dumps(keys)})
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-    return load_file(file)
 
 
 def too_long(captions, tokenizer):

@@ -119,16 +119,28 @@ def check_place(config, min_free_mb=50):
     return resumed
 
 
-def check_cache(folder):
-    """InputError if no file can be made in a folder that perhaps is not there yet; nothing is left there."""
-    folder = Path(folder)
+def cache_of(config):
+    """-> the folder of latents and text embeddings: --cache_dir, or one beside output_dir for as long as the run takes."""
+    out = Path(config.output_dir).resolve()
+    return Path(config.cache_dir) if config.cache_dir else out.with_name(f".{out.name}.cache")
+
+
+def check_cache(config):
+    """InputError if no file can be made in the folder that cache_of names, there or not yet; nothing is left of the trial."""
+    folder = cache_of(config)
     there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     try:
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(f"--cache_dir {folder}: nothing can be written to {there} ({error.strerror}): name a folder for latents "
-                         "and text embeddings") from error
+        raise InputError(f"no latents and text embeddings can be kept at {folder}, since {there} takes no file "
+                         f"({error.strerror}): name another --cache_dir") from error
+
+
+def clear_cache(config):
+    """What a run that has ended leaves of them: nothing, unless --cache_dir asks for it."""
+    if not config.cache_dir:
+        shutil.rmtree(cache_of(config), ignore_errors=True)
 
 
 def find_checkpoint(name, out):

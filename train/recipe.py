@@ -34,7 +34,8 @@ class FinetuneConfig:
     save_dtype: str = "fp32"
     """number format of a saved full model: fp32, fp16 or bf16"""
     cache_dir: str | None = None
-    """keep latents and text embeddings here for the next run; they are computed once in any case"""
+    """keep latents and text embeddings here for the next run, and not, as diffusers' scripts do, what is downloaded; unless given
+    they are computed once all the same, and lie beside output_dir until the run has ended"""
 
     duplicated: int = 0
     """how many images repeat"""
