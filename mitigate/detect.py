@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
@@ -25,6 +24,7 @@ from rotescope.mitigate.recall import Recall
 from rotescope.mitigate.tokens import attribute_tokens
 from rotescope.mitigate.whitebox import WhiteBox
 from rotescope.models import ModelOptions, check_model, open_model
+from rotescope.parquet import write_table
 from rotescope.progress import progress_bars
 from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.settings import plain
@@ -91,9 +91,9 @@ def detect(config):
         if config.tokens:
             attributed = list(attribute_tokens(pipe, prompts, seed=config.seed, batch_size=config.batch_size,
                                                on_image=lambda: advance("tokens")))
-            pq.write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
+            write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
         rows = _score_rows(prompts, scored)
-        pq.write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
+        write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
         write_json(draft / "run.json", _about(config, detectors, prompts, seconds))
     return rows
 

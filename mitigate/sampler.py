@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -17,6 +16,7 @@ from rotescope.errors import InputError
 from rotescope.mitigate.hooks import check_chain, mitigated
 from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.prompts import EmbeddedPrompt
+from rotescope.parquet import read_table, write_table
 from rotescope.runs import write_json
 
 SCHEMA = pa.schema([
@@ -141,7 +141,7 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
 def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        tables = (pq.read_table(shard).cast(SCHEMA) for shard in shards)
+        tables = (read_table(shard).cast(SCHEMA) for shard in shards)
         _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
@@ -149,5 +149,5 @@ def merge_shards(out, shards):
 def _write_table(table, file):
     """Whole or not at all."""
     draft = file.with_name(f".{file.name}.part")
-    pq.write_table(table, draft)
+    write_table(table, draft, "snappy")
     draft.replace(file)

@@ -62,7 +62,8 @@ def _disk_is_full(error):
 
 def _leave(line, code):
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes one speaks
-        print("error:", " ".join(line.split()), file=sys.stderr, flush=True)
+        line = " ".join(line.split()).encode(errors="backslashreplace").decode()  # file names may hold bytes that are no text
+        print("error:", line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher waits for every process
         os._exit(code)
     raise SystemExit(code)

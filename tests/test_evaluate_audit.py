@@ -1,6 +1,7 @@
 """The audit from end to end: generators whose copies are known, the base model beside the fine-tune, the index command."""
 import errno
 import json
+import os
 import shlex
 import shutil
 from dataclasses import asdict
@@ -293,6 +294,18 @@ def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images
     assert leave(audit.main, [*argv, *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_odd_names_go_through(model, tmp_path):
+    odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
+    image_folder(odd / "train", n=4)
+    assert leave(audit.main, ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3",
+                              "--device", "cpu", "--num_inference_steps", "1", "--junit_xml", odd / "out/junit.xml"]) == 0
+    argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again"]
+    assert leave(score.main, argv) == 0
+    one, other = (json.loads((odd / name / "report.json").read_text(encoding="utf-8")) for name in ("out", "again"))
+    assert one["methods"] == other["methods"]
+    assert (odd / "out/junit.xml").exists()
 
 
 # ----- the index command

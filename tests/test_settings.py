@@ -1,5 +1,6 @@
 """The command line as people type it, and errors as they read them."""
 import errno
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -144,6 +145,15 @@ def test_no_file_replaces_what_it_is_made_of(argv, tmp_path, monkeypatch, capsys
         cli.main([*argv.split(), "--output_file", "f.parquet", "--overwrite"])
     assert left.value.code == 2
     assert "is read, and the output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["finetune --output_dir", "generate --prompts x --output_dir o --lora",
+                                  "generate --prompts x --output_dir o --model"])
+def test_a_model_under_a_name_that_its_libraries_cannot_take_is_refused(argv, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([*argv.split(), os.fsdecode(b"o\xffut")])
+    assert left.value.code == 2
+    assert "is no UTF-8" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
