@@ -1,6 +1,7 @@
 """The command line as people type it, and errors as they read them."""
 import errno
 import os
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -79,6 +80,21 @@ def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
         main()
     assert left.value.code == code
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_reader_that_left_hears_of_no_error_and_the_code_stays(monkeypatch):
+    @exit_cleanly
+    def main():
+        print("much")
+        raise InputError("wrong")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        patched.setattr(sys, "stderr", closed)
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert left.value.code == 2
 
 
 def test_a_bug_is_not_hidden_and_is_no_broken_rule(capsys):
