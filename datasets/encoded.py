@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rotescope.errors import InputError
+from rotescope.parquet import parquet_file
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what they hold: Pillow has Ghostscript run PostScript
@@ -108,13 +108,13 @@ def _rows(file, mtime, row):
 
 @lru_cache(maxsize=64)
 def _group_lengths(file, mtime):
-    about = pq.ParquetFile(file).metadata
+    about = parquet_file(file).metadata
     return [about.row_group(g).num_rows for g in range(about.num_row_groups)]
 
 
 @lru_cache(maxsize=4)
 def _row_group(file, mtime, group):
-    return pq.ParquetFile(file).read_row_group(group, columns=["image"])
+    return parquet_file(file).read_row_group(group, columns=["image"])
 
 
 @lru_cache(maxsize=64)

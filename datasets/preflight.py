@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from rotescope.datasets.pictures import Pictures, find_pictures, look_at
@@ -25,6 +24,7 @@ from rotescope.datasets.records import Manifest
 from rotescope.datasets.risk import Risk, ranking, repeated, risks
 from rotescope.datasets.sources import Quarantined, read_source
 from rotescope.errors import exit_cleanly
+from rotescope.parquet import write_table
 from rotescope.progress import progress_bars
 from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.settings import parse, plain
@@ -122,7 +122,7 @@ def table(found):
 def write(found, folder, config):
     """Page and tables -> folder."""
     rows, folder = list(table(found)), Path(folder)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "images.parquet", compression="zstd")
+    write_table(pa.Table.from_pylist(rows), folder / "images.parquet")
     _write_csv(rows, list(rows[0]), folder / "images.csv")
     if found.quarantined:
         save_quarantined(found.quarantined, folder / "quarantined.csv")

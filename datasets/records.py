@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.encoded import decode, locate, read_encoded
 from rotescope.errors import InputError
+from rotescope.parquet import read_table, write_table
 
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("captions", pa.list_(pa.string())), ("file", pa.string()), ("row", pa.int64()),
@@ -118,13 +118,13 @@ class Manifest:
 
     def save(self, file):
         rows = [asdict(e) | {"file": _stored(e.file)} for e in self]
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file, compression="zstd")
+        write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
 
     @classmethod
     def load(cls, file):
         """Raises InputError if it is no manifest. A relative file name in it counts from its own folder."""
         try:
-            table = pq.read_table(file)
+            table = read_table(file)
             rows = table.select([name for name in FIELDS if name in table.column_names]).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file} cannot be read as a manifest ({error}): make it with rotescope prepare") from error

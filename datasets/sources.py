@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.encoded import IMAGES, decode, locate, read_encoded
 from rotescope.datasets.records import Example, Manifest, identify
 from rotescope.datasets.tables import from_hub, from_metadata, from_parquet, from_saved_dataset, from_tar, metadata_file
 from rotescope.errors import InputError
+from rotescope.parquet import read_schema
 
 NAMED = 5   # of the files that are no part of a data set
 
@@ -159,7 +159,7 @@ def _shard(reader, file):
 
 def _is_manifest(file):
     try:
-        return file.suffix == ".parquet" and {"image_id", "captions", "file", "sha256"} <= set(pq.read_schema(file).names)
+        return file.suffix == ".parquet" and {"image_id", "captions", "file", "sha256"} <= set(read_schema(file).names)
     except (OSError, pa.ArrowException):
         return False
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.encoded import IMAGES, arrow_table, locate, read_encoded, tar_members
 from rotescope.errors import InputError
+from rotescope.parquet import parquet_file
 
 CAPTION_COLUMNS = ("caption", "captions", "text")
 TAR_CAPTIONS = ("txt", "caption", "json")   # in order of preference
@@ -31,7 +31,7 @@ def several(caption):
 
 def from_parquet(file):
     try:
-        table = pq.ParquetFile(file)
+        table = parquet_file(file)
         columns = _columns(table.schema_arrow.names, file)
         yield from _from_batches(table.iter_batches(columns=columns), file)
     except (OSError, pa.ArrowException) as error:

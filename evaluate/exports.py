@@ -3,11 +3,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.evaluate.rules import Rule
 from rotescope.evaluate.table import cells_of, number
 from rotescope.evaluate.words import PROMPTS, percent, share
+from rotescope.parquet import write_table
 
 REGION = pa.list_(pa.float64())  # left, top, width, height as shares of the centre square
 PART = pa.struct([("kind", pa.string()), ("similarity", pa.float64()), ("nearest", pa.string()),
@@ -27,7 +27,7 @@ def write_pairs(report, file):
     for p in report["partial"]:
         parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
     rows = [p | {"partial": parts.get(p["image"], [])} for p in report["pairs"]]
-    pq.write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file, compression="zstd")
+    write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file)
 
 
 # ----- JUnit

@@ -72,7 +72,8 @@ def _keep(draft, options):
     command = ["rotescope", "score"]
     for name, option in whole.items():
         command += [option, str((draft / name).rename(free[name]))]
-    print(f"the samples are kept; go on with: {shlex.join(command + options)}", file=sys.stderr, flush=True)
+    line = shlex.join(command + options).encode(errors="backslashreplace").decode()
+    print(f"the samples are kept; go on with: {line}", file=sys.stderr, flush=True)
 
 
 def _places(out, names):

@@ -7,11 +7,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.records import decode, read_encoded
 from rotescope.datasets.sources import IMAGES, Quarantined
 from rotescope.errors import InputError
+from rotescope.parquet import read_table
 from rotescope.runs import sha256, whole
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
@@ -137,7 +137,7 @@ def _unreadable(file):
 
 def _read_records(folder):
     try:
-        rows = pq.read_table(folder / "records.parquet").to_pylist()
+        rows = read_table(folder / "records.parquet").to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{folder / 'records.parquet'} cannot be read ({error}): generate the samples again") from error
     missing = [c for c in NEEDED if rows and c not in rows[0]]

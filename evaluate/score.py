@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rotescope.errors import exit_cleanly, readers_may_leave
+from rotescope.errors import exit_cleanly
 from rotescope.evaluate.descriptors import get_descriptor
 from rotescope.evaluate.exports import junit, model_card, write_pairs
 from rotescope.evaluate.intake import take_in
@@ -58,10 +58,9 @@ def write_all(report, folder, config):
 
 def show_and_judge(report, output_dir, fail_on):
     """Print the table and the summary; exit with 1 unless the rules that the user fixed hold."""
+    print_table(report)
     kept = ("verdict", "descriptor", "copy_threshold", "methods")
-    with readers_may_leave():
-        print_table(report)
-        print(json.dumps({key: report[key] for key in kept} | {"report": str(Path(output_dir) / "report.html")}))
+    print(json.dumps({key: report[key] for key in kept} | {"report": str(Path(output_dir) / "report.html")}))
     if fail_on and not report["verdict"]["passed"]:
         raise SystemExit(1)
 

@@ -19,9 +19,9 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.errors import InputError
+from rotescope.parquet import read_table, write_table
 from rotescope.runs import write_json
 
 CHUNK = 64  # images that are embedded, and then safe, at a time
@@ -169,11 +169,11 @@ class Store:
 
     def images(self):
         file = self.folder / "images.parquet"
-        return [{"parts": []} | row for row in pq.read_table(file).to_pylist()] if file.exists() else []
+        return [{"parts": []} | row for row in read_table(file).to_pylist()] if file.exists() else []
 
     def _write_images(self, rows):
         draft = self.folder / ".images.parquet.part"
-        pq.write_table(pa.Table.from_pylist(rows, IMAGES), draft, compression="zstd")
+        write_table(pa.Table.from_pylist(rows, IMAGES), draft)
         draft.replace(self.folder / "images.parquet")
 
 

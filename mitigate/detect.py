@@ -17,7 +17,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
@@ -30,6 +29,7 @@ from rotescope.mitigate.targets import HELDOUT
 from rotescope.mitigate.tokens import attribute_tokens
 from rotescope.mitigate.whitebox import WhiteBox
 from rotescope.models import ModelOptions, check_model, open_model
+from rotescope.parquet import write_table
 from rotescope.progress import progress_bars
 from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.settings import plain
@@ -105,9 +105,9 @@ def detect(config, beside=None):
         if config.tokens:
             attributed = list(attribute_tokens(pipe, prompts, seed=config.seed, batch_size=config.batch_size,
                                                on_image=lambda: advance("tokens")))
-            pq.write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
+            write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
         rows, run = _score_rows(prompts, scored), _about(config, texts, prompts, seconds)
-        pq.write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
+        write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
         write_json(draft / "run.json", run)
         if beside:
             beside(draft, rows, run)

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from accelerate import PartialState
 
 from rotescope.datasets.records import Manifest
@@ -28,6 +27,7 @@ from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.sampler import jobs_of, sample_to_folder
 from rotescope.mitigate.unfinished import check_same, is_finished, resumable_folder
 from rotescope.models import ModelOptions, check_model, find_lora, find_model, open_model
+from rotescope.parquet import read_schema
 from rotescope.progress import progress_bars
 from rotescope.runs import check_output, folder_sha256, sha256, versions
 from rotescope.settings import parse, plain
@@ -73,7 +73,7 @@ class GenerateConfig(SamplingOptions):
 
 
 def is_manifest(file):
-    return Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in pq.read_schema(file).names
+    return Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in read_schema(file).names
 
 
 def load_prompts(file, groups, limit=None):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 
 from rotescope.errors import InputError
 from rotescope.models import BASE
+from rotescope.parquet import read_table
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def read_prompts(file):
     file = Path(file)
     if not file.is_file():
         raise InputError(f"no prompts file at {file}: name a .txt, .csv, .jsonl or .parquet file")
-    readers = {".txt": _lines, ".csv": _csv, ".jsonl": _jsonl, ".parquet": lambda f: pq.read_table(f).to_pylist()}
+    readers = {".txt": _lines, ".csv": _csv, ".jsonl": _jsonl, ".parquet": lambda f: read_table(f).to_pylist()}
     if file.suffix not in readers:
         raise InputError(f"{file}: prompts come as .txt, .csv, .jsonl or .parquet")
     try:

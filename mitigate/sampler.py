@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -18,6 +17,7 @@ from rotescope.errors import InputError
 from rotescope.mitigate.hooks import check_chain, mitigated
 from rotescope.mitigate.mitigation import guided
 from rotescope.mitigate.prompts import EmbeddedPrompt
+from rotescope.parquet import read_table, write_table
 from rotescope.runs import write_json
 
 SCHEMA = pa.schema([
@@ -155,7 +155,7 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
 def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        tables = (pq.read_table(shard).cast(SCHEMA) for shard in shards)
+        tables = (read_table(shard).cast(SCHEMA) for shard in shards)
         _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
@@ -163,5 +163,5 @@ def merge_shards(out, shards):
 def _write_table(table, file):
     """Whole or not at all."""
     draft = file.with_name(f".{file.name}.part")
-    pq.write_table(table, draft)
+    write_table(table, draft, "snappy")
     draft.replace(file)

@@ -15,44 +15,60 @@ class RunError(Exception):
     """The run failed on good input: one line, exit code 3."""
 
 
+@contextmanager
+def _readers_may_leave():
+    """A pipe that closed early, as before `head`, stops nothing and changes no exit code."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Patient, streams)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()  # not while Python ends, which would make the code 120
+        sys.stdout, sys.stderr = streams
+
+
+class _Patient:
+    """A stream whose reader may leave: what is still written goes nowhere."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self._unless_gone(self.stream.write, text)
+
+    def flush(self):
+        self._unless_gone(self.stream.flush)
+
+    def _unless_gone(self, do, *given):
+        try:
+            return do(*given)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def exit_cleanly(main):
     """Turn the two errors, a full disk and Ctrl-C into one line on stderr and an exit code.
 
     Anything else is a failure that nobody foresaw: its traceback shows, and the code is 3, since 1 is a broken rule.
     """
     @wraps(main)
+    @_readers_may_leave()
     def run(*args, **kwargs):
         try:
-            found = main(*args, **kwargs)
-            sys.stdout.flush()  # a pipe that closed shows here, not while Python ends, which would make the code 120
-            return found
+            return main(*args, **kwargs)
         except (InputError, RunError) as error:
             _leave(str(error), 2 if isinstance(error, InputError) else 3)
         except KeyboardInterrupt:
             _leave("interrupted", 130)
-        except BrokenPipeError:  # as in `rotescope --help | head`
-            _silence()
         except Exception as error:
             if _disk_is_full(error):
                 _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 3)
             traceback.print_exc()
             _leave(f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above", 3)
     return run
-
-
-@contextmanager
-def readers_may_leave():
-    """What is printed inside is for whoever still reads: a pipe that closed early, as before `head`, stops nothing after it."""
-    try:
-        yield
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # rich makes the second of the first
-        _silence()
-
-
-def _silence():
-    """What stdout still holds, and all that follows, goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _disk_is_full(error):
@@ -62,7 +78,8 @@ def _disk_is_full(error):
 
 def _leave(line, code):
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes one speaks
-        print("error:", " ".join(line.split()), file=sys.stderr, flush=True)
+        line = " ".join(line.split()).encode(errors="backslashreplace").decode()  # file names may hold bytes that are no text
+        print("error:", line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher waits for every process
         os._exit(code)
     raise SystemExit(code)

@@ -60,6 +60,7 @@ def open_model(options):
 def find_model(name, kinds=PIPELINES):
     """A folder, or a model's name on the hub -> its folder, with every part that its pipeline needs; else InputError."""
     folder = Path(name)
+    check_utf8(folder)
     if not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         folder = _download(name)
     index = _index(folder)
@@ -71,6 +72,14 @@ def find_model(name, kinds=PIPELINES):
         if part in ALWAYS or (index.get(part) or [None])[0]:
             _check_part(name, folder / part, groups)
     return folder
+
+
+def check_utf8(path):
+    """Raise InputError if a model cannot lie at `path`: the libraries that write and load one take names in UTF-8 alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} has a name that is no UTF-8, under which no model can be kept: name another folder") from error
 
 
 def _check_part(name, folder, groups):
@@ -108,6 +117,7 @@ def load_pipeline(name, lora=None, dtype=torch.float32):
 
 def find_lora(path):
     """A LoRA file, or the folder that holds pytorch_lora_weights.safetensors -> the file; else InputError."""
+    check_utf8(path)
     file = Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
     if file.suffix != ".safetensors" or not file.is_file():
         raise InputError(f"no LoRA at {path}: name a .safetensors file, or a folder with {LORA_FILE}")

@@ -125,8 +125,8 @@ def write_json(file, content):
 
 
 def write_text(file, text):
-    """UTF-8, whole or not at all."""
+    """UTF-8, whole or not at all; bytes of a file name that are no text stand as \\udcff, which JSON reads back as they were."""
     file = Path(file)
     draft = file.with_name(f".{file.name}.part")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     draft.replace(file)

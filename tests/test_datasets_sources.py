@@ -240,6 +240,21 @@ def test_odd_names_survive_the_manifest(tmp_path):
     assert all(e.name.encode() for e in manifest)
 
 
+def test_odd_folders_are_read_and_written(tmp_path):
+    odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
+    image_folder(odd / "images")
+    for i, source in enumerate(("images", "0.parquet")):
+        prepare(["--train_data_dir", str(odd / source), "--output_file", str(odd / f"{i}.parquet")])
+    assert load_source(odd / "1.parquet") == load_source(odd / "images")
+    rows = [{"text": "a", "image": {"bytes": (odd / f"images/{i}.png").read_bytes(), "path": None}} for i in range(2)]
+    with open(odd / "data.parquet", "wb") as stream:
+        pq.write_table(pa.Table.from_pylist(rows), stream)
+    assert [e.open().size for e in load_source(odd / "data.parquet")] == [(16, 16)] * 2
+    preflight(["--train_data_dir", str(odd / "images"), "--output_dir", str(odd / "looked"), "--deduplicate"])
+    told = json.loads((odd / "looked/preflight.json").read_text(encoding="utf-8"))
+    assert told["config"]["train_data_dir"] == str(odd / "images")
+
+
 CAPTIONS = ["<b>bold</b> &amp; <script>alert(1)</script>",
             "two\n\nparagraphs, \"quoted\"", "word " * 2000 + "end", "line\u2028separator",
             "猫 🐈", "tab\tand \\ and |"]

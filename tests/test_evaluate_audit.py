@@ -1,6 +1,7 @@
 """The audit from end to end: generators whose copies are known, the base model beside the fine-tune, the index command."""
 import errno
 import json
+import os
 import shlex
 import shutil
 from dataclasses import asdict
@@ -15,7 +16,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from tiny import image_folder, saved_pipeline, tiny_pipeline
 
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.emoji.scenes import scenes
+from rotescope.datasets.sources import load_source, read_source
 from rotescope.errors import InputError
 from rotescope.evaluate import audit, indexing, score
 from rotescope.mitigate import planned
@@ -293,6 +295,74 @@ def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images
     assert leave(audit.main, [*argv, *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_odd_names_go_through(model, tmp_path):
+    odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
+    image_folder(odd / "train", n=4)
+    assert leave(audit.main, ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3",
+                              "--device", "cpu", "--num_inference_steps", "1", "--junit_xml", odd / "out/junit.xml"]) == 0
+    argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again"]
+    assert leave(score.main, argv) == 0
+    one, other = (json.loads((odd / name / "report.json").read_text(encoding="utf-8")) for name in ("out", "again"))
+    assert one["methods"] == other["methods"]
+    assert (odd / "out/junit.xml").exists()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {"exif": exif}
+
+
+def frames():
+    return {"save_all": True, "append_images": [Image.new("RGB", (64, 64), "red")]}
+
+
+KINDS = {  # name -> what it makes of a picture, how it is saved; None: as nothing at all
+    "bomb.png": (lambda picture: Image.new("1", (10_000, 9_000)), dict), "empty.png": None,
+    "animated.gif": (lambda picture: picture, frames), "turned.jpg": (lambda picture: picture, turned),
+    "four.jpg": (lambda picture: picture.convert("CMYK"), dict),
+    "deep.png": (lambda picture: Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), dict)}
+
+
+def with_kinds(folder, names, number=0):
+    """A picture of each kind more, with a caption -> the folder."""
+    for name, picture in zip(names, (s.image for s in scenes(9, 70 + number)), strict=False):
+        (folder / name).with_suffix(".txt").write_text(f"a {name}")
+        if KINDS[name]:
+            make, options = KINDS[name]
+            make(picture).save(folder / name, **options())
+        else:
+            (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_score_takes_or_leaves_out_every_kind_of_image(name, tmp_path):
+    for i, part in enumerate(("train", "held", "made")):
+        with_kinds(training_folder(tmp_path / part, 3, 7 + i), [name], i % 2)
+    report = score.score(score.ScoreConfig(generated=str(tmp_path / "made"), train_data=str(tmp_path / "train"), partial=False,
+                                           heldout_data=str(tmp_path / "held"), output_dir=str(tmp_path / "out")))
+    bad = name in ("bomb.png", "empty.png")
+    assert [(item["of"], Path(item["name"]).name) for item in report["left_out"]] == [
+        (of, name) for of in ("training", "held-out", "generated") if bad]
+    assert (report["training_images"]["unique"], report["background"]["heldout"]["n"]) == ((3, 3) if bad else (4, 4))
+    assert {p["image"]: p["similarity"] for p in report["pairs"]}.get(name) == (None if bad else pytest.approx(1, abs=1e-3))
+
+
+def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monkeypatch):
+    """Only the sampler is replaced, by one that copies every picture that can be read."""
+    train = with_kinds(training_folder(tmp_path / "train", 3), KINDS)
+    monkeypatch.setattr(audit, "sample_with", copying_sampler(read_source(train).manifest, 9))
+    argv = ["--model", model, "--train_data", train, "--seeds", "0", "--partial", "false", "--device", "cpu",
+            "--output_dir", tmp_path / "out"]
+    assert leave(audit.main, argv) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert {Path(item["name"]).name for item in report["left_out"]} == {"bomb.png", "empty.png"}
+    cell = report["methods"]["none"]["ungrouped"]
+    assert cell["own_copy_rate"] == cell["copy_rate"] == 1
+    assert cell["n"] == 7
 
 
 # ----- the index command

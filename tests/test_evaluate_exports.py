@@ -158,14 +158,18 @@ def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_
 
 @pytest.mark.parametrize(("rule", "code"), [("copies>0", 1), ("copies>99", 0)])
 def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, report, monkeypatch):
-    """As in `rotescope score … | head -c 100`."""
+    """As in `rotescope score … 2>&1 | head -c 100`."""
     reader, writer = os.pipe()
     os.close(reader)
     judged = dict(report) | {"verdict": report["verdict"] | {"passed": rule != "copies>0"}}
     with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
-        assert leave(exit_cleanly(lambda argv: score.show_and_judge(judged, "out", (rule,))), []) == code
-        print("more", flush=True)
+        patched.setattr(sys, "stderr", closed)
+
+        def main(argv):
+            score.announce((rule,))
+            score.show_and_judge(judged, "out", (rule,))
+        assert leave(exit_cleanly(main), []) == code
 
 
 def test_junit_has_a_case_for_each_prompt_and_rule(report):

@@ -1,5 +1,7 @@
 """The command line as people type it, and errors as they read them."""
 import errno
+import os
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -80,6 +82,21 @@ def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_reader_that_left_hears_of_no_error_and_the_code_stays(monkeypatch):
+    @exit_cleanly
+    def main():
+        print("much")
+        raise InputError("wrong")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        patched.setattr(sys, "stderr", closed)
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert left.value.code == 2
+
+
 def test_a_bug_is_not_hidden_and_is_no_broken_rule(capsys):
     @exit_cleanly
     def main():
@@ -144,6 +161,15 @@ def test_no_file_replaces_what_it_is_made_of(argv, tmp_path, monkeypatch, capsys
         cli.main([*argv.split(), "--output_file", "f.parquet", "--overwrite"])
     assert left.value.code == 2
     assert "is read, and the output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["finetune --output_dir", "generate --prompts x --output_dir o --lora",
+                                  "generate --prompts x --output_dir o --model"])
+def test_a_model_under_a_name_that_its_libraries_cannot_take_is_refused(argv, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([*argv.split(), os.fsdecode(b"o\xffut")])
+    assert left.value.code == 2
+    assert "is no UTF-8" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):

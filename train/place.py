@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from rotescope.errors import InputError
+from rotescope.models import check_utf8
 from rotescope.runs import check_output, output_folder
 
 RECORD = "state.json"                               # in a checkpoint
@@ -109,6 +110,7 @@ def drop_later(out, step):
 
 def check_place(config, min_free_mb=50):
     """-> the checkpoint to resume from, or None. InputError if the run could not leave its result in output_dir."""
+    check_utf8(config.output_dir)
     out, resumed = Path(config.output_dir), find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     unfinished = bool(work_in(out)) and not (out / LAST[-1]).exists()  # perhaps killed in its first checkpoint
     if unfinished and not (config.overwrite or config.resume_from_checkpoint):
