@@ -95,7 +95,7 @@ class Twins:
         pictures = {min(rows): sorted(rows) for rows in self.clusters.values()}
         if pictures:
             n, (first, second, *_) = sum(len(rows) - 1 for rows in pictures.values()), pictures[min(pictures)]
-            several = "training images repeat others" if n > 1 else "training image repeats another"
+            several = "training images were found to repeat others" if n > 1 else "training image was found to repeat another"
             yield (f"{n:,} {several} in other bytes: {self.examples[second].name} is {self.examples[first].name}"
                    f"{f' (and {n - 1:,} more)' if n > 1 else ''}. Their likeness is left out of what thresholds rest on; "
                    "rotescope preflight lists them.")

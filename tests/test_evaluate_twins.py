@@ -87,7 +87,7 @@ def test_copies_are_found_though_training_images_repeat(images, clean, repeating
     assert copies[0] == copies[1] >= 38
     report = reports[1]
     note, = (note for note in report["notes"] if "other bytes" in note)
-    assert note.startswith("7 training images repeat others in other bytes: ")
+    assert note.startswith("7 training images were found to repeat others in other bytes: ")
     assert "0300.png is " in note
 
 
