@@ -112,15 +112,16 @@ def hook_for(pipe, call, mitigation):
 @contextmanager
 def hooked(denoiser, hook):
     """`hook` on the denoiser, and afterwards nothing that was not there before."""
-    before = {name: vars(denoiser).get(name) for name in ("forward", "_diffusers_hook")}
+    homes = {"forward": denoiser, "_diffusers_hook": getattr(denoiser, "_orig_mod", denoiser)}  # the latter where it is compiled
+    new = [(vars(home), name) for name, home in homes.items() if vars(home).get(name) is None]
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     registry.register_hook(hook, NAME)
     try:
         yield
     finally:
         registry.remove_hook(NAME, recurse=False)
-        for name in (name for name, value in before.items() if value is None):
-            vars(denoiser).pop(name, None)
+        for attributes, name in new:
+            attributes.pop(name, None)
 
 
 def _probe(pipe, call, mitigation, proceed):
@@ -207,8 +208,10 @@ class GuidanceHook(ModelHook):
         return self._forward(images, {**take_rows(arguments, half), **changed})[0]
 
     def _named(self, args, kwargs):
-        """Positional arguments by their names."""
-        return {**dict(zip(inspect.signature(self.fn_ref.original_forward).parameters, args, strict=False)), **kwargs}
+        """Positional arguments by their names, which torch.compile hides."""
+        compiled = getattr(denoiser_of(self.pipe), "_orig_mod", None)
+        forward = self.fn_ref.original_forward if compiled is None else compiled.forward
+        return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
 
 
 class DoubledHook(GuidanceHook):

@@ -221,7 +221,8 @@ class PipelineCall:
 
 def denoiser_of(pipe):
     """The UNet or transformer of a pipeline; InputError where there is neither."""
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    parts = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    denoiser = next((part for part in parts if part is not None), None)  # a compiled one has no truth value
     if denoiser is None:
         raise InputError(f"{type(pipe).__name__} has neither a unet nor a transformer: there is nothing to mitigate")
     return denoiser

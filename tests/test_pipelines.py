@@ -183,6 +183,22 @@ def test_lora():
                                    atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("kind", "name"), [
+    ("sd3", "stp"), *(pytest.param("sd", name, marks=pytest.mark.slow) for name in ("stp", "attention-mask", "sharpness-step"))])
+def test_a_compiled_denoiser(kind, name):
+    """It has no truth value, hides its arguments' names, and keeps what it is given in the module that it was made from."""
+    pipe, part = TINY[kind](), "unet" if kind == "sd" else "transformer"
+    with mitigated(pipe, name) as run:
+        expected = images(pipe, kind=kind, num_inference_steps=2)
+    whole = getattr(pipe, part)
+    setattr(pipe, part, torch.compile(whole, backend="eager"))
+    before = [(set(vars(module)), module.forward) for module in (whole, denoiser_of(pipe))]
+    with mitigated(pipe, name) as compiled:
+        torch.testing.assert_close(images(pipe, kind=kind, num_inference_steps=2), expected)
+    assert compiled.denoiser_rows == run.denoiser_rows
+    assert [(set(vars(module)), module.forward) for module in (whole, denoiser_of(pipe))] == before
+
+
 # ----- lengths that coincide
 
 def test_rows_are_told_by_name_not_by_length():
