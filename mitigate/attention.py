@@ -12,7 +12,7 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.embeddings import BothBranches, token_ids
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
 
 # ----- which rows
 
@@ -108,6 +108,9 @@ class AttentionMask(Mitigation):
     bos_scale: float = 1.25
     families = ("sd",)
 
+    def __post_init__(self):
+        check_ranges(self, bos_scale=NOT_NEGATIVE)
+
     def prepare(self, call):
         images = torch.arange(call.n, device=call.device)
         send_labels(call, "attention-mask", torch.full_like(images, -1), images)
@@ -138,6 +141,9 @@ class SpikeAttenuation(Mitigation):
     scale: float = 0.3
     families = ("sd",)
 
+    def __post_init__(self):
+        check_ranges(self, scale=NOT_NEGATIVE)
+
     def prepare(self, call):
         images = torch.arange(call.n, device=call.device)
         send_labels(call, "spikes", torch.full_like(images, -1), images)
@@ -165,6 +171,9 @@ class Guard(SpikeAttenuation):
     """
     threshold: float = 0.1
     repulsion: float = 2.0
+
+    def __post_init__(self):
+        check_ranges(self, scale=NOT_NEGATIVE, repulsion=NOT_NEGATIVE)
 
     def prepare(self, call):
         """Only the extra row is labelled, at each step."""

@@ -10,6 +10,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +44,16 @@ class Mitigation:
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
         return
+
+
+TIMESTEP, NOT_NEGATIVE, COUNT = (0, 1000), (0, inf), (1, inf)  # ranges of settings, ends included
+
+
+def check_ranges(settings, **ranges):
+    """InputError for a setting of these names that lies outside its (lowest, highest)."""
+    for name, (low, high) in ranges.items():
+        if not low <= (value := getattr(settings, name)) <= high:
+            raise InputError(f"{name}={value}: give {f'a number from {low} to {high}' if isfinite(high) else f'{low} or more'}")
 
 
 class GuidanceRun:
