@@ -107,6 +107,7 @@ class AttentionMask(Mitigation):
     """
     bos_scale: float = 1.25
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         check_ranges(self, bos_scale=NOT_NEGATIVE)
@@ -140,6 +141,7 @@ class SpikeAttenuation(Mitigation):
     threshold: float = 0.01
     scale: float = 0.3
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         check_ranges(self, scale=NOT_NEGATIVE)

@@ -44,6 +44,7 @@ class PromptOptimisation(Mitigation):
     learning_rate: float = 0.05
     iterations: int = 10
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
@@ -78,6 +79,7 @@ class PromptReanchoring(Mitigation):
     learning_rate: float = 0.05
     iterations: int = 10
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         if not 0 < self.target < self.full:

@@ -56,6 +56,9 @@ def check_chain(pipe, chain):
         m.check()
         if m.families and kind not in m.families:
             raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
+        if m.looks_inside and getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+            raise InputError(f"{type(m).__name__} looks inside the UNet and knows no IP-Adapter: pipe.unload_ip_adapter(), or "
+                             "take a mitigation of the guidance alone")
         m.check_pipeline(pipe)
         if chain.count(m) > 1:
             raise InputError(f"{m!r} is named twice")

@@ -24,6 +24,7 @@ from rotescope.errors import InputError
 class Mitigation:
     """Does nothing. Subclasses are frozen dataclasses whose fields are the settings."""
     families: ClassVar[tuple[str, ...] | None] = None  # the pipelines that it can serve, of FAMILIES; None: all
+    looks_inside: ClassVar[bool] = False  # does it call the UNet by itself, or edit its attention? It then sees the text alone
 
     def check(self):
         """Raise InputError for a setting that is missing: before a model is loaded."""

@@ -27,6 +27,7 @@ class SharpnessStep(Mitigation):
     steps: int = 2
     transition: int = 900
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         check_ranges(self, rate=NOT_NEGATIVE, radius=NOT_NEGATIVE, steps=COUNT, transition=TIMESTEP)
@@ -56,6 +57,7 @@ class NoiseOptimisation(Mitigation):
     learning_rate: float = 0.01
     iterations: int = 1000
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
@@ -85,6 +87,7 @@ class SharpnessAwareNoise(Mitigation):
     iterations: int = 10
     budget: int = 8
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         if self.budget < 1 or self.iterations < 1:

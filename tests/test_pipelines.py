@@ -26,13 +26,14 @@ from diffusers import (
 from diffusers.hooks import HookRegistry, ModelHook
 from oracle import Transition, plain_loop
 from peft import LoraConfig
-from tiny import SETTINGS, TINY, TOKENS, UNET, cached_pipeline, tiny_pipeline
+from tiny import SETTINGS, TINY, TOKENS, UNET, WIDTH, cached_pipeline, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
 from rotescope.mitigate.guider import guider_for
 from rotescope.mitigate.mitigation import denoiser_of
+from rotescope.mitigate.registry import ENTRIES
 from rotescope.mitigate.rows import splittable, take_rows
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
@@ -288,6 +289,29 @@ def test_what_a_pipeline_cannot_do_is_refused_by_name():
         pass
     with pytest.raises(InputError, match="named twice"), mitigated(sd, "stp", "stp"):
         pass
+
+
+def test_what_looks_inside_refuses_an_ip_adapter_and_the_rest_serves_it():
+    pipe = tiny_pipeline()
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    inside = {name: entry.preset for name, entry in ENTRIES.items() if entry.preset.looks_inside}
+    assert {"guard", "nemo", "sharpness-step"} <= set(inside)
+    for mitigation in inside.values():
+        with pytest.raises(InputError, match="knows no IP-Adapter"):
+            mitigated(pipe, mitigation).__enter__()
+    with mitigated(pipe, "caption-noise", "stp") as run:
+        images(pipe, ip_adapter_image_embeds=[torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))])
+    assert run.denoiser_rows == [2 * STEPS - 3] * 3
+
+
+def ip_adapter(unet):
+    """Random weights of one: the projection of a picture of 8 numbers on 4 tokens, and the keys and values of each layer."""
+    layers = [m for name, m in unet.named_modules() if name.endswith(".attn2")]
+    projection = {"proj.weight": torch.randn(4 * WIDTH, 8), "proj.bias": torch.zeros(4 * WIDTH), "norm.weight": torch.ones(WIDTH),
+                  "norm.bias": torch.zeros(WIDTH)}
+    attention = {f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(len(layer.to_k.weight), WIDTH)
+                 for i, layer in enumerate(layers) for part in "kv"}
+    return {"image_proj": projection, "ip_adapter": attention}
 
 
 def test_a_pipeline_of_no_family_is_refused_by_name():
