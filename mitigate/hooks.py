@@ -25,7 +25,7 @@ from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
 from rotescope.mitigate.served import check_served
-from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
+from rotescope.mitigate.signals import eps_factor, latent_part, noise_part, prediction_gap
 from rotescope.runs import whole
 
 NAME = "rotescope"
@@ -183,6 +183,7 @@ class GuidanceHook(ModelHook):
 
     def _guide(self, timestep, repeated, sample, cond, uncond, needs, denoise):
         """Combine, and note the step -> guided prediction (n, …)."""
+        sample = latent_part(sample, cond)
         gap = prediction_gap(noise_part(cond, sample), noise_part(uncond, sample), eps_factor(self.pipe.scheduler, timestep))
         both = needs[0] & needs[1]
         gap = gap if both.all() else gap.masked_fill(~both.to(gap.device), torch.nan)

@@ -21,12 +21,14 @@ from diffusers import (
     IPNDMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionLatentUpscalePipeline,
+    UNet2DConditionModel,
 )
 from diffusers.hooks import HookRegistry, ModelHook
 from oracle import Transition, plain_loop
 from peft import LoraConfig
-from tiny import SETTINGS, TINY, TOKENS, UNET, WIDTH, cached_pipeline, tiny_pipeline
+from tiny import SETTINGS, TINY, TOKENS, UNET, WIDTH, cached_pipeline, image_folder, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
@@ -166,6 +168,19 @@ def test_variants_of_a_family_are_served(kind, variant, parts, settings):
         assert torch.equal(images(pipe, kind=kind, **settings), plain)
     with mitigated(pipe, OPPOSITE):
         assert not torch.equal(images(pipe, kind=kind, **settings), plain)
+
+
+@pytest.mark.parametrize("name", ["og-dtp-released", "amg", "og-recall"])
+def test_an_inpainting_unet_has_its_latents_looked_at_alone(name, tmp_path):
+    """It sees a mask and a picture behind them, 9 channels in all."""
+    images_at = f":training={image_folder(tmp_path / 'images', n=9)}" if name != "og-dtp-released" else ""
+    pipe = StableDiffusionInpaintPipeline(**cached_pipeline("sd").components | {
+        "unet": UNet2DConditionModel(**UNET | {"in_channels": 9}).double().eval()}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}
+    with mitigated(pipe, name + images_at) as run:
+        assert torch.isfinite(images(pipe, **settings)).all()
+    assert run.denoiser_rows == [(4 if name == "og-dtp-released" else 2) * STEPS] * 3
 
 
 def test_lora():
