@@ -13,7 +13,7 @@ import torch
 from rotescope.errors import InputError
 from rotescope.mitigate.embeddings import BothBranches, token_ids
 from rotescope.mitigate.first_step import at_least_float
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
 
 # ----- which rows
 
@@ -111,6 +111,10 @@ class AttentionMask(Mitigation):
     """
     bos_scale: float = 1.25
     families = ("sd",)
+    looks_inside = True
+
+    def __post_init__(self):
+        check_ranges(self, bos_scale=NOT_NEGATIVE)
 
     def prepare(self, call):
         images = torch.arange(call.n, device=call.device)
@@ -141,6 +145,10 @@ class SpikeAttenuation(Mitigation):
     threshold: float = 0.01
     scale: float = 0.3
     families = ("sd",)
+    looks_inside = True
+
+    def __post_init__(self):
+        check_ranges(self, scale=NOT_NEGATIVE)
 
     def prepare(self, call):
         images = torch.arange(call.n, device=call.device)
@@ -169,6 +177,9 @@ class Guard(SpikeAttenuation):
     """
     threshold: float = 0.1
     repulsion: float = 2.0
+
+    def __post_init__(self):
+        check_ranges(self, scale=NOT_NEGATIVE, repulsion=NOT_NEGATIVE)
 
     def prepare(self, call):
         """Only the extra row is labelled, at each step."""

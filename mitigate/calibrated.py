@@ -13,7 +13,7 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import ScaleRun
-from rotescope.mitigate.mitigation import Mitigation, no_transition
+from rotescope.mitigate.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class CalibratedTransition(Mitigation):
     before: float = -2.0
     transition: int = 650
     quantile: float = 0.95
+
+    def __post_init__(self):
+        check_ranges(self, transition=TIMESTEP)
 
     def check(self):
         if not self.calibration:

@@ -7,7 +7,7 @@ A detector is a frozen dataclass of settings: `observe` says what it sees of eac
 images, `rows` is what a prompt costs. No score has a scale that carries over from one model to the next: compare prompts under
 one model, or calibrate on prompts that are known to be ordinary.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
 from rotescope.mitigate.gaps import Drop, Layout, Magnitude
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.recall import Recall, recall_scores
-from rotescope.mitigate.registry import _nearest, _setting
+from rotescope.mitigate.registry import _nearest, with_settings
 from rotescope.mitigate.sampler import batches
 from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector
 
@@ -51,7 +51,7 @@ def get_detector(text):
     if name not in DETECTORS:
         raise InputError(f"no detector is called {name!r}: {_nearest(name, DETECTORS)}")
     preset = DETECTORS[name].preset
-    return replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
+    return with_settings(name, preset, settings)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from rotescope.datasets.captions import add_noise
 from rotescope.errors import InputError
 from rotescope.mitigate.first_step import FirstStep, at_least_float, descend, gradients, norms
 from rotescope.mitigate.guidance import combine
-from rotescope.mitigate.mitigation import GuidanceRun, Mitigation
+from rotescope.mitigate.mitigation import COUNT, NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class CaptionNoise(Mitigation):
     """
     scale: float = 0.1
     families = ("sd",)
+
+    def __post_init__(self):
+        check_ranges(self, scale=NOT_NEGATIVE)
 
     def prepare(self, call):
         with torch.no_grad():
@@ -41,6 +44,10 @@ class PromptOptimisation(Mitigation):
     learning_rate: float = 0.05
     iterations: int = 10
     families = ("sd",)
+    looks_inside = True
+
+    def __post_init__(self):
+        check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
 
     def prepare(self, call):
         with gradients():
@@ -72,10 +79,12 @@ class PromptReanchoring(Mitigation):
     learning_rate: float = 0.05
     iterations: int = 10
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         if not 0 < self.target < self.full:
             raise InputError(f"target={self.target} and full={self.full}: the first must be above 0 and below the second")
+        check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
 
     def prepare(self, call):
         with torch.no_grad():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.errors import InputError
-from rotescope.mitigate.mitigation import GuidanceRun, Mitigation, no_transition
+from rotescope.mitigate.mitigation import NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges, no_transition
 from rotescope.mitigate.transition import FirstLocalMinimum
 
 
@@ -73,8 +73,7 @@ class TransitionGuidance(Mitigation):
     def __post_init__(self):
         if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
             raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
-        if self.min_drop < 0:
-            raise InputError(f"min_drop={self.min_drop}: give a fraction, 0 or more")
+        check_ranges(self, latest=(-1, 1000), ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
 
     def begin(self, n, guidance_scale, device="cpu"):
         """A fresh run for n images."""

@@ -25,7 +25,7 @@ from rotescope.mitigate.record import MitigatedRun
 from rotescope.mitigate.registry import get_mitigation
 from rotescope.mitigate.rows import splittable, take_rows
 from rotescope.mitigate.served import check_served
-from rotescope.mitigate.signals import eps_factor, noise_part, prediction_gap
+from rotescope.mitigate.signals import eps_factor, latent_part, noise_part, prediction_gap
 from rotescope.runs import whole
 
 NAME = "rotescope"
@@ -56,6 +56,9 @@ def check_chain(pipe, chain):
         m.check()
         if m.families and kind not in m.families:
             raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
+        if m.looks_inside and getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+            raise InputError(f"{type(m).__name__} looks inside the UNet and knows no IP-Adapter: pipe.unload_ip_adapter(), or "
+                             "take a mitigation of the guidance alone")
         m.check_pipeline(pipe)
         if chain.count(m) > 1:
             raise InputError(f"{m!r} is named twice")
@@ -112,15 +115,16 @@ def hook_for(pipe, call, mitigation):
 @contextmanager
 def hooked(denoiser, hook):
     """`hook` on the denoiser, and afterwards nothing that was not there before."""
-    before = {name: vars(denoiser).get(name) for name in ("forward", "_diffusers_hook")}
+    homes = {"forward": denoiser, "_diffusers_hook": getattr(denoiser, "_orig_mod", denoiser)}  # the latter where it is compiled
+    new = [(vars(home), name) for name, home in homes.items() if vars(home).get(name) is None]
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     registry.register_hook(hook, NAME)
     try:
         yield
     finally:
         registry.remove_hook(NAME, recurse=False)
-        for name in (name for name, value in before.items() if value is None):
-            vars(denoiser).pop(name, None)
+        for attributes, name in new:
+            attributes.pop(name, None)
 
 
 def _probe(pipe, call, mitigation, proceed):
@@ -179,6 +183,7 @@ class GuidanceHook(ModelHook):
 
     def _guide(self, timestep, repeated, sample, cond, uncond, needs, denoise):
         """Combine, and note the step -> guided prediction (n, …)."""
+        sample = latent_part(sample, cond)
         gap = prediction_gap(noise_part(cond, sample), noise_part(uncond, sample), eps_factor(self.pipe.scheduler, timestep))
         both = needs[0] & needs[1]
         gap = gap if both.all() else gap.masked_fill(~both.to(gap.device), torch.nan)
@@ -207,8 +212,10 @@ class GuidanceHook(ModelHook):
         return self._forward(images, {**take_rows(arguments, half), **changed})[0]
 
     def _named(self, args, kwargs):
-        """Positional arguments by their names."""
-        return {**dict(zip(inspect.signature(self.fn_ref.original_forward).parameters, args, strict=False)), **kwargs}
+        """Positional arguments by their names, which torch.compile hides."""
+        compiled = getattr(denoiser_of(self.pipe), "_orig_mod", None)
+        forward = self.fn_ref.original_forward if compiled is None else compiled.forward
+        return {**dict(zip(inspect.signature(forward).parameters, args, strict=False)), **kwargs}
 
 
 class DoubledHook(GuidanceHook):

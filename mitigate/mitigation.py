@@ -10,6 +10,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, isfinite
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from rotescope.errors import InputError
 class Mitigation:
     """Does nothing. Subclasses are frozen dataclasses whose fields are the settings."""
     families: ClassVar[tuple[str, ...] | None] = None  # the pipelines that it can serve, of FAMILIES; None: all
+    looks_inside: ClassVar[bool] = False  # does it call the UNet by itself, or edit its attention? It then sees the text alone
 
     def check(self):
         """Raise InputError for a setting that is missing: before a model is loaded."""
@@ -43,6 +45,16 @@ class Mitigation:
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
         return
+
+
+TIMESTEP, NOT_NEGATIVE, COUNT = (0, 1000), (0, inf), (1, inf)  # ranges of settings, ends included
+
+
+def check_ranges(settings, **ranges):
+    """InputError for a setting of these names that lies outside its (lowest, highest)."""
+    for name, (low, high) in ranges.items():
+        if not low <= (value := getattr(settings, name)) <= high:
+            raise InputError(f"{name}={value}: give {f'a number from {low} to {high}' if isfinite(high) else f'{low} or more'}")
 
 
 class GuidanceRun:
@@ -221,7 +233,8 @@ class PipelineCall:
 
 def denoiser_of(pipe):
     """The UNet or transformer of a pipeline; InputError where there is neither."""
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    parts = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    denoiser = next((part for part in parts if part is not None), None)  # a compiled one has no truth value
     if denoiser is None:
         raise InputError(f"{type(pipe).__name__} has neither a unet nor a transformer: there is nothing to mitigate")
     return denoiser

@@ -36,6 +36,7 @@ class ValueNeurons(Mitigation):
     threshold: float = 0.428
     seeds: int = 10
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         if self.seeds < 2:

@@ -11,7 +11,7 @@ import torch
 from rotescope.errors import InputError
 from rotescope.mitigate.first_step import FirstStep, at_least_float, descend, gradients, norms
 from rotescope.mitigate.guidance import TransitionGuidance
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import COUNT, NOT_NEGATIVE, TIMESTEP, Mitigation, check_ranges
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class SharpnessStep(Mitigation):
     steps: int = 2
     transition: int = 900
     families = ("sd",)
+    looks_inside = True
+
+    def __post_init__(self):
+        check_ranges(self, rate=NOT_NEGATIVE, radius=NOT_NEGATIVE, steps=COUNT, transition=TIMESTEP)
 
     def prepare(self, call):
         with torch.no_grad():
@@ -53,6 +57,10 @@ class NoiseOptimisation(Mitigation):
     learning_rate: float = 0.01
     iterations: int = 1000
     families = ("sd",)
+    looks_inside = True
+
+    def __post_init__(self):
+        check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
 
     def prepare(self, call):
         with gradients():
@@ -80,10 +88,12 @@ class SharpnessAwareNoise(Mitigation):
     iterations: int = 10
     budget: int = 8
     families = ("sd",)
+    looks_inside = True
 
     def __post_init__(self):
         if self.budget < 1 or self.iterations < 1:
             raise InputError(f"budget={self.budget}, iterations={self.iterations}: give 1 or more")
+        check_ranges(self, weight=NOT_NEGATIVE, learning_rate=NOT_NEGATIVE)
 
     def prepare(self, call):
         with gradients():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.mitigate.guidance import ScaleRun, TransitionGuidance, TransitionRun
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
 from rotescope.mitigate.transition import local_minima
 
 
@@ -21,6 +21,9 @@ class ProbedTransition(Mitigation):
     """
     before: float = -7.5
     fallback_index: int = 5
+
+    def __post_init__(self):
+        check_ranges(self, fallback_index=NOT_NEGATIVE)
 
     def survey(self, call):
         hook, latents = call.probe(_Probe(self.before))

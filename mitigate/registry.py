@@ -3,6 +3,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 
 from rotescope.errors import InputError
 from rotescope.mitigate import calibrated, guidance, probed, relatives
@@ -90,7 +91,7 @@ def get_mitigation(text):
     if name not in ENTRIES:
         raise InputError(f"no mitigation is called {name!r}: {_nearest(name, ENTRIES)}")
     preset = ENTRIES[name].preset
-    mitigation = replace(preset, **dict(_setting(name, preset, s) for s in settings.split(",") if s))
+    mitigation = with_settings(name, preset, settings)
     mitigation.check()
     return mitigation
 
@@ -102,6 +103,16 @@ def with_training(text, source):
     return f"{name}:{settings}{',' if settings else ''}training={source}" if needed else text
 
 
+def with_settings(name, preset, text):
+    """A preset and 'key=value,…' -> the same, set so. InputError for an unknown key, one given twice, or a bad value."""
+    pairs = [_setting(name, preset, s) for s in text.split(",") if s]
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise InputError(f"{name}: {twice} is given twice: give it once")
+    return replace(preset, **dict(pairs))
+
+
 def _setting(name, preset, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     keys = [f.name for f in fields(preset)]
@@ -111,9 +122,12 @@ def _setting(name, preset, text):
     kinds = typing.get_args(kinds) if isinstance(kinds, types.UnionType) else (kinds,)
     for kind in (k for k in (int, float, str) if k in kinds):
         try:
-            return key, kind(value)
+            found = kind(value)
         except ValueError:
-            pass
+            continue
+        if kind is float and not isfinite(found):
+            raise InputError(f"{name}: {key}={value} is no finite number: give one")
+        return key, found
     if bool in kinds and value in ("true", "false"):
         return key, value == "true"
     raise InputError(f"{name}: {key}={value!r} is not a {' or '.join(k.__name__ for k in kinds if k is not types.NoneType)}")

@@ -16,7 +16,7 @@ from rotescope.errors import InputError
 from rotescope.mitigate.embeddings import BothBranches
 from rotescope.mitigate.first_step import at_least_float, gradients
 from rotescope.mitigate.guidance import combine
-from rotescope.mitigate.mitigation import Mitigation
+from rotescope.mitigate.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
 from rotescope.mitigate.signals import eps_factor
 
 SIDE = 32
@@ -69,6 +69,9 @@ class AntiMemorizationGuidance(Mitigation):
     dissimilarity: float = 100.0
     threshold: float = 0.5
     families = ("sd",)
+
+    def __post_init__(self):
+        check_ranges(self, despecification=NOT_NEGATIVE, dissimilarity=NOT_NEGATIVE)
 
     def check(self):
         load_descriptors(self.training)

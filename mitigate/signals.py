@@ -12,6 +12,11 @@ def noise_part(output, sample):
     return output[:, :sample.shape[1]] if learned_variance else output
 
 
+def latent_part(sample, output):
+    """The latents in what a denoiser sees: inpainting UNets and their kin are given a mask and a picture behind them."""
+    return sample[:, :output.shape[1]] if output.dim() == sample.dim() == 4 else sample
+
+
 def eps_factor(scheduler, timestep):
     """‖Δε‖ per unit of ‖Δoutput‖ at a timestep.
 

@@ -249,7 +249,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     cell = report["methods"]["none"]["ungrouped"]
     assert (cell["n"], cell["copies"], cell["prompts_copied"]) == (14, 7, 3)
     verdict = report["verdict"]
-    assert (verdict["rule"], verdict["outcome"]) == ("copies>0", "failed")
+    assert (verdict["rule"], verdict["outcome"]) == ("leaked_prompts>0", "failed")
     assert "3 prompts were found leaking among 8 sampled of 20" in verdict["text"]
     assert "say nothing of the prompts that were not sampled" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 

@@ -140,7 +140,7 @@ def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
     (["--output_dir", "train", "--overwrite"], "is read"), (["--output_dir", "s", "--overwrite"], "is read"),
     (["--sweep", "x/s", "--output_dir", "x", "--overwrite"], "is read"),
     (["--descriptor", "sscd:x/s", "--output_dir", "x"], "is read"),
-    (["--train_data", "m.parquet", "--output_dir", "train", "--overwrite"], "000.png is read"),
+    (["--train_data", "m.parquet", "--output_dir", "train", "--overwrite"], ".png is read"),
 ])
 def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_is_measured(
         given, said, argv, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate import calibrate, mitigations
 from rotescope.mitigate.calibrated import CalibratedTransition, Calibration
+from rotescope.mitigate.detectors import get_detector
 from rotescope.mitigate.guidance import TransitionGuidance, combine
 from rotescope.mitigate.mitigation import Step
 from rotescope.mitigate.probe import Probe
@@ -400,6 +401,25 @@ def test_policies_by_name_and_setting():
     for wrong in ("opposite", "stp:tau=3", "stp:transition=soon", "stp:before", "stp:transition=2000"):
         with pytest.raises(InputError):
             get_mitigation(wrong)
+
+
+@pytest.mark.parametrize("wrong", [
+    "sharpness-aware-noise:target=nan", "stp:before=inf", "stp:before=1e400", "pad-mask:ratio=nan", "tcfg:before=1",
+    "stp:before=1,before=2", "dtp:latest=99999", "dtp:ordinary_gap=-4", "dtp:min_drop=-1", "og-dtp-released:fallback_index=-50",
+    "noise-optimisation:iterations=-3", "prompt-optimisation:iterations=0", "prompt-reanchoring:learning_rate=-1",
+    "sharpness-step:steps=-1", "sharpness-step:transition=5000", "caption-noise:scale=-1", "attention-mask:bos_scale=-1",
+    "guard:repulsion=-1", "guard:scale=-1", "dtp-calibrated:transition=2000", "amg:dissimilarity=-1",
+])
+def test_settings_that_mean_nothing_are_refused_in_a_line(wrong):
+    with pytest.raises(InputError, match=r"give|take") as error:
+        get_mitigation(wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_a_detectors_settings_are_read_alike():
+    for wrong in ("magnitude:n=2,n=3", "layout:window=nan"):
+        with pytest.raises(InputError, match="give"):
+            get_detector(wrong)
 
 
 def test_what_cannot_work_is_refused_by_name(pipe):

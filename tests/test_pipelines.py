@@ -21,18 +21,21 @@ from diffusers import (
     IPNDMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionLatentUpscalePipeline,
+    UNet2DConditionModel,
 )
 from diffusers.hooks import HookRegistry, ModelHook
 from oracle import Transition, plain_loop
 from peft import LoraConfig
-from tiny import SETTINGS, TINY, TOKENS, UNET, cached_pipeline, tiny_pipeline
+from tiny import SETTINGS, TINY, TOKENS, UNET, WIDTH, cached_pipeline, image_folder, tiny_pipeline
 
 from rotescope import mitigated
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import TransitionGuidance
 from rotescope.mitigate.guider import guider_for
 from rotescope.mitigate.mitigation import denoiser_of
+from rotescope.mitigate.registry import ENTRIES
 from rotescope.mitigate.rows import splittable, take_rows
 
 PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
@@ -167,6 +170,19 @@ def test_variants_of_a_family_are_served(kind, variant, parts, settings):
         assert not torch.equal(images(pipe, kind=kind, **settings), plain)
 
 
+@pytest.mark.parametrize("name", ["og-dtp-released", "amg", "og-recall"])
+def test_an_inpainting_unet_has_its_latents_looked_at_alone(name, tmp_path):
+    """It sees a mask and a picture behind them, 9 channels in all."""
+    images_at = f":training={image_folder(tmp_path / 'images', n=9)}" if name != "og-dtp-released" else ""
+    pipe = StableDiffusionInpaintPipeline(**cached_pipeline("sd").components | {
+        "unet": UNet2DConditionModel(**UNET | {"in_channels": 9}).double().eval()}, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}
+    with mitigated(pipe, name + images_at) as run:
+        assert torch.isfinite(images(pipe, **settings)).all()
+    assert run.denoiser_rows == [(4 if name == "og-dtp-released" else 2) * STEPS] * 3
+
+
 def test_lora():
     pipe = tiny_pipeline().to(torch.float64)
     without = images(pipe)
@@ -181,6 +197,22 @@ def test_lora():
     with mitigated(pipe, OPPOSITE):
         torch.testing.assert_close(images(pipe), plain_loop(pipe, "sd", PROMPTS, lambda: Transition(OPPOSITE), STEPS)[0],
                                    atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    ("sd3", "stp"), *(pytest.param("sd", name, marks=pytest.mark.slow) for name in ("stp", "attention-mask", "sharpness-step"))])
+def test_a_compiled_denoiser(kind, name):
+    """It has no truth value, hides its arguments' names, and keeps what it is given in the module that it was made from."""
+    pipe, part = TINY[kind](), "unet" if kind == "sd" else "transformer"
+    with mitigated(pipe, name) as run:
+        expected = images(pipe, kind=kind, num_inference_steps=2)
+    whole = getattr(pipe, part)
+    setattr(pipe, part, torch.compile(whole, backend="eager"))
+    before = [(set(vars(module)), module.forward) for module in (whole, denoiser_of(pipe))]
+    with mitigated(pipe, name) as compiled:
+        torch.testing.assert_close(images(pipe, kind=kind, num_inference_steps=2), expected)
+    assert compiled.denoiser_rows == run.denoiser_rows
+    assert [(set(vars(module)), module.forward) for module in (whole, denoiser_of(pipe))] == before
 
 
 # ----- lengths that coincide
@@ -272,6 +304,29 @@ def test_what_a_pipeline_cannot_do_is_refused_by_name():
         pass
     with pytest.raises(InputError, match="named twice"), mitigated(sd, "stp", "stp"):
         pass
+
+
+def test_what_looks_inside_refuses_an_ip_adapter_and_the_rest_serves_it():
+    pipe = tiny_pipeline()
+    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
+    inside = {name: entry.preset for name, entry in ENTRIES.items() if entry.preset.looks_inside}
+    assert {"guard", "nemo", "sharpness-step"} <= set(inside)
+    for mitigation in inside.values():
+        with pytest.raises(InputError, match="knows no IP-Adapter"):
+            mitigated(pipe, mitigation).__enter__()
+    with mitigated(pipe, "caption-noise", "stp") as run:
+        images(pipe, ip_adapter_image_embeds=[torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))])
+    assert run.denoiser_rows == [2 * STEPS - 3] * 3
+
+
+def ip_adapter(unet):
+    """Random weights of one: the projection of a picture of 8 numbers on 4 tokens, and the keys and values of each layer."""
+    layers = [m for name, m in unet.named_modules() if name.endswith(".attn2")]
+    projection = {"proj.weight": torch.randn(4 * WIDTH, 8), "proj.bias": torch.zeros(4 * WIDTH), "norm.weight": torch.ones(WIDTH),
+                  "norm.bias": torch.zeros(WIDTH)}
+    attention = {f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(len(layer.to_k.weight), WIDTH)
+                 for i, layer in enumerate(layers) for part in "kv"}
+    return {"image_proj": projection, "ip_adapter": attention}
 
 
 def test_a_pipeline_of_no_family_is_refused_by_name():
