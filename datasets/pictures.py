@@ -14,7 +14,8 @@ METHOD = (
     "Exact duplicates by SHA-256 of the encoded bytes. Near-duplicates by comparing colours at "
     f"{similar.COARSE} × {similar.COARSE} pixels, mirrored or not (the {similar.NEIGHBOURS} nearest, from a cosine of "
     f"{similar.CANDIDATE}), then by laying one over the other at {similar.FINE} × {similar.FINE}: cosine at least "
-    f"{similar.DUPLICATE}, pixels within {similar.RESIDUE} levels (RMS) and mean colours within {similar.SHADE}. The thresholds "
+    f"{similar.DUPLICATE}, pixels within {similar.RESIDUE} levels (RMS) and mean colours within {similar.SHADE}, or "
+    f"{similar.WINDOW_SHADE} where one is a window of the other. The thresholds "
     "were set on composed scenes of 64 pixels with planted copies; on photographs, look before you delete. Pictures of one flat "
     "colour match only exactly. A cluster joins what a chain of pairs links.")
 
