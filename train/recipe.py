@@ -25,9 +25,10 @@ class FinetuneConfig:
     overwrite: bool = False
     """replace output_dir"""
     checkpointing_steps: int | None = None
-    """keep the state of the run in output_dir/checkpoint-STEP every so many steps"""
+    """keep the state of the run in output_dir/checkpoint-STEP every so many steps, 0 for never; unless given every 500, but never
+    where weights lie in shards (FSDP, DeepSpeed)"""
     checkpoints_total_limit: int | None = None
-    """how many of them stay, the newest; all unless given"""
+    """how many of them stay, the newest; unless given all, or one where --checkpointing_steps is not given"""
     resume_from_checkpoint: str | None = None
     """go on from a checkpoint-… folder, or from the latest in output_dir; with none there the run starts anew. Later checkpoints
     in output_dir stay until the run has a new one, or ends"""
