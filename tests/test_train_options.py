@@ -142,7 +142,7 @@ def test_trackers_get_the_losses(base, images, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"report_to": "notebook"}, "--report_to notebook: install it, or take one of"),
+    ({"report_to": "notebook"}, "--report_to notebook: install it (tensorboard with pip install 'rotescope[trackers]'), or"),
     ({"push_to_hub": True, "hub_model_id": "someone/model"}, "--push_to_hub: the hub does not open someone/model"),
     ({"checkpointing_steps": -1}, "--checkpointing_steps -1: it should be 0 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0"),
     ({"lr_scheduler": "polynomial", "learning_rate": 1e-8}, "--lr_scheduler polynomial falls to 1e-07: --learning_rate 1e-08"),

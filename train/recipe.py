@@ -169,7 +169,8 @@ class FinetuneConfig:
     """stop once so large a share of the duplicated captions' images are copies; needs --monitor_steps"""
 
     report_to: str | None = None
-    """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs), wandb, all, or another of accelerate's"""
+    """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs; pip install 'rotescope[trackers]' brings it),
+    wandb, all, or another of accelerate's"""
     tracker_project_name: str = "rotescope"
     """how the trackers call the run's project"""
     push_to_hub: bool = False
@@ -195,6 +196,7 @@ def check_values(config):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
     trackers = [str(t) for t in get_available_trackers()]
     if config.report_to not in (None, "all", *trackers):
-        raise InputError(f"--report_to {config.report_to}: install it, or take one of {', '.join(trackers) or 'none'}")
+        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
+                         f"take one of {', '.join(trackers) or 'none'}")
     if config.stop_at_copy_rate is not None and not config.monitor_steps:
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")
