@@ -159,6 +159,18 @@ def test_bad_options_are_one_line(base, images, tmp_path, changes, message, caps
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["--dataset_name=", "--dataset-name="])
+def test_the_data_may_bear_diffusers_name(base, images, tmp_path, name):
+    """And they are then one's own: the embedded data's dose is not theirs."""
+    config = config_of(base, images, tmp_path / "out", max_train_steps=1)
+    main([a.replace("--train_data_dir=", name) for a in arguments(config)])
+    trained, given = (sorted(e.sha256 for e in load_source(data)) for data in (tmp_path / "out/manifest.parquet", images))
+    assert trained == given
+    with pytest.raises(SystemExit) as left:
+        main([*name.removesuffix("=").split(), "nowhere", f"--output_dir={tmp_path / 'other'}"])
+    assert left.value.code == 2
+
+
 @pytest.mark.parametrize(("option", "values", "says"), [
     ("learning_rate", (-1.0, NAN, math.inf), ""), ("adam_beta1", (2.0, 1.0, -0.1), "below 1"), ("adam_beta2", (1.0,), "below 1"),
     ("adam_epsilon", (-1.0, 0.0), "above 0"), ("adam_weight_decay", (-1.0,), "0 or more"), ("resolution", (-64, 0), "1 or more"),

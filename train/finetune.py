@@ -6,6 +6,7 @@
 
 Without a model, data or config it trains the embedded model on the embedded data as train/recipes/demo.yaml says.
 """
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -161,7 +162,7 @@ def _save(run, about):
 
 @exit_cleanly
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = [re.sub(r"^--dataset[-_]name(?==|$)", "--train_data_dir", a) for a in (sys.argv[1:] if argv is None else argv)]
     own = any(a.split("=")[0].replace("-", "_").strip("_") in EMBEDDED for a in argv)  # own model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
     finetune(config)

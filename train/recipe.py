@@ -19,7 +19,8 @@ class FinetuneConfig:
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
     """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
     train_data_dir: str = str(EMBEDDED["train_data_dir"])
-    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare"""
+    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare; --dataset_name,
+    as in diffusers' scripts, is the same"""
     output_dir: str = "runs/finetuned"
     """where the checkpoint goes"""
     overwrite: bool = False
@@ -65,7 +66,8 @@ class FinetuneConfig:
     lora: bool = False
     """train a LoRA on the UNet or transformer instead of the whole of it"""
     train_text_encoder: bool = False
-    """a LoRA on the CLIP text encoders too; captions are then encoded in every step"""
+    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks:
+    transformers 5.23 works with peft 0.20, and 5.24 asks for a peft 0.22 that was not there yet"""
     rank: int = 4
     """of the LoRA"""
     lora_alpha: float | None = None
