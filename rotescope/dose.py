@@ -131,7 +131,7 @@ def _train(job, folder, cache):
     folder.mkdir(parents=True, exist_ok=True)
     job.manifest.save(folder / "plan.parquet")
     finetune(replace(job.config, train_data_dir=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
-                     cache_dir=job.config.cache_dir or str(cache)))
+                     cache_dir=job.config.cache_dir or str(cache), resume_from_checkpoint="latest"))  # of a killed dose
 
 
 def _sample(config, job, folder):

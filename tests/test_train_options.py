@@ -142,9 +142,9 @@ def test_trackers_get_the_losses(base, images, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"report_to": "notebook"}, "--report_to notebook: install it, or take one of"),
+    ({"report_to": "notebook"}, "--report_to notebook: install it (tensorboard with pip install 'rotescope[trackers]'), or"),
     ({"push_to_hub": True, "hub_model_id": "someone/model"}, "--push_to_hub: the hub does not open someone/model"),
-    ({"checkpointing_steps": 0}, "--checkpointing_steps 0: it should be 1 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0"),
+    ({"checkpointing_steps": -1}, "--checkpointing_steps -1: it should be 0 or more"), ({"ema_decay": 2.0}, "--ema_decay 2.0"),
     ({"lr_scheduler": "polynomial", "learning_rate": 1e-8}, "--lr_scheduler polynomial falls to 1e-07: --learning_rate 1e-08"),
     ({"lr_scheduler": "polynomial", "lr_warmup_steps": 5}, "--lr_scheduler polynomial falls after --lr_warmup_steps 5, and"),
     ({"cache_dir": __file__}, f"can be kept at {__file__}, since {__file__} takes no file"),
@@ -157,6 +157,18 @@ def test_bad_options_are_one_line(base, images, tmp_path, changes, message, caps
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["--dataset_name=", "--dataset-name="])
+def test_the_data_may_bear_diffusers_name(base, images, tmp_path, name):
+    """And they are then one's own: the embedded data's dose is not theirs."""
+    config = config_of(base, images, tmp_path / "out", max_train_steps=1)
+    main([a.replace("--train_data_dir=", name) for a in arguments(config)])
+    trained, given = (sorted(e.sha256 for e in load_source(data)) for data in (tmp_path / "out/manifest.parquet", images))
+    assert trained == given
+    with pytest.raises(SystemExit) as left:
+        main([*name.removesuffix("=").split(), "nowhere", f"--output_dir={tmp_path / 'other'}"])
+    assert left.value.code == 2
 
 
 @pytest.mark.parametrize(("option", "values", "says"), [

@@ -4,9 +4,12 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from tiny import UNET, saved_pipeline, tiny_pipeline
@@ -14,11 +17,13 @@ from training import arguments, assert_same_state, config_of, in_process, larges
 
 from rotescope.errors import InputError, RunError
 from rotescope.train import finetune as module
-from rotescope.train import resume
-from rotescope.train.finetune import finetune, main
+from rotescope.train import resume, sharded
+from rotescope.train.finetune import FinetuneConfig, finetune, main
+from rotescope.train.job import _megabytes
 from rotescope.train.loop import DenoisingLoss
 from rotescope.train.place import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.resume import STATE, flattened, unflattened
+from rotescope.train.sharded import rhythm
 from rotescope.train.watch import accelerator_of
 
 
@@ -124,6 +129,28 @@ def test_goes_on_from_a_checkpoint_by_path(base, images, tmp_path, changes):
              progress=False)
     assert_same_state(tmp_path / "whole/checkpoint-5", tmp_path / "resumed/checkpoint-5")
     assert len(checkpoints(tmp_path / "resumed")) == 2
+
+
+def test_a_run_keeps_its_newest_checkpoint_unasked(base, images, tmp_path, monkeypatch):
+    """Every 500 steps, here 2: one, as long as nobody says how many; none if that is asked, or where weights lie in shards."""
+    assert rhythm(Accelerator(), FinetuneConfig()) == (500, 1)
+    monkeypatch.setattr(sharded, "USUAL_STEPS", 2)
+    config = config_of(base, images, tmp_path / "out")
+    for changes, kept in (({}, ["checkpoint-4"]), ({"checkpoints_total_limit": 2}, ["checkpoint-2", "checkpoint-4"]),
+                          ({"checkpointing_steps": 0}, [])):
+        finetune(replace(config, overwrite=True, **changes), progress=False)
+        assert [c.name for c in checkpoints(tmp_path / "out")] == kept
+    assert rhythm(SimpleNamespace(distributed_type=DistributedType.FSDP), config)[0] == 0
+
+
+def test_room_for_two_checkpoints_is_part_of_what_a_whole_model_needs():
+    """Of 4 bytes a weight and 8 of AdamW's, 4 more of the moving average; none in a run that is shorter than 500 steps."""
+    pipe = tiny_pipeline()
+    weights = pipe.unet.num_parameters()
+    short, long = FinetuneConfig(max_train_steps=499), FinetuneConfig(max_train_steps=500)
+    sizes = [_megabytes(pipe, config) for config in (short, long, replace(long, use_ema=True), replace(long, lora=True))]
+    assert [size - sizes[0] for size in sizes[1:3]] == pytest.approx([24 * weights / 1e6, 32 * weights / 1e6], abs=1)
+    assert sizes[3] == 50
 
 
 def test_a_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):

@@ -18,10 +18,11 @@ class Bound:
 BOUNDS = {
     Bound("it should be 1 or more", lambda v: v >= 1): (
         "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "rank", "resolution",
-        "checkpointing_steps", "checkpoints_total_limit", "lr_num_cycles", "validation_steps", "num_validation_images",
+        "checkpoints_total_limit", "lr_num_cycles", "validation_steps", "num_validation_images",
         "monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"),
     Bound("it should be 0 or more", lambda v: v >= 0): (
-        "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam", "guidance_scale"),
+        "checkpointing_steps", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam",
+        "guidance_scale"),
     Bound("it should be above 0", lambda v: v > 0): (
         "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
         "mem_ratio"),

@@ -29,8 +29,8 @@ def add_lora(part, rank, alpha, layers):
         part.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(layers)))
     except ValueError as error:
         if "PEFT" in str(error):  # transformers asks for a newer one than diffusers does
-            raise InputError(f"no LoRA on the text encoder with this peft ({error}): install that, or leave out "
-                             "--train_text_encoder") from error
+            raise InputError(f"no LoRA on the text encoder with this peft ({error}): install that, or, if it is not there yet, "
+                             "pip install 'transformers<5.24'; or leave out --train_text_encoder") from error
         kind = type(part).__name__
         raise InputError(f"LoRA finds no layer {', '.join(layers)} in the {kind} ({error}): pass other --lora_layers") from error
 

@@ -6,6 +6,7 @@
 
 Without a model, data or config it trains the embedded model on the embedded data as train/recipes/demo.yaml says.
 """
+import re
 import sys
 import time
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from rotescope.train.publish import open_hub, upload
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig
 from rotescope.train.resume import restore, save_checkpoint
 from rotescope.train.run import batch_size, start, total_steps
-from rotescope.train.sharded import check_sharding, settle
+from rotescope.train.sharded import check_sharding, rhythm, settle
 from rotescope.train.tables import Share, drop_old_drafts
 from rotescope.train.watch import accelerator_of, check_agreed, is_first_process, process_count, report, tracked, visiting
 
@@ -122,18 +123,19 @@ def _announce(job):
 
 def _trained(run, monitor):
     """The steps of a run, each followed by what is due after it, until the last, or until the monitor says so."""
-    config = run.job.config
+    every, limit = rhythm(run.accelerator, run.job.config)
+    out = run.job.config.output_dir
     try:
         for result in () if monitor(run) else run.steps():  # what is resumed may have reached its dose
             yield result
             report(run, result)
             stop = monitor(run)  # before the checkpoint: what resumes from there finds all that was measured until then
-            if config.checkpointing_steps and run.step % config.checkpointing_steps == 0:
-                save_checkpoint(run, config.output_dir, config.checkpoints_total_limit)
+            if every and run.step % every == 0:
+                save_checkpoint(run, out, limit)
             if stop:
                 break
     except RunError as error:
-        kept = checkpoints(config.output_dir)
+        kept = checkpoints(out)
         raise RunError(f"{error}; {kept[-1]} is the last good checkpoint" if kept else str(error)) from error
     settle(run.accelerator, run.model, run.job)
 
@@ -160,7 +162,7 @@ def _save(run, about):
 
 @exit_cleanly
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = [re.sub(r"^--dataset[-_]name(?==|$)", "--train_data_dir", a) for a in (sys.argv[1:] if argv is None else argv)]
     own = any(a.split("=")[0].replace("-", "_").strip("_") in EMBEDDED for a in argv)  # own model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
     finetune(config)

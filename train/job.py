@@ -18,6 +18,7 @@ from rotescope.train.latents import Preprocessing, too_long
 from rotescope.train.objective import MIN_SNR_DIVISOR, TARGETS, NoiseSchedule, noise_schedule
 from rotescope.train.place import check_cache, check_place
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig, check_values
+from rotescope.train.sharded import USUAL_STEPS
 from rotescope.train.watch import is_first_process
 
 __all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
@@ -94,9 +95,16 @@ def _preprocessing(config, pipe):
 
 
 def _megabytes(pipe, config):
-    """Disk that the result will take, and some more."""
-    parts = () if config.lora else (p for p in pipe.components.values() if isinstance(p, torch.nn.Module))
-    return round(50 + sum(p.numel() for part in parts for p in part.parameters()) * DTYPES[config.save_dtype].itemsize / 1e6)
+    """Disk that the result will take, and some more; of a whole model two checkpoints, too: one stays until the next is whole."""
+    if config.lora:
+        return 50
+    parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
+    result = sum(p.numel() for part in parts for p in part.parameters()) * DTYPES[config.save_dtype].itemsize
+    every = USUAL_STEPS if config.checkpointing_steps is None else config.checkpointing_steps
+    kept = bool(every) and (config.num_train_epochs is not None or config.max_train_steps >= every)
+    state = 4 + (2 if config.use_8bit_adam else 8) + 4 * config.use_ema  # bytes a weight
+    weights = pipe.components[family_of(pipe).denoiser].num_parameters()
+    return round(50 + (result + kept * 2 * state * weights) / 1e6)
 
 
 def _warn_of_long_captions(manifest, tokenizer):

@@ -19,15 +19,17 @@ class FinetuneConfig:
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
     """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
     train_data_dir: str = str(EMBEDDED["train_data_dir"])
-    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare"""
+    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare; --dataset_name,
+    as in diffusers' scripts, is the same"""
     output_dir: str = "runs/finetuned"
     """where the checkpoint goes"""
     overwrite: bool = False
     """replace output_dir"""
     checkpointing_steps: int | None = None
-    """keep the state of the run in output_dir/checkpoint-STEP every so many steps"""
+    """keep the state of the run in output_dir/checkpoint-STEP every so many steps, 0 for never; unless given every 500, but never
+    where weights lie in shards (FSDP, DeepSpeed)"""
     checkpoints_total_limit: int | None = None
-    """how many of them stay, the newest; all unless given"""
+    """how many of them stay, the newest; unless given all, or one where --checkpointing_steps is not given"""
     resume_from_checkpoint: str | None = None
     """go on from a checkpoint-… folder, or from the latest in output_dir; with none there the run starts anew. Later checkpoints
     in output_dir stay until the run has a new one, or ends"""
@@ -64,7 +66,8 @@ class FinetuneConfig:
     lora: bool = False
     """train a LoRA on the UNet or transformer instead of the whole of it"""
     train_text_encoder: bool = False
-    """a LoRA on the CLIP text encoders too; captions are then encoded in every step"""
+    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks:
+    transformers 5.23 works with peft 0.20, and 5.24 asks for a peft 0.22 that was not there yet"""
     rank: int = 4
     """of the LoRA"""
     lora_alpha: float | None = None
@@ -168,7 +171,8 @@ class FinetuneConfig:
     """stop once so large a share of the duplicated captions' images are copies; needs --monitor_steps"""
 
     report_to: str | None = None
-    """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs), wandb, all, or another of accelerate's"""
+    """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs; pip install 'rotescope[trackers]' brings it),
+    wandb, all, or another of accelerate's"""
     tracker_project_name: str = "rotescope"
     """how the trackers call the run's project"""
     push_to_hub: bool = False
@@ -194,6 +198,7 @@ def check_values(config):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
     trackers = [str(t) for t in get_available_trackers()]
     if config.report_to not in (None, "all", *trackers):
-        raise InputError(f"--report_to {config.report_to}: install it, or take one of {', '.join(trackers) or 'none'}")
+        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
+                         f"take one of {', '.join(trackers) or 'none'}")
     if config.stop_at_copy_rate is not None and not config.monitor_steps:
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")

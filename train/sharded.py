@@ -5,6 +5,7 @@ from rotescope.errors import InputError
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 NEEDS_WHOLE_WEIGHTS = ("checkpointing_steps", "resume_from_checkpoint", "use_ema", "validation_prompts", "monitor_steps")
+USUAL_STEPS = 500  # between checkpoints, as in diffusers' scripts
 
 
 def check_sharding(accelerator, config):
@@ -20,6 +21,16 @@ def check_sharding(accelerator, config):
             raise InputError("--gradient_accumulation_steps does not go with DEEPSPEED: take a larger --train_batch_size")
         plugin = accelerator.state.deepspeed_plugin  # it would read the size from a data loader, and there is none
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
+
+
+def rhythm(accelerator, config):
+    """-> every how many steps a checkpoint is kept, 0 for never; how many of them stay, None for all.
+
+    Nobody who is not asked has room for many: AdamW's makes three times the model's weights.
+    """
+    if config.checkpointing_steps is not None:
+        return config.checkpointing_steps, config.checkpoints_total_limit
+    return 0 if accelerator.distributed_type in SHARDED else USUAL_STEPS, config.checkpoints_total_limit or 1
 
 
 def settle(accelerator, model, job):
