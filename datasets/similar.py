@@ -51,7 +51,7 @@ def same_picture(one, other, side=SMALL):
     both, block = np.stack([_cut(Image.fromarray(t), 0.0, 0.0, 1.0) for t in (one, other)]), FINE // COARSE  # (2, 24, 24, 3)
     cosine, left = np.prod(centred(both), axis=0).sum(), both[0] - both[1]
     blocks = left.reshape(COARSE, block, COARSE, block, 3).mean((1, 3))
-    return bool(cosine >= DUPLICATE and _rms(left) <= RESIDUE * min(max(SMALL / side, 0.5), 1) and _shade(left) <= SHADE
+    return bool(cosine >= SAME and _rms(left) <= SAME_RESIDUE * min(max(SMALL / side, 0.5), 1) and _shade(left) <= SHADE
                 and _rms(blocks) <= SAME_COARSE and np.abs(blocks @ Y_CB_CR[0]).max() <= SAME_PEAK)
 
 
