@@ -5,7 +5,7 @@
 
 Ordinary are prompts of which you know that the model does not replicate an image: captions of your own that are in no training
 set, or held-out ones. A hundred images or more; only the first `watch` steps of each are sampled. The file holds for the model,
-guidance_scale and roughly the number of steps that it was made with.
+guidance_scale and number of steps that it was made with.
 """
 import json
 import sys

@@ -13,7 +13,7 @@ import torch
 
 from rotescope.errors import InputError
 from rotescope.mitigate.guidance import ScaleRun
-from rotescope.mitigate.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition
+from rotescope.mitigate.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition, same_timestep
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class CalibratedTransition(Mitigation):
 
     As long as the timestep is within what was calibrated, the score of an image is the running mean of z = (log d − μ_t) / σ_t.
     Where it exceeds the `quantile` of ordinary images' highest scores, the image is held back from that very step on. So
-    1 − quantile is the share of ordinary images that are touched at all; the others are plain guidance, bit for bit.
-    calibration: what `rotescope calibrate` wrote, for this model and guidance_scale.
+    1 − quantile is the share of ordinary images that are touched at all; the others are plain guidance, bit for bit. That share
+    holds for as many looks as the ordinary images had: a run that takes more or fewer is refused.
+    calibration: what `rotescope calibrate` wrote, for this model, guidance_scale and about this number of steps.
     """
     calibration: str = ""
     before: float = -2.0
@@ -109,16 +110,32 @@ class CalibratedRun(ScaleRun):
         before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
         return torch.where(self.held & (timestep > self.policy.transition), before, after)
 
+    def watches(self, timestep):
+        last = self.known.timesteps[-1]
+        return timestep > last or same_timestep(timestep, last)
+
     def tracked(self, timestep):
-        return torch.full((self.n,), timestep >= self.known.timesteps[-1])
+        return torch.full((self.n,), self.watches(timestep))
 
     def guide(self, step):
-        if step.timestep >= self.known.timesteps[-1] and not step.repeated and step.gap.any():
+        if not self.watches(step.timestep):
+            self._check_looks()
+        elif not step.repeated and step.gap.any():
             self.total += self.known.z(step.gap.cpu(), step.timestep)
             self.steps += 1
+            self._check_looks(at_most=True)
             self.held |= self.total / self.steps > self.threshold
             if step.timestep > self.policy.transition:
                 self.transition_timesteps[self.held] = -1  # guided before it was found out: that is over
         guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
         self.transition_timesteps[guided_now] = step.timestep
         return super().guide(step)
+
+    def _check_looks(self, at_most=False):
+        """The highest of more running means is higher, and of fewer lower, than the ordinary scores were."""
+        due = len(self.known.timesteps)
+        if self.steps > due or self.steps < due and not at_most:
+            often = "more" if self.steps > due else "less"
+            raise InputError(f"{self.policy.calibration} looked {due} times down to t = {self.known.timesteps[-1]:g}, over "
+                             f"{self.known.num_inference_steps} steps, and this run {often} often: calibrate with the "
+                             "num_inference_steps that you sample with")

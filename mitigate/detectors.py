@@ -17,9 +17,10 @@ from rotescope.mitigate.blackbox import Cliques, EdgeAgreement
 from rotescope.mitigate.gaps import Drop, Layout, Magnitude
 from rotescope.mitigate.mitigation import family
 from rotescope.mitigate.recall import Recall, recall_scores
-from rotescope.mitigate.registry import _nearest, with_settings
+from rotescope.mitigate.registry import with_settings
 from rotescope.mitigate.sampler import batches
 from rotescope.mitigate.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector
+from rotescope.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def get_detector(text):
     """'magnitude' or 'magnitude:n=1,steps=5' -> detector. InputError for an unknown name, key or value."""
     name, _, settings = text.partition(":")
     if name not in DETECTORS:
-        raise InputError(f"no detector is called {name!r}: {_nearest(name, DETECTORS)}")
+        raise InputError(f"no detector is called {name!r}: {nearest(name, DETECTORS)}")
     preset = DETECTORS[name].preset
     return with_settings(name, preset, settings)
 

@@ -1,5 +1,4 @@
 """Every mitigation by name: what it is set to, where it comes from, what it costs and needs."""
-import difflib
 import types
 import typing
 from dataclasses import dataclass, fields, replace
@@ -15,6 +14,7 @@ from rotescope.mitigate.noise import NoiseOptimisation, SharpnessAwareNoise, Sha
 from rotescope.mitigate.perturb import CaptionPerturbation
 from rotescope.mitigate.recalled import RecallTransition
 from rotescope.mitigate.search import AntiMemorizationGuidance
+from rotescope.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def get_mitigation(text):
     """'og-stp' or 'og-stp:before=-3,transition=700' -> Mitigation. InputError for an unknown name, key or value."""
     name, _, settings = text.partition(":")
     if name not in ENTRIES:
-        raise InputError(f"no mitigation is called {name!r}: {_nearest(name, ENTRIES)}")
+        raise InputError(f"no mitigation is called {name!r}: {nearest(name, ENTRIES)}")
     preset = ENTRIES[name].preset
     mitigation = with_settings(name, preset, settings)
     mitigation.check()
@@ -117,7 +117,7 @@ def _setting(name, preset, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     keys = [f.name for f in fields(preset)]
     if key not in keys or not equals:
-        raise InputError(f"{name}: {text!r} is not a setting: write key=value; {_nearest(key, keys)}")
+        raise InputError(f"{name}: {text!r} is not a setting: write key=value; {nearest(key, keys)}")
     kinds = typing.get_type_hints(type(preset))[key]
     kinds = typing.get_args(kinds) if isinstance(kinds, types.UnionType) else (kinds,)
     for kind in (k for k in (int, float, str) if k in kinds):
@@ -131,8 +131,3 @@ def _setting(name, preset, text):
     if bool in kinds and value in ("true", "false"):
         return key, value == "true"
     raise InputError(f"{name}: {key}={value!r} is not a {' or '.join(k.__name__ for k in kinds if k is not types.NoneType)}")
-
-
-def _nearest(word, known):
-    close = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(known)}"

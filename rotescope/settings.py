@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from rotescope.errors import InputError
+from rotescope.nearest import option_meant
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
 
@@ -34,7 +35,8 @@ def parse(config_class, argv, *, prog, description, config=None):
     except InputError:
         raise
     except Exception as error:  # jsonargparse raises several kinds, each with the key in its text
-        raise InputError(f"{prog}: {_first_lines(error)} (see {prog} --help)") from error
+        meant = option_meant(str(error), {"config", *names})
+        raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
 
 
 def save(config, file):

@@ -324,6 +324,20 @@ def test_only_an_image_that_stands_out_is_touched(pipe, tmp_path):
         images(pipe, guidance_scale=5.0)
 
 
+@pytest.mark.parametrize(("steps", "often"), [(2 * STEPS, "more"), (STEPS // 2, "less")])
+def test_a_calibration_for_another_number_of_steps_is_refused(tmp_path, steps, often):
+    pipe = cached_pipeline("sd")
+    with mitigated(pipe, "none") as run:
+        images(pipe)
+    gaps = np.array(run.prediction_gaps)[:1, :4] * np.exp(np.linspace(-.1, .1, 20))[:, None]
+    name = f"dtp-calibrated:calibration={calibration(tmp_path / 'c.json', gaps, run.timesteps[:4])}"
+    settings = {"prompt": PROMPTS, "output_type": "latent"}
+    with mitigated(pipe, name), pytest.raises(InputError, match=f"looked 4 times .* over 10 steps, and this run {often} often"):
+        pipe(**settings, num_inference_steps=steps)
+    with mitigated(pipe, name):
+        pipe(**settings, num_inference_steps=STEPS)
+
+
 def test_an_image_may_be_found_out_late(tmp_path):
     """Ordinary log gaps are 0 ± 1 at 999 and 899. One image shows 0, 0; the other 0, 9, and is held back from 899 to 650."""
     ordinary = np.exp(np.random.default_rng(0).normal(0, 1, (100, 2)))

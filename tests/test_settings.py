@@ -59,12 +59,21 @@ def test_an_unknown_key_or_a_bad_value_is_an_input_error_in_one_line(argv):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("argv", "meant"), [
+    (("--step", "2"), "--steps"), (("--steps", "2", "--seed=1"), "--seeds"), (("--fsat",), "--fast"),
+    (("--quite-other", "1"), None), (("--steps", "two"), None)])
+def test_an_unknown_option_is_told_the_nearest(argv, meant):
+    with pytest.raises(InputError) as error:
+        read(*argv)
+    assert (f"; did you mean {meant}? (" in str(error.value)) if meant else ("did you mean" not in str(error.value))
+
+
 def test_a_saved_config_comes_back_and_the_command_line_wins(tmp_path):
     save(Config("y", 5, True, (1, 2)), tmp_path / "c.yaml")
     assert read(config=tmp_path / "c.yaml") == Config("y", 5, True, (1, 2))
     assert read("--config", str(tmp_path / "c.yaml"), "--steps", "6").steps == 6
     (tmp_path / "c.yaml").write_text("stepz: 3\n")
-    with pytest.raises(InputError, match="stepz"):
+    with pytest.raises(InputError, match="stepz.* did you mean --steps"):
         read("--config", str(tmp_path / "c.yaml"))
 
 
