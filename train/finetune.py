@@ -63,11 +63,11 @@ def finetune(config, on_step=None, progress=True, monitor=None):
             if accelerator.is_main_process:
                 _save(run, about)
                 show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
+        if accelerator.is_local_main_process:  # the files are mapped still, perhaps, and go when nobody has them any more
+            clear_cache(config)
         if accelerator.is_main_process and repository:
             upload(job, repository)
         accelerator.wait_for_everyone()
-    if accelerator.is_local_main_process:
-        clear_cache(config)
     return Path(config.output_dir)
 
 
