@@ -65,7 +65,8 @@ def candidates(query, reference, lowest, own, space):
     if lowest.isneginf().any():  # in the first block: one as similar as this is there
         lowest = exactly(q, x, torch.arange(n), coarse.argmax(1))
     bound = of_q.error * of_x.norm.max() + (of_q.norm + of_q.error) * of_x.error.max() + 1e-6
-    needed = (lowest - bound)[:, None] / (of_q.scale * of_x.scale)
+    # never as low as what is no answer: a vector of zeros, whose scale is next to none, would ask for that too
+    needed = ((lowest - bound)[:, None] / (of_q.scale * of_x.scale)).clamp_(min=LOWEST / 2)
     runs = coarse.view(n, -1, RUN)
     line, run = (runs.amax(2) >= needed).nonzero().unbind(1)
     if len(line) > MANY * n * m:

@@ -62,7 +62,7 @@ def test_search_is_brute_force(block, k):
 def test_many_queries_find_what_brute_force_finds(spread, itself):
     rng = np.random.default_rng(0)
     x = 1 + spread * rng.normal(size=(1300, 100)).astype(np.float32)
-    x[7], x[900], x[13] = x[1100], 0, -x[12]
+    x[7], x[900], x[13], x[5] = x[1100], 0, -x[12], 0  # as nothing to compare is: it may choose any row but its own
     x *= rng.uniform(0.9, 1, (1300, 1)).astype(np.float32) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
     own = np.where(rng.random(700) < 0.8, np.arange(700), -1) if itself else None
     similarity, row = nearest(x[:700], x, own=own, block=(256, 170))
