@@ -4,9 +4,9 @@
     python benchmarks/planted.py --train_seeds 0 --output_dir runs/planted-0
 
 For each seed the embedded model is fine-tuned by the demo's recipe, and the duplicated and the control captions are sampled from
-it and, on the same noise, from the base model. A training image is flagged if its caption leaks, as an audit says by default:
-its images copy any training image, and chance does not explain it. Asked: is every image with --least copies or more flagged, no
-control, and none by the base model? Exit code 1 if not. Writes planted.json and each seed's checkpoint and samples.
+it and, on the same noise, from the base model. A training image is flagged if it is what a leaking prompt copies, whosever caption
+that is, as an audit says by default. Asked: is every image with --least copies or more flagged, no control, and none by the base
+model? Exit code 1 if not. Writes planted.json and each seed's checkpoint and samples.
 """
 import json
 import sys
@@ -57,8 +57,9 @@ class PlantedConfig:
 
 
 def flagged(report):
-    """-> ids of training images whose captions leak."""
-    return {p["expected"] for p in report["prompts"] if p["leaked"]}
+    """-> ids of training images that leaking prompts copy."""
+    leaking = {p["prompt_index"] for p in report["prompts"] if p["leaked"]}
+    return {p["nearest"] for p in report["pairs"] if p["is_copy"] and p["prompt_index"] in leaking}
 
 
 def counts(ids, manifest, least):
