@@ -125,7 +125,7 @@ def _setting(name, preset, text):
             found = kind(value)
         except ValueError:
             continue
-        if kind is float and not isfinite(found):
+        if isinstance(found, float) and not isfinite(found):
             raise InputError(f"{name}: {key}={value} is no finite number: give one")
         return key, found
     if bool in kinds and value in ("true", "false"):
