@@ -19,7 +19,7 @@ from rotescope.runs import write_json
 
 NULL_NAMES = {"heldout": "held-out pictures", "train": "training images against one another"}
 LONG_NAMES = {"none": "Plain guidance", "stp": "Delayed guidance", "og-stp": "Opposite, then delayed guidance",
-              "og-stp-layout": "The same, against the layout only",
+              "og-stp-layout": "Opposite guidance, layout only",
               "dtp": "Delayed guidance, dynamic", "og-dtp": "Opposite guidance, dynamic"}
 SHOWN = 12                                 # pairs of the first method; a third of it of the others
 COLUMNS = {"duplicated": 8, "control": 4}  # prompts in the grid; of another group, 8
