@@ -4,8 +4,8 @@
     python benchmarks/planted.py --train_seeds 0 --output_dir runs/planted-0
 
 For each seed the embedded model is fine-tuned by the demo's recipe, and the duplicated and the control captions are sampled from
-it and, on the same noise, from the base model. A training image is flagged if it is what a leaking prompt copies, as an audit says
-by default, whosever caption that is. Asked: is every image with --least copies or more flagged, no control, and none by the base
+it and, on the same noise, from the base model. A training image is flagged if a leaking prompt copies it, as an audit says by
+default, whosever caption that is. Asked: is every image with --least copies or more flagged, no control, and none by the base
 model? Exit code 1 if not. Writes planted.json and each seed's checkpoint and samples.
 """
 import json
