@@ -167,7 +167,7 @@ def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, repo
         patched.setattr(sys, "stderr", closed)
 
         def main(argv):
-            score.announce((rule,))
+            score.announce(parse_rules(rule), score.ScoreConfig(generated="s", train_data="train", output_dir="out"))
             score.show_and_judge(judged, "out", (rule,))
         assert leave(exit_cleanly(main), []) == code
 
