@@ -134,7 +134,7 @@ def test_a_picture_in_other_bytes_is_known_and_an_edited_one_is_not_it(how):
     change = (IN_OTHER_BYTES | NOT_THE_SAME)[how]
     found = [similar.same_picture(similar.thumbnail(image), similar.thumbnail(change(image)), min(change(image).size))
              for image in (scene.image for scene in scenes(60, SEED + 3))]
-    assert np.mean(found) >= 0.95 if how in IN_OTHER_BYTES else np.mean(found) <= 0.1  # of the cut ones 0 to 4 of 60, over six seeds
+    assert np.mean(found) >= 0.95 if how in IN_OTHER_BYTES else np.mean(found) <= 0.1  # of the cut ones 0 to 4, over six seeds
 
 
 def test_the_same_sprite_a_pixel_aside_on_the_same_ground_is_another_picture():
