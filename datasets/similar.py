@@ -12,7 +12,7 @@ from PIL import Image
 THUMB, COARSE, FINE = 48, 8, 24         # sides in pixels: kept, compared first, compared in the end
 CANDIDATE, PROMISING = 0.3, 0.87        # cosines that lead to the next step; of a small thing, cropped, the first falls to .41
 SURE = 0.99                             # cosine from which no other overlay is tried
-DUPLICATE, RESIDUE = 0.92, 9.0          # of a duplicate: least cosine, most RMS difference
+DUPLICATE, RESIDUE = 0.9, 9.0           # of a duplicate: least cosine, most RMS difference
 SHADE, WINDOW_SHADE = 2.2, 1.8          # most difference of mean colours, whole or of a window
 SAME, SAME_RESIDUE = 0.88, 10.0         # of the same picture in other bytes, not moved: least cosine, most RMS difference
 SAME_COARSE, SAME_PEAK = 4.5, 9.0       # and at 8 × 8: most RMS difference, most of one luma
@@ -108,7 +108,7 @@ def _cut(image, left, top, side):
 
 
 def _proved(thumbnails, seen, i, j):
-    """Whether a window of one is the other whole: the best overlay of those that start from the best window of each size.
+    """Whether one is the other whole, or a window of it: the best overlay of those that start from the best window of each size.
 
     From one size alone the moves get stuck before they reach another: the worst of 300 crops then differed by 9.6 levels, and by
     3.5 once all sizes were tried, while scenes that are alike by chance gained nothing.
@@ -116,16 +116,21 @@ def _proved(thumbnails, seen, i, j):
     cosines = np.stack([seen[i] @ seen[j][0], seen[j] @ seen[i][0]])   # (2, 38)
     if cosines.max() < PROMISING:
         return False
-    best = (0.0, 0.0, 0.0, 0.0)
+    best = (0.0, 0.0, 0.0)
     for side in sorted(set(SIDES), key=lambda side: -cosines[:, side == SIDES].max()):
         swapped, view = np.unravel_index(np.where(side == SIDES, cosines, -1).argmax(), cosines.shape)
         part, whole = (j, i) if swapped else (i, j)
         fit = overlay(thumbnails[part], thumbnails[whole], WINDOWS[view % len(WINDOWS)], view >= len(WINDOWS))
-        best = max(best, (*fit, SHADE if side == 1 else WINDOW_SHADE))
+        if side == 1 and _fits(*fit, SHADE):
+            return True
+        best = max(best, fit)
         if best[0] >= SURE:
             break
-    cosine, residue, shade, most = best
-    return cosine >= DUPLICATE and residue <= RESIDUE and shade <= most
+    return _fits(*best, WINDOW_SHADE)
+
+
+def _fits(cosine, residue, shade, most_shade):
+    return cosine >= DUPLICATE and residue <= RESIDUE and shade <= most_shade
 
 
 def overlay(part, whole, window, mirror):
