@@ -2,6 +2,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,24 @@ def test_prepare_refuses_in_one_line(argv, tmp_path, capsys):
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_plans_work_as_the_page_prints_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").symlink_to(EMOJI.parent)
+    page = (EMOJI.parent.parent / "docs/data.md").read_text().splitlines()
+    found = {}
+    for words in (line.split()[2:] for line in page if line.startswith("rotescope prepare ")):
+        prepare(words)
+        said = json.loads(capsys.readouterr().out)
+        found[Path(said["manifest"]).stem] = [said[key] for key in ("images", "copies", "duplicated", "controls", "captions")]
+    assert {name: tuple(counts[:4]) for name, counts in found.items()} == {
+        "dose": (3000, 2976 + 24 * 92, 24, 24), "canaries": (3000, 2976 + 6 * 85, 24, 24), "nodup": (3000, 3000, 0, 0),
+        "dup_both": (3000, 2850 + 150 * 5, 150, 0), "dup_image": (3000, 2700 + 300 * 10, 300, 0),
+        "none": (24, 24, 0, 0), "class": (24, 24, 0, 0), "random": (24, 24, 0, 0),
+        "few": (800, 796 + 4 * 50, 4, 0), "mix": (3 * 996 - 4 * 49, 3 * 996, 4, 0)}
+    assert [found[name][4] for name in ("none", "class", "random")] == [1, 1, 24]
 
 
 # ----- perturbations
