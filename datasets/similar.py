@@ -121,15 +121,16 @@ def _proved(thumbnails, seen, i, j):
         swapped, view = np.unravel_index(np.where(side == SIDES, cosines, -1).argmax(), cosines.shape)
         part, whole = (j, i) if swapped else (i, j)
         fit = overlay(thumbnails[part], thumbnails[whole], WINDOWS[view % len(WINDOWS)], view >= len(WINDOWS))
-        if side == 1 and _fits(*fit, SHADE):
+        if side == 1 and _fits(fit, SHADE):
             return True
         best = max(best, fit)
         if best[0] >= SURE:
             break
-    return _fits(*best, WINDOW_SHADE)
+    return _fits(best, WINDOW_SHADE)
 
 
-def _fits(cosine, residue, shade, most_shade):
+def _fits(overlaid, most_shade):
+    cosine, residue, shade = overlaid
     return cosine >= DUPLICATE and residue <= RESIDUE and shade <= most_shade
 
 
