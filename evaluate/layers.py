@@ -9,6 +9,7 @@ from rotescope.evaluate.replication import copy_threshold, spread
 from rotescope.evaluate.twins import Twins
 
 FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
+MANY = 500    # null pictures that are enough for small p-values, whatever else there is
 EDITED = 0.98  # pictures as similar as this are one, dimmed or cropped; a threshold as high says that the set is full of them
 NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
 NULLS = {     # name -> what its similarities are; to the nearest training image always
@@ -28,10 +29,10 @@ class Layer:
 
     @property
     def best_null(self):
-        """The null that p-values rest on: held-out pictures, if they are not far fewer than the training ones, for with a few
-        no p is small. Not the base model's pictures: it may copy too."""
+        """The null that p-values rest on: held-out pictures, if they are many or not far fewer than the training ones, for with a
+        few no p is small. Not the base model's pictures: it may copy too."""
         held, train = len(self.nulls["heldout"]), len(self.nulls["train"])
-        return "heldout" if held and held >= min(FEW, train / 2) else "train"
+        return "heldout" if held and held >= min(MANY, train / 2) else "train"
 
     @property
     def chance(self):
