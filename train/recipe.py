@@ -52,8 +52,8 @@ class FinetuneConfig:
     exclusive: bool = False
     """leave out other images that bear the caption of a duplicated one"""
     partial_plan: bool = False
-    """train even where the run ends before it showed every planned copy, or planned images are missing: the dose is then less than
-    the plan says"""
+    """train even where the run ends before it showed every planned copy, or planned images are missing: the dose is then less
+    than the plan says"""
 
     resolution: int | None = None
     """side of the training images in pixels; the model's own unless given"""
