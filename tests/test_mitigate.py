@@ -63,6 +63,7 @@ def test_a_policy_on_a_pipeline_equals_the_plain_loop(pipe, policy):
     assert known.any()
 
 
+@pytest.mark.slow
 def test_in_single_precision_a_policy_equals_the_plain_loop_to_its_rounding():
     """To 1e-5 of the largest value, for the loop takes its images one by one; bit for bit where all guidance is plain."""
     pipe = tiny_pipeline()
