@@ -81,6 +81,7 @@ def config_of(base, data, out, **changes):
                          "num_inference_steps": 2, "device": "cpu", **changes})
 
 
+@pytest.mark.slow
 def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, monkeypatch, capsys):
     """Dies in the third of four fine-tunes; the second start trains that and the last one alone. A broken picture is named."""
     spoilt = with_broken_picture(images, tmp_path / "images")

@@ -255,6 +255,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     assert "say nothing of the prompts that were not sampled" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lora, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--lora", lora, "--base", "auto", "--train_data", train, "--seeds", "3", "4", "5",

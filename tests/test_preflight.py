@@ -65,6 +65,7 @@ def measured(labels, scene, how):
     return recall, np.mean([scene[i] == scene[j] for i, j in same])
 
 
+@pytest.mark.slow
 def test_every_planted_duplicate_is_found_at_a_precision_of_99_percent():
     """Among 500 scenes, of which many show the same things under the same caption."""
     images, scene, how = planted(500, 50)
@@ -90,6 +91,7 @@ def test_most_crops_that_were_recompressed_are_found():
     assert sum(found) >= 36
 
 
+@pytest.mark.slow
 def test_scenes_of_one_caption_are_no_duplicates():
     by_caption = {}
     for scene in scenes(600, SEED + 2, pair_share=0):
