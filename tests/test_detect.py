@@ -29,7 +29,7 @@ SMALL = {"bright-ending": ":n=2,num_inference_steps=3", "entropy-d": ":n=2,num_i
          "layout": ":n=2,steps=2,num_inference_steps=5", "drop": ":n=2,steps=4,num_inference_steps=5"}
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def pipe(request):
     return tiny_pipeline(request.param).to(torch.float64)  # so that what differs is the rule, not the rounding
 

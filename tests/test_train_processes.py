@@ -46,6 +46,7 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     assert [c.name for c in checkpoints(tmp_path / "two")] == ["checkpoint-5"]
 
 
+@pytest.mark.slow
 def test_two_processes_encode_each_image_once(base, tmp_path):
     """Each of the two a share; both train on the whole, and to the weights of one process. Nothing is left of the cache."""
     images = image_folder(tmp_path / "images", n=16)
