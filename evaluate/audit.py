@@ -26,10 +26,10 @@ from rotescope.evaluate.intake import apart, take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
 from rotescope.evaluate.places import check_images, check_places, samples_kept
 from rotescope.evaluate.report import Report
-from rotescope.evaluate.rules import check_ids, check_power, parse_rules
+from rotescope.evaluate.rules import check_ids, check_own, check_power, parse_rules
 from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.score import ScoreConfig, announce, measuring, show_and_judge, write_all
-from rotescope.evaluate.scoring import check_measuring, check_own, score_samples, totals
+from rotescope.evaluate.scoring import check_measuring, score_samples, totals
 from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
 from rotescope.mitigate.planned import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.prompt_sets import Sources, gather

@@ -39,8 +39,8 @@ def junit(report):
     that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
     """
     root, gate = ET.Element("testsuites", name=_legal(report["title"])), _gate(report)
-    rules = [(r["rule"], r["rule"], r["outcome"] != "passed" and report["verdict"]["headline"],
-              "") for r in report["verdict"]["rules"]]
+    rules = [(r["rule"], r["rule"], r["outcome"] != "passed" and report["verdict"]["headline"], "")
+             for r in report["verdict"]["rules"]]
     _suite(root, "rules", rules)
     for method in report["methods"]:
         told = [p for p in report["prompts"] if p["method"] == method]

@@ -64,7 +64,7 @@ class Rule:
             return "failed" if any(set(self.ids) & copied.get(m, set()) for m in scope) else "passed"
         told = [cell for m in scope for cell in methods[m].values() if cell[self.metric] is not None]
         if not told:
-            raise InputError(f"the rule {self} cannot be judged, since no prompt names its training image: use copy_rate")
+            raise _unjudged(self)
         if max(cell[self.metric] for cell in told) > self.limit:
             return "failed"
         return "undecided" if any(self.highest(cell) > self.limit for cell in told) else "passed"
@@ -117,6 +117,17 @@ def check_ids(rules, known):
     gone = [i for rule in rules for i in rule.ids if i not in known]
     if gone:
         raise InputError(f"{gone[0]} is no image_id of the training images: take them from a manifest or a report's `nearest`")
+
+
+def check_own(rules, manifest, asked):
+    """InputError if a rule is on copies of the prompts' own images, and none of these, `asked`, is a training image."""
+    rule = next((rule for rule in rules if rule.metric == "own_copy_rate"), None)
+    if rule and not any(e.image_id in asked for e in manifest):
+        raise _unjudged(rule)
+
+
+def _unjudged(rule):
+    return InputError(f"the rule {rule} cannot be judged, since no prompt names its training image: use copy_rate")
 
 
 def check_power(rules, sizes):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rotescope.errors import InputError
 from rotescope.evaluate import drawn
 from rotescope.evaluate import measure as m
 from rotescope.evaluate.alignment import find_alignment, get_alignment
@@ -20,7 +19,7 @@ from rotescope.evaluate.layers import calibrated, check_exact, check_null, exact
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.partial import AT_MOST, partial_copies
 from rotescope.evaluate.report import Pictures, Report
-from rotescope.evaluate.rules import check_ids, parse_rules
+from rotescope.evaluate.rules import check_ids, check_own, parse_rules
 from rotescope.evaluate.samples import read_samples
 from rotescope.evaluate.twins import Twins
 from rotescope.evaluate.verdict import judge
@@ -81,13 +80,6 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         "prediction_gaps": drawn.gap_curves(samples), "histogram": drawn.histogram(samples, measured, layer),
         "pairs": drawn.pairs(samples, measured, layer),
     }, _pictures(samples, manifest))
-
-
-def check_own(rules, manifest, asked):
-    """InputError if a rule is on copies of the prompts' own images, and none of these, `asked`, is a training image."""
-    rule = next((rule for rule in rules if rule.metric == "own_copy_rate"), None)
-    if rule and not any(e.image_id in asked for e in manifest):
-        raise InputError(f"the rule {rule} cannot be judged, since no prompt names its training image: use copy_rate")
 
 
 def check_measuring(how, manifest, heldout, base):
