@@ -11,6 +11,8 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := build/wheel
+# as many files of tests at a time as there are cores
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test test-slow check lint typecheck screenshots clean
 
@@ -21,10 +23,10 @@ demo: $(VENV)/.ready
 	$(BIN)/rotescope demo --output_dir runs/demo --overwrite
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: lint typecheck test
 

@@ -1,8 +1,11 @@
-"""Two threads, deterministic kernels, no network: for every test."""
+"""At most two threads, deterministic kernels, no network: for every test."""
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg",
                "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402  (libraries read the variables above when they load)
 import torch  # noqa: E402

@@ -6,6 +6,7 @@
 
 Without a model, data or config it trains the embedded model on the embedded data as train/recipes/demo.yaml says.
 """
+import os
 import re
 import sys
 import time
@@ -53,6 +54,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     accelerator = accelerator_of(config)
     check_sharding(accelerator, config)
     check_agreed(job.manifest)
+    _announce_idle_cores(accelerator)
     if accelerator.is_main_process and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
     with tracked(accelerator, config):
@@ -119,6 +121,15 @@ def _announce(job):
     if job.source.quarantined and is_first_process():
         _say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
              f"{job.source.quarantined[0].reason}")
+
+
+def _announce_idle_cores(accelerator):
+    """On a CPU, `accelerate launch` gives each process a single thread if it is not told otherwise."""
+    processes, cores, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.cpu_count() or 1, torch.get_num_threads()
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and threads < cores // processes \
+            and accelerator.is_main_process:
+        _say(f"note: this trains on {processes * threads} of {cores} cores; with accelerate launch "
+             f"--num_cpu_threads_per_process {cores // processes} it trains on all of them")
 
 
 def _trained(run, monitor):
