@@ -35,12 +35,12 @@ class ScoreConfig(MeasureConfig):
     """a second samples folder with one method a transition, for the trade-off curves"""
 
 
-def announce(rules, config):
-    """Print the rules before anything is measured, and which of them chance alone would break."""
+def announce(rules, config, images=1):
+    """Print the rules before anything is measured, and which of them chance alone would break in a group of so many images."""
     for rule in rules:
         print(f"rule, fixed before the run: fail if {rule}", file=sys.stderr)
     for rule in rules if config.copy_threshold is None else ():
-        if rule.by_chance(config.copy_quantile):
+        if rule.by_chance(config.copy_quantile, images):
             print(f"note: about {percent(1 - config.copy_quantile)} of pictures that copy nothing are over this threshold, so "
                   f"{rule} breaks by chance: leaked_prompts>0 counts what chance does not explain", file=sys.stderr)
 
@@ -77,9 +77,10 @@ def score(config):
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     generated, sweep, base = (folder and read_samples(folder)
                               for folder in (config.generated, config.sweep, config.base_generated))
+    sizes = {cell: len(at) for cell, at in generated.cells.items()}
     if config.fail_on:
-        check_power(rules, {cell: len(at) for cell, at in generated.cells.items()})
-    announce(rules, config)
+        check_power(rules, sizes)
+    announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)
     with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:

@@ -24,7 +24,7 @@ from rotescope import plots
 from rotescope.errors import InputError, exit_cleanly
 from rotescope.evaluate import retriggered as judged
 from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.intake import apart, take_in
+from rotescope.evaluate.intake import apart, take_in, twins_apart
 from rotescope.evaluate.layers import check_null, warnings
 from rotescope.evaluate.options import CopyRule
 from rotescope.evaluate.samples import open_image, read_samples
@@ -138,7 +138,7 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
             pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
             on_found=lambda: advance("search"))
         folders, refused = sample_all(config, pipe, prompts, policies, folder / "samples", advance)
-    shots, measured = judge(config, manifest, heldout, targets, folders)
+    targets, shots, measured = judge(config, manifest, heldout, targets, folders)
     found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": list(left_out),
              **describe(config, sum(prompts.values(), []), policies)}
     save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
@@ -175,14 +175,18 @@ def sample_all(config, pipe, prompts, policies, folder, advance):
 
 
 def judge(config, manifest, heldout, targets, folders):
-    """-> Shots, and what they were measured by."""
-    layers = make_layers(read_samples(folders[0][1]).side, manifest, apart(heldout, manifest)[0], None, config)
-    examples = {t.example.image_id: t.example for t in targets}
-    shots = [shot for route, folder in folders for shot in judged.judge_samples(route, read_samples(folder), layers, examples)]
+    """-> the targets without held-out ones that are training images in other bytes, Shots, and what they were measured by."""
+    fresh = apart(heldout, manifest)[0]
+    layers = make_layers(read_samples(folders[0][1]).side, manifest, fresh, None, config)
     layer, exact = layers["descriptor"], layers.get("exact")
-    return shots, {
+    known, examples = layer.twins.heldout, {t.example.image_id: t.example for t in targets}
+    targets = [t for t in targets if t.group != HELDOUT or t.example.sha256 not in known]
+    left = {(t.group, t.example.image_id) for t in targets}
+    shots = [shot for route, folder in folders for shot in judged.judge_samples(route, read_samples(folder), layers, examples)
+             if (shot.record.group, shot.record.image_id) in left]
+    return targets, shots, {
         "descriptor": layer.index.descriptor.name, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
-        "background": layer.as_json(), "notes": list(warnings(layer)),
+        "background": layer.as_json(), "notes": [*(q.reason for q in twins_apart(fresh, layer.twins)[1]), *warnings(layer)],
         "exact": {"descriptor": exact.index.descriptor.name, "threshold": exact.threshold, "rule": exact.rule} if exact else None}
 
 

@@ -172,6 +172,13 @@ def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, repo
         assert leave(exit_cleanly(main), []) == code
 
 
+@pytest.mark.parametrize(("images", "told"), [(400, True), (399, False)])
+def test_a_rule_that_chance_breaks_in_so_many_images_is_announced(images, told, capsys):
+    config = score.ScoreConfig(generated="s", train_data="train", output_dir="out", copy_quantile=0.99)
+    score.announce(parse_rules("copies>4"), config, images)
+    assert ("copies>4 breaks by chance" in capsys.readouterr().err) == told
+
+
 def test_junit_has_a_case_for_each_prompt_and_rule(report):
     root = ET.fromstring(junit(report))
     suites = {s.get("name"): s for s in root}

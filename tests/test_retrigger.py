@@ -310,6 +310,21 @@ def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
         assert (tmp_path / "out/samples" / route["image"]).is_file()
 
 
+def test_a_held_out_picture_that_was_trained_on_in_other_bytes_is_no_control(base, images, tmp_path):
+    held = heldout_folder(tmp_path / "held")
+    Image.open(images / "0.png").save(held / "2.png", compress_level=0)
+    (held / "2.txt").write_text("a turtle on a grey background")
+    argv = ["--model", base, "--train_data", images, "--heldout_data", held, "--max_images", "3", "--max_texts", "1",
+            "--search_steps", "1", "--search_draws", "1", "--search_starts", "empty", "--seeds", "0",
+            "--num_inference_steps", "1", "--device", "cpu", "--output_dir", tmp_path / "out"]
+    assert leave(command.main, argv) == 0
+    found = json.loads((tmp_path / "out/retrigger.json").read_text(encoding="utf-8"))
+    assert [i["text"] for i in found["images"] if i["group"] == "heldout"] == [
+        "a turtle on a green background", "a turtle on a pink background"]
+    assert found["results"]["none"]["heldout"]["embedding"]["images"] == 2
+    assert found["notes"][0] == f"{held / '2.png'} is the training image {images / '0.png'} in other bytes"
+
+
 @pytest.mark.parametrize(("wrong", "says"), [
     (["--search_steps", "0"], "a search needs"), (["--search_starts", "noise"], "caption or empty"),
     (["--search_seeds", "1", "1"], "each once"),

@@ -1,6 +1,7 @@
 """The options that users of diffusers' training scripts know."""
 import math
 import re
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
+from torch._dynamo.utils import counters
 from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
@@ -80,21 +82,21 @@ def test_eight_bit_adam_trains_much_as_the_other_and_resumes(base, images, tmp_p
 
 
 @pytest.fixture
-def another_precision():
-    """Accelerate keeps the first precision of a process for good."""
+def another_launch():
+    """Accelerate keeps the precision and the compiler that a process had first for good."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
 
 
-@pytest.mark.usefixtures("another_precision")
+@pytest.mark.usefixtures("another_launch")
 def test_half_precision_trains_float32_weights(base, images, tmp_path, plain):
     trained = weights(finetune(config_of(base, images, tmp_path / "out", mixed_precision="bf16"), progress=False))
     assert all(w.dtype == torch.float32 for w in trained.values())
     assert 0 < largest_difference(trained, plain) < largest_difference(weights(base), plain) / 4
 
 
-@pytest.mark.usefixtures("another_precision")
+@pytest.mark.usefixtures("another_launch")
 def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_path):
     loras = []
     for name, precision in (("whole", "no"), ("half", "bf16")):
@@ -107,13 +109,32 @@ def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
-@pytest.mark.usefixtures("another_precision")
+@pytest.mark.usefixtures("another_launch")
 def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     earlier = tmp_path / "out/checkpoint-3"  # of a run that is to be overwritten, and is not by one that cannot start
     earlier.mkdir(parents=True)
     with pytest.raises(InputError, match="--mixed_precision fp16 needs a GPU"):
         finetune(config_of(base, images, tmp_path / "out", mixed_precision="fp16", overwrite=True), progress=False)
     assert earlier.exists()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.usefixtures("another_launch")
+def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, images, tmp_path, lora, monkeypatch):
+    """`accelerate launch --dynamo_backend …`; this one traces the model and leaves its kernels alone."""
+    def trained(name, **changes):
+        config = config_of(base, images, tmp_path / name, lora=lora, resume_from_checkpoint="latest", **changes)
+        file = "pytorch_lora_weights.safetensors" if lora else "unet/diffusion_pytorch_model.safetensors"
+        return load_file(finetune(config, progress=False) / file)
+    expected = trained("plain")
+    trained("out", checkpointing_steps=2)
+    shutil.copytree(tmp_path / "out/checkpoint-4", tmp_path / "on/checkpoint-4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    AcceleratorState._reset_state()
+    traced = counters["frames"]["ok"]
+    assert largest_difference(trained("compiled"), expected) < 1e-6
+    assert largest_difference(trained("on"), expected) < 1e-6
+    assert counters["frames"]["ok"] > traced
 
 
 @pytest.mark.slow
