@@ -144,7 +144,8 @@ def _sample(config, job, folder):
     with progress_bars({method: len(prompts) * len(config.seeds) for method in job.arm.methods}) as advance:
         sample_to_folder(pipe.to(config.device), prompts, job.arm.methods, config.seeds, folder / "samples", on_sample=advance,
                          about={"model": str(job.folder / "checkpoint"), "versions": versions()}, batch_size=config.batch_size,
-                         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps)
+                         resolution=job.config.resolution, guidance_scale=config.guidance_scale,
+                         num_inference_steps=config.num_inference_steps)
 
 
 def _score(config, work, draft):

@@ -69,9 +69,10 @@ def recipe_of(config):
     own = any(getattr(config, name) != str(value) for name, value in EMBEDDED.items())
     recipe = config.recipe or (None if own else RECIPE)
     given = parse(FinetuneConfig, [], prog="rotescope dose --recipe", description="", config=recipe)
+    if config.max_train_steps:
+        given = replace(given, max_train_steps=config.max_train_steps, num_train_epochs=None)
     return replace(given, pretrained_model_name_or_path=config.pretrained_model_name_or_path, duplicated=0, copies=1, controls=0,
-                   caption_style="same", exclusive=False, overwrite=False, resume_from_checkpoint="latest", push_to_hub=False,
-                   max_train_steps=config.max_train_steps or given.max_train_steps)
+                   caption_style="same", exclusive=False, overwrite=False, resume_from_checkpoint="latest", push_to_hub=False)
 
 
 def jobs(config, data):
@@ -84,6 +85,8 @@ def jobs(config, data):
             finetuning = replace(recipe, seed=seed, **arm.changes)
             check_values(finetuning)
             size = finetuning.train_batch_size * finetuning.gradient_accumulation_steps
-            check_served(plan, total_steps(finetuning, plan, size) * size)
+            steps = total_steps(finetuning, plan, size)  # of every arm, though an epoch of one copy each is shorter
+            check_served(plan, steps * size)
+            finetuning = replace(finetuning, max_train_steps=steps, num_train_epochs=None)
             found.append(Job(arm, finetuning, plan, Path(f"arm-{number}-seed-{seed}")))
     return found

@@ -11,12 +11,14 @@ from training import with_broken_picture
 from rotescope import dose as module
 from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
+from rotescope.datasets.sources import load_source
 from rotescope.dose import DoseConfig, dose
-from rotescope.dose_plan import Arm, Job
+from rotescope.dose_plan import Arm, Job, jobs
 from rotescope.errors import InputError, RunError
 from rotescope.evaluate.dose_response import Outcome, curves_of, markdown
 from rotescope.train.job import FinetuneConfig
 from rotescope.train.mitigations import NAMES, named_mitigation
+from rotescope.train.run import total_steps
 
 
 def outcomes():
@@ -134,6 +136,31 @@ def test_wrong_input_is_named_before_anything_is_trained(base, images, tmp_path,
     with pytest.raises(InputError, match=message):
         dose(config_of(base, images, tmp_path / "dose", **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("given", "steps"), [(None, 4), (7, 7)])
+def test_all_arms_train_as_many_steps(base, images, tmp_path, given, steps):
+    """Two epochs of 8 samples in batches of 4: the deduplicated arm, of 6 samples an epoch, has as many."""
+    (tmp_path / "recipe.yaml").write_text("num_train_epochs: 2\ntrain_batch_size: 4\n")
+    config = config_of(base, images, tmp_path / "dose", recipe=str(tmp_path / "recipe.yaml"), max_train_steps=given,
+                       train_mitigation=("deduplication",))
+    manifest = load_source(images)
+    assert [total_steps(job.config, job.manifest, 4) for job in jobs(config, manifest)] == [steps] * 4
+
+
+def test_it_samples_at_the_size_that_it_trained_at(base, images, tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text("resolution: 32\n")
+    config = config_of(base, images, tmp_path / "dose", recipe=str(tmp_path / "recipe.yaml"), train_seeds=(0,))
+    made = {}
+    monkeypatch.setattr(module, "sample_to_folder", lambda *args, resolution, **more: made.update(resolution=resolution))
+    module._sample(config, jobs(config, load_source(images))[0], _base_as_checkpoint(base, tmp_path / "job"))
+    assert made == {"resolution": 32}
+
+
+def _base_as_checkpoint(base, folder):
+    folder.mkdir()
+    (folder / "checkpoint").symlink_to(base)
+    return folder
 
 
 def test_training_mitigations_by_name():

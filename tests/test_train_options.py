@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from training import arguments, config_of, largest_difference, weights
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.train.bounds import BOUNDS
-from rotescope.train.finetune import finetune, main
+from rotescope.train.finetune import _meant, finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
+from rotescope.train.mitigations import TrainingMitigation
 from rotescope.train.objective import draw_levels, noise_schedule
 from rotescope.train.place import checkpoints
 from rotescope.train.recipe import FinetuneConfig, check_values
@@ -211,3 +213,31 @@ def test_every_bound_is_of_an_option_and_the_defaults_keep_it():
     assert len(set(names)) == len(names)
     numbers = {f.name for f in fields(FinetuneConfig) if re.search(r"\b(int|float)\b", str(f.type))}
     assert numbers - set(names) == {"duplicated", "copies", "controls", "logit_mean"}  # a plan's own check; any number
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    (["--max_train_steps", "5", "--num-train-epochs=2"], "both say how long to train"),
+    (["--config", "own.yaml"], "--train_data_dir says what BASE is to be trained on: it is missing")])
+def test_options_that_leave_it_open_what_is_meant_are_refused(base, tmp_path, argv, says, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(f"pretrained_model_name_or_path: {base}\n")
+    with pytest.raises(SystemExit) as left:
+        main([*argv, "--output_dir", "out"])
+    error = capsys.readouterr().err
+    assert (left.value.code, error.count("\n")) == (2, 1)
+    assert says.replace("BASE", str(base)) in error
+
+
+def test_steps_on_the_command_line_win_over_epochs_in_a_file():
+    config = FinetuneConfig(num_train_epochs=3)
+    assert _meant(config, {"max_train_steps"}).num_train_epochs is None
+    assert _meant(config, {"num_train_epochs"}).num_train_epochs == 3
+
+
+def test_the_unconditional_branch_feels_no_disturbance_of_embeddings():
+    captions = torch.tensor([0, 3, 0, 2, 1, 4])
+    drawn = TrainingMitigation(mixup_noise_lam=4, rand_noise_lam=0.1).draw(captions, (7, 5), torch.Generator().manual_seed(0))
+    apart = (captions == 0) | (drawn["partners"] == 0)
+    assert (drawn["shares"] == 1).equal(apart)
+    assert 0 < apart.sum() < 6
+    assert (drawn["text_noise"].flatten(1).abs().amax(1) == 0).equal(captions == 0)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -171,12 +171,24 @@ def _save(run, about):
         drop_later(config.output_dir, run.saved)
 
 
+def _meant(config, given):
+    """given: the options on the command line -> the config that they mean. InputError where it cannot be told."""
+    if {"max_train_steps", "num_train_epochs"} <= given:
+        raise InputError("--max_train_steps and --num_train_epochs both say how long to train: give one")
+    model, data = EMBEDDED
+    if "train_data_dir" not in given and getattr(config, model) != str(EMBEDDED[model]) and \
+            config.train_data_dir == str(EMBEDDED[data]):
+        raise InputError(f"--train_data_dir says what {config.pretrained_model_name_or_path} is to be trained on: it is missing")
+    return replace(config, num_train_epochs=None) if "max_train_steps" in given else config
+
+
 @exit_cleanly
 def main(argv=None):
     argv = [re.sub(r"^--dataset[-_]name(?==|$)", "--train_data_dir", a) for a in (sys.argv[1:] if argv is None else argv)]
-    own = any(a.split("=")[0].replace("-", "_").strip("_") in EMBEDDED for a in argv)  # own model or data: no embedded dose
+    given = {a.split("=")[0].replace("-", "_").strip("_") for a in argv if a.startswith("--")}
+    own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
-    finetune(config)
+    finetune(_meant(config, given))
 
 
 if __name__ == "__main__":

@@ -28,14 +28,17 @@ class TrainingMitigation:
     caption_perturbation_probability: float = TRAIN_PROBABILITY
 
     def draw(self, captions, shape, generator):
-        """captions: (B,), shape: (L, D) of an embedding -> the fields of a Batch that the disturbance needs."""
-        fields = {}
+        """captions: (B,), shape: (L, D) of an embedding -> the fields of a Batch that the disturbance needs.
+
+        The empty caption, 0, trains the unconditional branch: it stays as it is, and is no one's partner.
+        """
+        fields, empty = {}, captions == 0
         if self.mixup_noise_lam is not None:
             order = torch.randperm(len(captions), generator=generator)
             share = torch.rand((), generator=generator) ** (1 / self.mixup_noise_lam)  # Beta(m, 1) has the distribution s^m
-            fields |= {"partners": captions[order], "shares": share.expand(len(captions))}
+            fields |= {"partners": captions[order], "shares": share.where(~(empty | empty[order]), 1)}
         if self.rand_noise_lam:
-            fields["text_noise"] = torch.randn(len(captions), *shape, generator=generator)
+            fields["text_noise"] = torch.randn(len(captions), *shape, generator=generator) * ~empty[:, None, None]
         if self.caption_perturbation:
             fields["caption_seeds"] = torch.randint(2 ** 62, (len(captions),), generator=generator)
         return fields

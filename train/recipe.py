@@ -87,7 +87,7 @@ class FinetuneConfig:
     max_train_steps: int = 1000
     """optimizer steps"""
     num_train_epochs: int | None = None
-    """train so many passes over the data, copies counted, instead of max_train_steps"""
+    """train so many passes over the data, copies counted, instead of max_train_steps; the command line wins over a --config"""
     learning_rate: float = 1e-4
     """of AdamW"""
     scale_lr: bool = False
