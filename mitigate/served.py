@@ -2,9 +2,7 @@
 or harm, and not say so: it is refused."""
 from rotescope.errors import InputError
 from rotescope.mitigate.mitigation import denoiser_of, family
-
-NOT_IN_TIMESTEPS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler",
-                    "CMStochasticIterativeScheduler", "SCMScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler")  # functions of σ
+from rotescope.models import counts_timesteps
 
 
 def check_served(pipe):
@@ -23,8 +21,7 @@ def check_served(pipe):
 
 def check_scheduler(scheduler):
     """InputError for one whose timesteps do not run from 1000 to 0: every transition would be past at once."""
-    name = type(scheduler).__name__
-    if name in NOT_IN_TIMESTEPS or scheduler.config.get("timestep_type") == "continuous":
-        continuous = "" if name in NOT_IN_TIMESTEPS else "(timestep_type=\"continuous\")"
-        raise InputError(f"{name}{continuous} does not count its timesteps from 1000 to 0, as mitigations do: give the pipeline "
-                         "another scheduler")
+    if not counts_timesteps(scheduler):
+        continuous = "(timestep_type=\"continuous\")" if scheduler.config.get("timestep_type") == "continuous" else ""
+        raise InputError(f"{type(scheduler).__name__}{continuous} does not count its timesteps from 1000 to 0, as mitigations "
+                         "do: give the pipeline another scheduler")

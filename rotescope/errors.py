@@ -50,7 +50,7 @@ class _Patient:
 
 
 def exit_cleanly(main):
-    """Turn the two errors, a full disk and Ctrl-C into one line on stderr and an exit code.
+    """Turn the two errors, files that deny themselves, too little memory or disk, and Ctrl-C into one line and an exit code.
 
     Anything else is a failure that nobody foresaw: its traceback shows, and the code is 3, since 1 is a broken rule.
     """
@@ -64,11 +64,29 @@ def exit_cleanly(main):
         except KeyboardInterrupt:
             _leave("interrupted", 130)
         except Exception as error:
-            if _disk_is_full(error):
-                _leave("the disk is full: free some space or write elsewhere; nothing half-written was kept", 3)
-            traceback.print_exc()
-            _leave(f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above", 3)
+            line = _known(error)
+            if line is None:
+                traceback.print_exc()
+                line = f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above"
+            _leave(line, 2 if _names_file(error) else 3)
     return run
+
+
+def _known(error):
+    """-> what a user reads of an error that no code foresaw where it arose, or None."""
+    if _disk_is_full(error):
+        return "the disk is full: free some space or write elsewhere; nothing half-written was kept"
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate memory" in str(error):
+        first = (str(error).splitlines() or [""])[0]
+        return f"there is too little memory for this ({first}): take a smaller batch or resolution"
+    if _names_file(error):
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; see that it is there and may be used"
+    return None
+
+
+def _names_file(error):
+    """Whether the system denied a file or folder."""
+    return isinstance(error, OSError) and bool(error.filename and error.strerror) and not _disk_is_full(error)
 
 
 def _disk_is_full(error):

@@ -19,6 +19,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
              "PixArtAlphaPipeline", "PixArtSigmaPipeline")
+NOT_IN_TIMESTEPS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler",
+                    "CMStochasticIterativeScheduler", "SCMScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler")  # functions of σ
 WEIGHTS = (("config.json",), ("*.safetensors",))
 TOKENIZER = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json", "spiece.model"))
 PARTS = {  # component -> files of which it needs one of each group
@@ -151,3 +153,8 @@ def quiet():
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+def counts_timesteps(scheduler):
+    """Whether its timesteps run from 1000 to 0, and not over levels of noise, as EDM's do."""
+    return type(scheduler).__name__ not in NOT_IN_TIMESTEPS and scheduler.config.get("timestep_type") != "continuous"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from tiny import image_folder
 from training import assert_same_state, config_of, in_processes, largest_difference, weights, with_broken_picture
 
@@ -85,12 +86,35 @@ def test_two_processes_resume_as_if_nothing_had_been(base, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_read_other_images_do_not_start(base, images, tmp_path):
+def test_processes_that_read_other_images_or_checkpoints_do_not_start(base, images, tmp_path):
     """As where a file is there on one node and not on the other: every process says so, and none waits for ever."""
     fewer = shutil.copytree(images, tmp_path / "fewer")
     (fewer / "5.png").write_bytes(b"")
     in_processes([config_of(base, data, tmp_path / "out") for data in (images, fewer)], 2, tmp_path, code=2)
     assert not (tmp_path / "out").exists()
+    finetune(config_of(base, images, tmp_path / "here", train_batch_size=8, checkpointing_steps=2), progress=False)
+    shutil.copytree(tmp_path / "here/checkpoint-4", tmp_path / "node/checkpoint-4")
+    (tmp_path / "other").mkdir()
+    nodes = [config_of(base, images, tmp_path / name, resume_from_checkpoint="latest") for name in ("node", "other")]
+    in_processes(nodes, 2, tmp_path, code=2)
+    assert [p.name for p in (tmp_path / "node").iterdir()] == ["checkpoint-4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-5), ("bf16", 2e-3)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_in_shards_end_as_whole_ones(base, images, tmp_path, lora, precision, tolerance):
+    """FSDP as the launch file has it, but for the size from which it wraps and a broadcast that needs a GPU, on two processes."""
+    settings = {"lora": lora, "learning_rate": 1e-3}
+    launch = load_config_from_file(str(ROOT / "train/accelerate/fsdp.yaml")).fsdp_config | {
+        "fsdp_min_num_params": 1000, "fsdp_sync_module_states": False}
+    environment = {key.upper(): str(value) for key, value in launch.items()} | {
+        "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": precision}
+    in_processes(config_of(base, images, tmp_path / "two", train_batch_size=2, **settings), 2, tmp_path, environment=environment)
+    file = "pytorch_lora_weights.safetensors" if lora else "unet/diffusion_pytorch_model.safetensors"
+    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=4, **settings), progress=False)
+    assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
+    assert largest_difference(load_file(one / file), load_file(tmp_path / "two" / file)) < tolerance
 
 
 @pytest.mark.parametrize("name", LAUNCH_FILES)

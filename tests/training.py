@@ -11,6 +11,8 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from rotescope.errors import exit_cleanly
@@ -78,15 +80,16 @@ def in_process(config, environment=None, die=None, seen=None):
     return process
 
 
-def in_processes(config, n, folder, code=0):
+def in_processes(config, n, folder, code=0, environment=None):
     """Train in n processes that work together over gloo -> the samples that each of them saw, a list a part of a batch.
 
-    config: of all, or a list with one for each; code: how every process should end.
+    config: of all, or a list with one for each; code: how every process should end; environment: as a launch file sets it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+              **(environment or {})}
     configs = config if isinstance(config, list) else [config] * n
     processes = [in_process(configs[i], common | {"RANK": str(i), "LOCAL_RANK": str(i)}, seen=folder / f"seen-{i}.json")
                  for i in range(n)]
@@ -100,6 +103,9 @@ def _train(config, environment, die, seen):
     """die: ("step", k, seconds) so long after its k-th step, ("line", n) at the n-th line run in the files that save, or
     ("file", k, name) after its k-th step, once half of the bytes of a safetensors file of that name are on the disk."""
     os.environ.update(environment)
+    if "ACCELERATE_USE_FSDP" in environment:  # which Accelerate gives to GPUs only, and torch to CPUs, too
+        PartialState(cpu=True)
+        PartialState._shared_state |= {"distributed_type": DistributedType.MULTI_GPU, "device": torch.device("cpu")}
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.seed()  # a process that is not forked begins anywhere, too

@@ -53,7 +53,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     _announce(job)
     accelerator = accelerator_of(config)
     check_sharding(accelerator, config)
-    check_agreed(job.manifest)
+    check_agreed(job)
     _announce_idle_cores(accelerator)
     if accelerator.is_main_process and not config.resume_from_checkpoint:
         clear_work(config.output_dir)

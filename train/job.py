@@ -1,5 +1,5 @@
 """The job that a good config becomes: everything is checked and loaded, and nothing expensive has happened yet."""
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,18 +10,20 @@ from rotescope.datasets.duplicate import DuplicationPlan, apply_plan, check_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError
-from rotescope.models import DTYPES, find_model, load_pipeline
+from rotescope.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.runs import check_apart
 from rotescope.train.checkpoint import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.families import FAMILIES, Predictor, family_of
-from rotescope.train.latents import Preprocessing, too_long
-from rotescope.train.objective import MIN_SNR_DIVISOR, TARGETS, NoiseSchedule, noise_schedule
+from rotescope.train.latents import Preprocessing, longest_reader, too_long
+from rotescope.train.objective import TARGETS, NoiseSchedule, noise_schedule
 from rotescope.train.place import check_cache, check_place
 from rotescope.train.recipe import EMBEDDED, FinetuneConfig, check_values
 from rotescope.train.sharded import USUAL_STEPS
 from rotescope.train.watch import is_first_process
 
 __all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
+
+FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,28 @@ def check(config):
     manifest = apply_plan(source.manifest, plan)
     pipe = load_pipeline(model)
     check_place(config, min_free_mb=_megabytes(pipe, config))
-    noise = noise_schedule(pipe.scheduler)
-    if noise.target not in TARGETS:
-        raise InputError(f"the model predicts {noise.target!r}: training knows {', '.join(TARGETS)}")
-    if config.snr_gamma is not None and noise.target not in MIN_SNR_DIVISOR:
-        raise InputError("--snr_gamma is for diffusion, and this model is trained by flow matching: leave it out")
-    _warn_of_long_captions(manifest, pipe.tokenizer)
+    noise = _noise(config, pipe)
+    _warn_of_long_captions(manifest, pipe)
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
                [p for p in predictor.parameters() if p.requires_grad], resume, source)
+
+
+def _noise(config, pipe):
+    """-> the schedule that the model was trained on. InputError if it is none of ours, or an option has no effect on it."""
+    if not counts_timesteps(pipe.scheduler) or getattr(pipe.vae.config, "latents_mean", None):
+        raise InputError("the model was trained on levels of noise, as EDM has them, or on latents of its own scale: training "
+                         "knows Stable Diffusion's and flow matching's")
+    noise = noise_schedule(pipe.scheduler)
+    if noise.target not in TARGETS:
+        raise InputError(f"the model predicts {noise.target!r}: training knows {', '.join(TARGETS)}")
+    flow, default = noise.target == "flow", {f.name: f.default for f in fields(config)}
+    if flow and config.snr_gamma is not None:
+        raise InputError("--snr_gamma is for diffusion, and this model is trained by flow matching: leave it out")
+    for name in () if flow else FLOW_OPTIONS:
+        if getattr(config, name) != default[name]:
+            raise InputError(f"--{name} is for flow matching, and this model is trained by diffusion: leave it out")
+    return noise
 
 
 def _check_planned(source):
@@ -107,10 +122,12 @@ def _megabytes(pipe, config):
     return round(50 + (result + kept * 2 * state * weights) / 1e6)
 
 
-def _warn_of_long_captions(manifest, tokenizer):
-    long = too_long(manifest.captions(), tokenizer)
+def _warn_of_long_captions(manifest, pipe):
+    """Of several encoders the one counts that reads most."""
+    tokenizer, limit = longest_reader(pipe)
+    long = too_long(manifest.captions(), tokenizer, limit)
     if long and is_first_process():
-        line = f"warning: {len(long)} captions are cut at the model's {tokenizer.model_max_length} tokens, the first: {long[0]}"
+        line = f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}"
         Console(stderr=True).print(line, markup=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from diffusers.utils import logging
@@ -15,6 +16,7 @@ from rotescope.datasets.images import to_pixels
 from rotescope.train.families import family_of
 from rotescope.train.tables import ALONE, Rows, batches_of, digest, folder_of, table_of
 
+AT_ONCE = 8 * 512 ** 2                  # pixels that the VAE takes: in 128 channels of float32 1 GiB
 DECODERS = min(8, os.cpu_count() or 1)  # threads that read, resize and crop while the VAE works
 
 
@@ -81,12 +83,13 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
     under a key of content, model and preprocessing, and each process computes its `share` of those that are missing.
     `on_batch(done)` is called as images are encoded.
     """
+    several = max(1, min(batch_size, AT_ONCE // (preprocessing.resolution ** 2 * len(preprocessing.flips))))
     examples, words = {e.sha256: e for e in manifest}, {digest(w): w for w in ("", *manifest.captions())}
     read = 0
 
     def images_of(keys):
         nonlocal read
-        for pixels, geometry in _decoded([examples[k] for k in keys], preprocessing, batch_size):
+        for pixels, geometry in _decoded([examples[k] for k in keys], preprocessing, several):
             yield {"moments": _moments(pixels, pipe.vae), "geometry": geometry}
             read += len(pixels)
             if on_batch:
@@ -96,10 +99,11 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
         return (encode_texts([words[k] for k in batch], pipe) for batch in batches_of(keys, batch_size))
 
     folder = folder_of(cache_dir, "latents", hashes["vae"], repr(preprocessing))
-    images = table_of(folder, [e.sha256 for e in manifest], images_of, batch_size, share)
+    images = table_of(folder, [e.sha256 for e in manifest], images_of, several, share)
     if read and on_batch:
         on_batch(len(manifest))
-    folder = folder_of(cache_dir, "embeddings", type(pipe).__name__, hashes["text"])
+    zeros = str(pipe.config.get("force_zeros_for_empty_prompt", ""))  # changes what SDXL makes of the empty caption
+    folder = folder_of(cache_dir, "embeddings", type(pipe).__name__ + zeros, hashes["text"])
     conditions = table_of(folder, list(words), texts_of, batch_size, share) if texts else {}
     row = {word: i for i, word in enumerate(words.values())}
     return Encoded(images, conditions, tuple(tuple(row[c] for c in e.captions) for e in manifest), tuple(row))
@@ -142,7 +146,15 @@ def encode_texts(texts, pipe):
     return {name: rows.cpu() for name, rows in encoded.items()}
 
 
-def too_long(captions, tokenizer):
-    """The captions that the tokenizer would cut."""
+def too_long(captions, tokenizer, limit):
+    """The captions that are cut at so many tokens."""
     lengths = map(len, tokenizer(captions).input_ids)
-    return [c for c, n in zip(captions, lengths, strict=True) if n > tokenizer.model_max_length]
+    return [c for c, n in zip(captions, lengths, strict=True) if n > limit]
+
+
+def longest_reader(pipe):
+    """-> tokenizer of the text encoder that reads most, and how many tokens it reads: of T5 as many as encode_prompt asks for."""
+    long = {"StableDiffusion3Pipeline": "tokenizer_3", "FluxPipeline": "tokenizer_2"}.get(type(pipe).__name__)
+    if long and getattr(pipe, long, None):
+        return getattr(pipe, long), signature(pipe.encode_prompt).parameters["max_sequence_length"].default
+    return pipe.tokenizer, pipe.tokenizer.model_max_length

@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
@@ -100,8 +101,10 @@ def start(job, encoded, accelerator):
 
 
 def _place(job, accelerator):
-    """As in diffusers' scripts, the weights under a LoRA may be as imprecise as the arithmetic; its own stay in float32."""
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    """As in diffusers' scripts, the weights under a LoRA may be as imprecise as the arithmetic; its own stay in float32. FSDP
+    flattens both into one, and halves what it gathers itself."""
+    whole = accelerator.distributed_type == DistributedType.FSDP
+    half = None if whole else {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for weight in job.predictor.parameters() if half else ():
         if not weight.requires_grad:
             weight.data = weight.data.to(half)

@@ -17,8 +17,9 @@ def check_sharding(accelerator, config):
         if getattr(config, name):
             raise InputError(f"--{name} does not go with {kind.value}: leave it out, or launch without sharding")
     if kind == DistributedType.DEEPSPEED:
-        if config.gradient_accumulation_steps > 1:
-            raise InputError("--gradient_accumulation_steps does not go with DEEPSPEED: take a larger --train_batch_size")
+        if max(config.gradient_accumulation_steps, accelerator.gradient_accumulation_steps) > 1:
+            raise InputError("--gradient_accumulation_steps does not go with DEEPSPEED, here or in its launch file: "
+                             "take a larger --train_batch_size")
         plugin = accelerator.state.deepspeed_plugin  # it would read the size from a data loader, and there is none
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
 
@@ -40,7 +41,8 @@ def settle(accelerator, model, job):
         job.predictor.cpu()
         return
     weights = accelerator.get_state_dict(model)
-    for name, part in list(job.predictor.parts.items()):
+    for name in list(job.predictor.parts):
+        part = job.pipe.components[name]  # FSDP may have wrapped the other reference to it
         fresh = type(part).from_config(part.config) if name == job.denoiser else type(part)(part.config)
         for adapter, about in getattr(part, "peft_config", {}).items():
             fresh.add_adapter(about, adapter)

@@ -11,7 +11,9 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from diffusers.utils import make_image_grid
 
 from rotescope.errors import InputError
+from rotescope.runs import sha256
 from rotescope.settings import plain
+from rotescope.train.place import RECORD
 
 PATIENCE = timedelta(days=1)  # of processes that wait while one encodes, measures, shows images or uploads; NCCL has 10 minutes
 
@@ -72,8 +74,23 @@ def sampling(run):
     what is drawn inside from torch's own generators is drawn again outside."""
     device = run.accelerator.device
     with (torch.random.fork_rng([device] if device.type == "cuda" else []), run.averaged(), visiting(run.job.frozen(), device),
-          run.accelerator.autocast()):
+          run.accelerator.autocast(), exact_decoding(run.job.pipe.vae)):
         yield run.job.pipe
+
+
+@contextmanager
+def exact_decoding(vae):
+    """The VAE decodes in its own precision, whatever autocast says: SDXL's overflows in float16 and would show black pictures."""
+    decode = vae.decode
+
+    def exactly(latents, *args, **kwargs):
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.to(vae.dtype), *args, **kwargs)
+    vae.decode = exactly
+    try:
+        yield
+    finally:
+        del vae.decode
 
 
 def show(run, images):
@@ -109,11 +126,14 @@ def is_first_process():
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_agreed(manifest):
-    """InputError, in every process, if they do not all see the same images: each would train on batches of its own."""
-    if len(set(gather_object([manifest.hash]))) > 1:
-        raise InputError("the processes do not all read the same images: see that each of them can read the whole of "
-                         "--train_data_dir, and that nothing changes there")
+def check_agreed(job):
+    """InputError, in every process, if they do not all see the same model, images and checkpoint: each would train on its own."""
+    seen = gather_object([(job.hashes["base"], job.manifest.hash, job.resume and sha256(job.resume / RECORD))])
+    names = ("model: see --pretrained_model_name_or_path", "images: see that each of them can read the whole of --train_data_dir",
+             "checkpoint: put the one to resume from where each of them finds it, under --output_dir or by its path")
+    for of_each, name in zip(zip(*seen, strict=True), names, strict=True):
+        if len(set(of_each)) > 1:
+            raise InputError(f"the processes do not all read the same {name}, and that nothing changes there")
 
 
 def process_count():
