@@ -10,7 +10,7 @@ import csv
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ class PreflightConfig:
     overwrite: bool = False
     """replace output_dir"""
     deduplicate: bool = False
-    """also write deduplicated.parquet, a manifest with the largest image of each cluster of near-duplicates, and dropped.csv"""
+    """also write deduplicated.parquet, a manifest with the largest image of each near-duplicate cluster, once, and dropped.csv"""
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,18 @@ def _look(example, on_image):
 
 
 def superfluous(found):
-    """-> {position of an image: position of the one that stays for it}: the largest of its cluster, of equals the first."""
-    def size(i):
+    """-> {position of an image: position of the one that stays for it}: the largest of its cluster, of equals the first; rather
+    one that a plan names."""
+    def worth(i):
         width, height = found.pictures.looks[found.manifest[i].sha256].size
-        return width * height, -i
-    return {i: best for images in found.clusters for best in [max(images, key=size)] for i in images if i != best}
+        return bool(found.manifest[i].group), width * height, -i
+    return {i: best for images in found.clusters for best in [max(images, key=worth)] for i in images if i != best}
 
 
 def deduplicated(found):
-    """-> the manifest with one image of each cluster; the order stays."""
+    """-> the manifest with one image of each cluster, once, whatever a plan had repeated; the order stays."""
     dropped = superfluous(found)
-    return Manifest(tuple(e for i, e in enumerate(found.manifest) if i not in dropped))
+    return Manifest(tuple(replace(e, copies=1) for i, e in enumerate(found.manifest) if i not in dropped))
 
 
 # ----- what is written

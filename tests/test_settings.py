@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from rotescope import cli
 from rotescope.errors import InputError, RunError, exit_cleanly
@@ -80,6 +81,9 @@ def test_a_saved_config_comes_back_and_the_command_line_wins(tmp_path):
 @pytest.mark.parametrize(("error", "code"), [
     (InputError("bad\nthing"), 2), (RunError("went wrong"), 3), (OSError(errno.ENOSPC, "No space left on device"), 3),
     (RuntimeError("io error: No space left on device (os error 28)"), 3), (KeyboardInterrupt(), 130),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"), 3), (MemoryError(), 3),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 3),
+    (PermissionError(errno.EACCES, "Permission denied", "photos"), 2), (OSError(errno.ENAMETOOLONG, "Name too long", "x"), 2),
 ])
 def test_errors_become_one_line_and_an_exit_code(error, code, capsys):
     @exit_cleanly

@@ -31,7 +31,7 @@ from rotescope.settings import parse
 from rotescope.train import finetune as module
 from rotescope.train.families import Predictor
 from rotescope.train.finetune import FinetuneConfig, _announce_idle_cores, finetune, main
-from rotescope.train.latents import Preprocessing, encode
+from rotescope.train.latents import Preprocessing, encode, longest_reader
 from rotescope.train.loop import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
 from rotescope.train.objective import TARGETS, add_noise, draw_levels, loss_per_sample, min_snr_weight, noise_schedule
 
@@ -308,7 +308,7 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
 
 @pytest.mark.parametrize(("argv", "embedded"), [
     ([], True), (["--max-train-steps", "7"], True),
-    (["--train-data-dir", "x"], False), (["--pretrained_model_name_or_path=x"], False)])
+    (["--train-data-dir", "x"], False), (["--pretrained_model_name_or_path=x", "--dataset_name=y"], False)])
 def test_the_embedded_dose_is_for_the_embedded_data(argv, embedded, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "finetune", seen.append)
@@ -460,6 +460,19 @@ def test_more_copies_than_the_steps_serve_are_refused(base, images, tmp_path, ca
 def test_a_run_shorter_than_its_plan_is_announced(base, images, tmp_path, capsys):
     finetune(config_of(base, images, tmp_path / "out", max_train_steps=2), progress=False)
     assert "warning: the plan takes 10 samples" in capsys.readouterr().err
+
+
+def test_the_dose_is_announced(base, images, tmp_path, capsys):
+    finetune(config_of(base, images, tmp_path / "out", copies=4, max_train_steps=6))  # 24 samples, 12 an epoch
+    assert "6 steps of 4 samples: 2.0 epochs, an image is shown about 2.0 to 8.0 times\n" in capsys.readouterr().err
+
+
+def test_captions_are_measured_by_the_encoder_that_reads_most(bases, capsys):
+    """SD3's T5 reads 256 tokens, its CLIP encoders 24 here."""
+    pipe = load_pipeline(bases("sd3"))
+    assert longest_reader(pipe) == (pipe.tokenizer_3, 256)
+    pipe.tokenizer_3 = None
+    assert longest_reader(pipe) == (pipe.tokenizer, 24)
 
 
 def test_long_captions_are_announced(base, images, tmp_path, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
@@ -18,6 +18,7 @@ from training import arguments, config_of, largest_difference, weights
 
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
+from rotescope.models import load_pipeline
 from rotescope.train.bounds import BOUNDS
 from rotescope.train.finetune import _meant, finetune, main
 from rotescope.train.latents import Preprocessing, encode
@@ -26,6 +27,7 @@ from rotescope.train.mitigations import TrainingMitigation
 from rotescope.train.objective import draw_levels, noise_schedule
 from rotescope.train.place import checkpoints
 from rotescope.train.recipe import FinetuneConfig, check_values
+from rotescope.train.watch import exact_decoding
 
 NAN = math.nan
 
@@ -241,3 +243,26 @@ def test_the_unconditional_branch_feels_no_disturbance_of_embeddings():
     assert (drawn["shares"] == 1).equal(apart)
     assert 0 < apart.sum() < 6
     assert (drawn["text_noise"].flatten(1).abs().amax(1) == 0).equal(captions == 0)
+
+
+@pytest.mark.parametrize(("scheduler", "changes", "says"), [
+    (EDMEulerScheduler(), {}, "levels of noise"), (EulerDiscreteScheduler(timestep_type="continuous"), {}, "levels of noise"),
+    (DDPMScheduler(), {"logit_mean": 1.0}, "--logit_mean is for flow matching"),
+    (DDPMScheduler(), {"weighting_scheme": "mode"}, "--weighting_scheme is for flow matching")])
+def test_what_training_does_not_know_of_is_refused(base, images, tmp_path, scheduler, changes, says):
+    pipe = StableDiffusionPipeline.from_pretrained(base)
+    pipe.scheduler = scheduler
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=says):
+        finetune(config_of(tmp_path / "model", images, tmp_path / "out", **changes), progress=False)
+
+
+def test_pictures_are_decoded_exactly_under_autocast(base):
+    vae, latents = load_pipeline(base).vae, torch.randn(1, 4, 4, 4)
+    expected = vae.decode(latents).sample
+    with torch.autocast("cpu", torch.bfloat16):
+        with exact_decoding(vae):
+            assert torch.equal(vae.decode(latents.to(torch.bfloat16).float()).sample,
+                               vae.decode(latents.to(torch.bfloat16)).sample)
+            assert torch.equal(vae.decode(latents).sample, expected)
+        assert vae.decode(latents).sample.dtype == torch.bfloat16

@@ -208,7 +208,8 @@ def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_
 @pytest.mark.parametrize(("changes", "message"), [
     ({"resume_from_checkpoint": "checkpoint-9"}, "no checkpoint at checkpoint-9"),
     ({"seed": 1}, "its --seed is 0, this one's 1"), ({"train_batch_size": 2}, "its global batch is 4, this one's 2"),
-    ({"copies": 2}, "its data is"), ({"lora": True}, "its --lora is False, this one's True")])
+    ({"copies": 2}, "its data is"), ({"lora": True}, "its --lora is False, this one's True"),
+    ({"hard_threshold": 3.0}, "its --hard_threshold is None, this one's 3.0"), ({"snr_gamma": 5.0}, "its --snr_gamma is None")])
 def test_another_runs_checkpoint_is_bad_input(base, images, tmp_path, changes, message):
     config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
     finetune(config, progress=False)
@@ -216,6 +217,19 @@ def test_another_runs_checkpoint_is_bad_input(base, images, tmp_path, changes, m
     with pytest.raises(InputError, match=message):
         finetune(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
+
+
+def test_what_a_start_changed_is_on_record_and_the_end_is_not_before_the_checkpoint(base, images, tmp_path):
+    config = config_of(base, images, tmp_path / "out", max_train_steps=2, checkpointing_steps=2)
+    finetune(config, progress=False)
+    resumed = replace(config, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    finetune(replace(resumed, max_train_steps=3, learning_rate=1e-3), progress=False)
+    first, second = json.loads((tmp_path / "on/rotescope.json").read_text())["starts"]
+    assert (first, second["step"]) == ({"step": 0}, 2)
+    assert second["changed"] == {"output_dir": [config.output_dir, resumed.output_dir], "learning_rate": [1e-2, 1e-3],
+                                 "max_train_steps": [2, 3], "resume_from_checkpoint": [None, resumed.resume_from_checkpoint]}
+    with pytest.raises(InputError, match="is of step 2, and this run ends after 1: train longer"):
+        finetune(replace(resumed, max_train_steps=1, overwrite=True), progress=False)
 
 
 def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):

@@ -50,7 +50,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     job, repository = check(config), open_hub(config)
     monitor = monitor or _monitor(job, progress)
     _check_length(job)
-    _announce(job)
+    _announce(job, progress)
     accelerator = accelerator_of(config)
     check_sharding(accelerator, config)
     check_agreed(job)
@@ -59,7 +59,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
         clear_work(config.output_dir)
     with tracked(accelerator, config):
         run = _train(job, accelerator, on_step, monitor, progress)
-        about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses),
+        about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses), "starts": run.starts,
                  "wall_seconds": round(time.time() - started, 1), **run.notes}
         with run.averaged():
             if accelerator.is_main_process:
@@ -117,7 +117,15 @@ def _check_length(job):
             _say(f"warning: {error}")
 
 
-def _announce(job):
+def _announce(job, progress):
+    """What the run does: how often it shows the images, and which are left out."""
+    if progress and is_first_process():
+        size = batch_size(job.config, process_count())
+        steps = total_steps(job.config, job.manifest, size)
+        epochs = steps * size / job.manifest.copies
+        copies = sorted({e.copies for e in job.manifest})
+        shown = " to ".join(f"{epochs * c:,.1f}" for c in dict.fromkeys((copies[0], copies[-1])))
+        _say(f"{steps:,} steps of {size} samples: {epochs:,.1f} epochs, an image is shown about {shown} times")
     if job.source.quarantined and is_first_process():
         _say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
              f"{job.source.quarantined[0].reason}")

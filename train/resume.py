@@ -2,9 +2,11 @@
 
     checkpoint-500/state.safetensors   weights (of a LoRA), optimizer, moving average, random states, place in the data, counts
     checkpoint-500/state.json          step, losses, and what a run that resumes must have in common with this one
+    checkpoint-500/history.json        the options, and where earlier starts of this run began and had others
     checkpoint-500/unet/               the trained model, or pytorch_lora_weights.safetensors: loads in a stock pipeline
 """
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rotescope.errors import InputError, RunError
+from rotescope.runs import write_json
+from rotescope.settings import plain
 from rotescope.train.checkpoint import load_trained, save_trained
+from rotescope.train.mitigations import TrainingMitigation
 from rotescope.train.place import RECORD, checkpoints, discard, drop_later, durable_folder
 
 STATE = "state.safetensors"
+HISTORY = "history.json"
 ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layers", "use_ema", "use_8bit_adam", "caption_dropout",
-         "resolution", "center_crop", "random_flip")  # what the state depends on; other options may change from start to start
-
-
+         "resolution", "center_crop", "random_flip",  # what the state depends on, and what the model is asked for:
+         "snr_gamma", "noise_offset", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance_scale",
+         *(f.name for f in fields(TrainingMitigation)))  # other options may change from start to start, and history.json says so
 MEANT = {"data": ": see that --train_data_dir, the pictures that can be read there and the plan are what they were",
          "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
 
@@ -39,6 +45,7 @@ def save_checkpoint(run, out, limit=None):
             save_file(tensors, folder / STATE)
             record = {"step": run.step, "losses": list(run.losses), "alike": identity(run), "rest": rest}
             (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / HISTORY, {"config": _options(run), "starts": run.starts})
             drop_later(out, run.saved)
         for old in checkpoints(out)[:-limit] if limit else ():
             discard(old)
@@ -49,14 +56,18 @@ def save_checkpoint(run, out, limit=None):
 def restore(run, folder):
     """Put a run that has not begun where the checkpoint stands. InputError if it is damaged or another run's."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record, history = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RECORD, HISTORY))
         _check_alike(folder, record["alike"], identity(run))
+        if record["step"] > run.total:
+            raise InputError(f"{folder} is of step {record['step']}, and this run ends after {run.total}: train longer, or "
+                             "resume from an earlier one")
         state = unflattened(load_file(folder / STATE), record["rest"])
         _check_scaler(folder, "scaler" in state, run.accelerator)
         _restore_weights(run, state, folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be read ({error}): resume from another checkpoint") from error
     run.step = run.saved = record["step"]
+    run.starts = [*history["starts"], {"step": run.step, "changed": _changed(history["config"], _options(run))}]
     run.served = state["served"]
     run.losses.extend(record["losses"])
     run.batches.restore(state["batches"])
@@ -72,6 +83,15 @@ def identity(run):
     options = {name: getattr(config, name) for name in ALIKE}
     return json.loads(json.dumps({"model": job.hashes["base"], "data": job.manifest.hash, "global batch": run.batches.size,
                                   **{f"--{k}": v for k, v in options.items()}}))
+
+
+def _options(run):
+    return plain(replace(run.job.config, hub_token=None))
+
+
+def _changed(before, now):
+    """-> {option: [what it was, what it is]}."""
+    return {k: [before.get(k), v] for k, v in json.loads(json.dumps(now)).items() if before.get(k) != v}
 
 
 def _check_alike(folder, theirs, ours):

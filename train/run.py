@@ -36,6 +36,7 @@ class Run:
     losses: deque = field(default_factory=lambda: deque(maxlen=100))
     step: int = 0
     saved: int = 0                            # step of the last checkpoint, of this start or the one that it resumed from
+    starts: list = field(default_factory=lambda: [{"step": 0}])  # where the run began and was resumed, with options changed then
     notes: dict = field(default_factory=dict)  # what else goes into rotescope.json
 
     def steps(self):
