@@ -33,9 +33,10 @@ def commands():
     """(page, sub-command, arguments) of each command in the README, the docstrings and the recipes."""
     for page in PAGES:
         text = (ROOT / page).read_text().replace("\\\n", " ")
-        for line in re.findall(r"^[# ]*(?:rotescope|accelerate launch train/finetune\.py) [^`\n]*--.*$", text, re.M):
-            words = shlex.split(line.lstrip("# "), comments=True)
-            name, rest = ("finetune", words[3:]) if words[0] == "accelerate" else (words[1], words[2:])
+        for line in re.findall(r"^[# ]*(?:rotescope|accelerate launch .*train/finetune\.py) [^`\n]*--.*$", text, re.M):
+            line = re.sub("accelerate launch .*train/finetune.py", "rotescope finetune", line).lstrip("# ")
+            words = shlex.split(line, comments=True)
+            name, rest = words[1], words[2:]
             if name in CONFIGS:
                 yield pytest.param(name, rest, id=f"{page}: {' '.join(words)[:60]}")
 

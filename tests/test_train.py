@@ -286,7 +286,7 @@ def test_steps_reach_the_caller(base, images, tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda f: f.name)
 def test_recipes_parse_and_open_with_their_command(recipe):
-    words = recipe.read_text().splitlines()[0].removeprefix("# accelerate launch ").split()
+    words = recipe.read_text().splitlines()[0].removeprefix("# accelerate launch ").removeprefix("--num_processes 1 ").split()
     assert words[0] == "train/finetune.py"
     assert f"{words[1]} {ROOT / words[2]}" == f"--config {recipe}"
     config = parse(FinetuneConfig, [words[1], str(ROOT / words[2]), *words[3:]], prog="finetune", description="")

@@ -67,8 +67,8 @@ class FinetuneConfig:
     lora: bool = False
     """train a LoRA on the UNet or transformer instead of the whole of it"""
     train_text_encoder: bool = False
-    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks:
-    transformers 5.23 works with peft 0.20, and 5.24 asks for a peft 0.22 that was not there yet"""
+    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks,
+    which for 5.24 was not out"""
     rank: int = 4
     """of the LoRA"""
     lora_alpha: float | None = None
