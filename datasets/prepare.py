@@ -17,7 +17,7 @@ from rotescope.datasets.mixture import check_level, mix, read_class_names, recap
 from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
 from rotescope.datasets.sources import Source, read_source
 from rotescope.errors import InputError, exit_cleanly
-from rotescope.runs import check_apart
+from rotescope.runs import check_apart, check_file
 from rotescope.settings import parse
 
 
@@ -71,6 +71,7 @@ def prepare(config):
         raise InputError(f"{file} should end in .parquet")
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
+    check_file(file)
     check_apart(file, (config.train_data_dir, config.mix_data_dir))
     _check_duplication(config)
     if bool(config.mix_data_dir) != bool(config.mix_ratio):

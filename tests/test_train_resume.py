@@ -17,7 +17,7 @@ from training import arguments, assert_same_state, config_of, in_process, larges
 
 from rotescope.errors import InputError, RunError
 from rotescope.train import finetune as module
-from rotescope.train import resume, sharded
+from rotescope.train import loop, resume, sharded
 from rotescope.train.finetune import FinetuneConfig, finetune, main
 from rotescope.train.job import _megabytes
 from rotescope.train.loop import DenoisingLoss
@@ -242,11 +242,11 @@ def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def scaled(config):
+def scaled(config, scale=4.0):
     """What fp16 has on a GPU beside its arithmetic: torch's own gradient scaler, which doubles its scale every other step."""
     def with_scaler(config):
         accelerator = accelerator_of(config)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
         return accelerator
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "accelerator_of", with_scaler)
@@ -268,6 +268,12 @@ def test_a_gradient_scaler_goes_on_where_it_was_and_nowhere_else(base, images, t
         main(arguments(replace(other, overwrite=True)))
     assert left.value.code == 2
     assert "checkpoint-2 is of a run in fp16, whose gradient scaler it keeps, and this one has" in capsys.readouterr().err
+
+
+def test_gradients_that_overflow_for_ever_stop_the_run(base, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "OVERFLOWS", 3)
+    with pytest.raises(RunError, match="overflowed in fp16 in 3 steps in a row, up to step 3, learning rate 0.01"):
+        scaled(config_of(base, images, tmp_path / "out"), scale=float("inf"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")

@@ -17,6 +17,7 @@ from rotescope.train.mitigations import LossBank, PerturbedCaptions, TrainingMit
 from rotescope.train.objective import TARGETS, NoiseSchedule, add_noise, flow_weight, loss_per_sample, min_snr_weight
 
 NO_MITIGATION = TrainingMitigation()
+OVERFLOWS = 50  # steps that a gradient scaler may leave out in a row; it halves its scale each time
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
     `denoiser` and `optimizer` are prepared, `lr_scheduler` is not; `done` steps were made before. RunError, before it does harm,
     on a loss or a gradient that is no number.
     """
-    world, parts = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    world, parts, left_out = accelerator.num_processes, accelerator.gradient_accumulation_steps, 0
     for step, batch in enumerate(batches, done + 1):
         lr, losses = lr_scheduler.get_last_lr()[0], []
         for i, part in enumerate(batch.split(world * parts)[accelerator.process_index::world], 1):
@@ -176,12 +177,23 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
         mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         _stop_unless_finite("loss", mean, step, lr)
         norm = accelerator.clip_grad_norm_(denoiser.parameters(), max_grad_norm)
-        if norm is not None and accelerator.scaler is None:  # a scaler leaves out such steps itself
-            _stop_unless_finite("gradient", float(norm), step, lr)
+        left_out = _overflows(left_out, norm, step, lr, accelerator.scaler)
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
         yield StepResult(step, mean, lr, batch.images)
+
+
+def _overflows(before, norm, step, lr, scaler):
+    """-> how many steps in a row a gradient scaler has left out, this one with them. Without one such a gradient is an error."""
+    if norm is None or math.isfinite(norm):
+        return 0
+    if scaler is None:
+        _stop_unless_finite("gradient", float(norm), step, lr)
+    if before + 1 == OVERFLOWS:
+        raise RunError(f"the gradients overflowed in fp16 in {OVERFLOWS} steps in a row, up to step {step}, learning rate "
+                       f"{lr:g}: take bf16, or lower --learning_rate")
+    return before + 1
 
 
 def _stop_unless_finite(what, value, step, lr):
