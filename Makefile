@@ -11,8 +11,9 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := build/wheel
-# as many files of tests at a time as there are cores
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# a file of tests for each core at a time, on 8 cores at most
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(CORES) --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test test-slow check lint typecheck screenshots clean
 

@@ -101,7 +101,9 @@ def audit(config):
     check_plan(config, prompts)
     for rule in rules:
         rule.scope(list(policies))
-    most = config.budget or 1  # images in a group, of a method
+    groups = Counter(p.group for p in prompts)
+    most = max(groups.values()) * len(config.seeds)  # images in a group, of a method
+    most = min(most, config.budget or most)
     if config.plan == "uniform":
         jobs = jobs_of(prompts, uniform_plan(config, prompts)[0])
         images = Counter(prompts[i].group for i, _ in jobs)

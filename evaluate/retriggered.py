@@ -117,7 +117,7 @@ def conclusion(method, group, cells, heldout, significance=0.05):
     if not found["brought_back"]:
         return f"{start}; the search found nothing within its budget, which does not prove that nothing is left."
     if not heldout:
-        return f"{start}: no held-out pictures were tried, and without them this proves nothing."
+        return f"{start}: no pictures were tried that the model never saw, and without them this proves nothing."
     beside = f"{start}; of held-out ones by found embeddings {_of(heldout['embedding'])} (p = {found['p']:.2g})"
     if found["p"] > significance:
         return f"{beside}: the difference may be chance, so this proves nothing."

@@ -22,6 +22,7 @@ def check_served(pipe):
 def check_scheduler(scheduler):
     """InputError for one whose timesteps do not run from 1000 to 0: every transition would be past at once."""
     if not counts_timesteps(scheduler):
-        continuous = "(timestep_type=\"continuous\")" if scheduler.config.get("timestep_type") == "continuous" else ""
-        raise InputError(f"{type(scheduler).__name__}{continuous} does not count its timesteps from 1000 to 0, as mitigations "
-                         "do: give the pipeline another scheduler")
+        kind = scheduler.config.get("timestep_type")
+        name = type(scheduler).__name__ + (f"(timestep_type={kind!r})" if kind else "")
+        raise InputError(f"{name} does not count its timesteps from 1000 to 0, as mitigations do: give the pipeline another "
+                         "scheduler")

@@ -6,6 +6,8 @@ import traceback
 from contextlib import contextmanager
 from functools import wraps
 
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 class InputError(Exception):
     """The input is wrong and the user can mend it: one line, exit code 2."""
@@ -68,7 +70,7 @@ def exit_cleanly(main):
             if line is None:
                 traceback.print_exc()
                 line = f"{type(error).__name__}, which is no fault of the input that rotescope knows of: see above"
-            _leave(line, 2 if _names_file(error) else 3)
+            _leave(line, 2 if _is_denied(error) else 3, everyone=True)
     return run
 
 
@@ -79,14 +81,14 @@ def _known(error):
     if isinstance(error, MemoryError) or "OutOfMemoryError" in type(error).__name__ or "can't allocate memory" in str(error):
         first = (str(error).splitlines() or [""])[0]
         return f"there is too little memory for this ({first}): take a smaller batch or resolution"
-    if _names_file(error):
-        return f"{os.fsdecode(error.filename)}: {error.strerror}; see that it is there and may be used"
+    if _is_denied(error):
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; name another, or see that it may be used"
     return None
 
 
-def _names_file(error):
-    """Whether the system denied a file or folder."""
-    return isinstance(error, OSError) and bool(error.filename and error.strerror) and not _disk_is_full(error)
+def _is_denied(error):
+    """Whether the system refused a file or folder as it was named. One that is not there may be our own mistake, and shows."""
+    return isinstance(error, OSError) and error.errno in DENIED and bool(error.filename)
 
 
 def _disk_is_full(error):
@@ -94,8 +96,9 @@ def _disk_is_full(error):
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
-def _leave(line, code):
-    if int(os.environ.get("RANK", 0)) == 0:  # of several processes one speaks
+def _leave(line, code, everyone=False):
+    """everyone: what befell one process alone is said by whichever it is; what befell all of them, by the first."""
+    if everyone or int(os.environ.get("RANK", 0)) == 0:
         line = " ".join(line.split()).encode(errors="backslashreplace").decode()  # file names may hold bytes that are no text
         print("error:", line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher waits for every process

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from rotescope.datasets import similar
 from rotescope.datasets.emoji.scenes import OBJECTS, scenes, sprite
 from rotescope.datasets.pictures import find_pictures, look_at, pdq, phash
+from rotescope.datasets.preflight import deduplicated, preflight
 from rotescope.datasets.preflight import main as preflight_main
-from rotescope.datasets.preflight import preflight
 from rotescope.datasets.records import Example, Manifest
 from rotescope.datasets.risk import ranking, repeated, risks
 from rotescope.datasets.sources import load_source, read_source
@@ -268,6 +268,15 @@ def test_the_page_holds_everything_and_escapes_it(done):
     assert page.count('class="cluster"') == 4
     assert "empty.png cannot be read as an image (it is empty)" in page
     assert "99 exact.png<br>exact duplicate" in page
+
+
+def test_of_a_plan_its_images_stay_and_their_copies_go(folder, done, tmp_path):
+    planned = [replace(e, copies=4, group="duplicated") if e.name.endswith("/00 resized.png") else e
+               for e in read_source(folder, need_captions=False).manifest]
+    Manifest(tuple(planned)).save(tmp_path / "plan.parquet")
+    kept = {e.name.rpartition("/")[2]: e.copies for e in deduplicated(flown(tmp_path / "plan.parquet"))}
+    largest = load_source(done / "deduplicated.parquet", need_captions=False)
+    assert kept == {e.name.rpartition("/")[2].replace("large", "resized"): 1 for e in largest}
 
 
 def test_deduplicated_keeps_the_largest_of_each(done):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from rotescope.models import load_pipeline
 from rotescope.settings import parse
 from rotescope.train import finetune as module
 from rotescope.train.families import Predictor
-from rotescope.train.finetune import FinetuneConfig, _announce_idle_cores, finetune, main
+from rotescope.train.finetune import FinetuneConfig, finetune, main
 from rotescope.train.latents import Preprocessing, encode, longest_reader
 from rotescope.train.loop import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
 from rotescope.train.objective import TARGETS, add_noise, draw_levels, loss_per_sample, min_snr_weight, noise_schedule
@@ -195,25 +196,23 @@ def test_accelerate_launches_two_processes(base, images, tmp_path):
     done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, timeout=240, env=os.environ | {
         "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    cores = os.cpu_count()
-    assert (f"trains on 2 of {cores} cores; with accelerate launch --num_cpu_threads_per_process {cores // 2}" in done.stderr) \
-        == (cores >= 4)
-    assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
+    cores = module._cores()
+    note = f"note: this trains on 2 of {cores} cores; accelerate launch --num_cpu_threads_per_process {cores // 2} would use"
+    assert (note in done.stderr) == (cores >= 4)
 
 
-NOTE = "note: this trains on 1 of 8 cores; with accelerate launch --num_cpu_threads_per_process 8 it trains on all of them\n"
-
-
-@pytest.mark.parametrize(("launched", "cores", "said"), [
-    (True, 8, NOTE), (True, 1, ""), (False, 8, "")])
-def test_cores_that_accelerate_leaves_idle_are_named(launched, cores, said, monkeypatch, capsys):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+@pytest.mark.parametrize(("launched", "threads", "cores", "processes", "said"), [
+    (True, 1, 8, 1, "note: this trains on 1 of 8 cores; accelerate launch --num_cpu_threads_per_process 8 would use 8\n"),
+    (True, 1, 5, 2, "note: this trains on 2 of 5 cores; accelerate launch --num_cpu_threads_per_process 2 would use 4\n"),
+    (True, 1, 2, 2, ""), (True, 1, 1, 1, ""), (True, 4, 8, 1, ""), (False, 1, 8, 1, "")])
+def test_cores_that_accelerate_leaves_idle_are_named(launched, threads, cores, processes, said, monkeypatch, capsys):
+    monkeypatch.setattr(module, "_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    _announce_idle_cores(Accelerator())
+    module._announce_idle_cores(SimpleNamespace(device=torch.device("cpu"), is_main_process=True))
     assert capsys.readouterr().err == said
 
 

@@ -16,7 +16,8 @@ from rotescope.datasets.duplicate import DuplicationPlan, apply_plan
 from rotescope.datasets.records import Manifest
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
-from rotescope.train import tables
+from rotescope.models import load_pipeline
+from rotescope.train import latents, tables
 from rotescope.train.finetune import finetune
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.tables import Rows
@@ -186,3 +187,22 @@ def test_a_cache_by_another_vae_is_left_alone(base, images, tmp_path):
     assert largest_difference(cached, weights(tmp_path / "first")) > 1e-4
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 2
     assert len(list((tmp_path / "cache").glob("embeddings-*"))) == 1
+
+
+@pytest.mark.parametrize(("pixels", "batches"), [(8, [6]), (3, [2, 4, 6]), (0.5, [1, 2, 3, 4, 5, 6])])
+def test_the_vae_takes_no_more_pixels_at_once_than_fit(pipe, manifest, monkeypatch, pixels, batches):
+    monkeypatch.setattr(latents, "AT_ONCE", int(pixels * 16 ** 2))
+    done = []
+    encode(manifest, pipe, SMALL, HASHES, None, done.append)
+    assert list(dict.fromkeys(done)) == batches
+
+
+def test_what_the_empty_caption_becomes_is_part_of_the_key(bases, manifest, tmp_path):
+    """Of two SDXL models with the same encoders, one takes zeros for it."""
+    pipe = load_pipeline(bases("sdxl"))
+    zeros = encode(manifest, pipe, SMALL, HASHES, tmp_path).texts["text"]
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    words = encode(manifest, pipe, SMALL, HASHES, tmp_path).texts["text"]
+    empty, other = torch.tensor([0]), torch.tensor([1])
+    assert zeros[empty].abs().max() == 0 < words[empty].abs().max()
+    assert torch.equal(zeros[other], words[other])

@@ -19,8 +19,9 @@ from training import arguments, config_of, largest_difference, weights
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.models import load_pipeline
+from rotescope.settings import save
 from rotescope.train.bounds import BOUNDS
-from rotescope.train.finetune import _meant, finetune, main
+from rotescope.train.finetune import _in_file, _meant, finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
 from rotescope.train.mitigations import TrainingMitigation
@@ -30,6 +31,7 @@ from rotescope.train.recipe import FinetuneConfig, check_values
 from rotescope.train.watch import exact_decoding
 
 NAN = math.nan
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +236,17 @@ def test_steps_on_the_command_line_win_over_epochs_in_a_file():
     config = FinetuneConfig(num_train_epochs=3)
     assert _meant(config, {"max_train_steps"}).num_train_epochs is None
     assert _meant(config, {"num_train_epochs"}).num_train_epochs == 3
+
+
+def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own = FinetuneConfig(pretrained_model_name_or_path=str(base))
+    save(own, tmp_path / "config.yaml")
+    for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
+        assert "train_data_dir" in _in_file(argv)
+    assert _in_file(["--seed", "1"]) == set()
+    assert _meant(own, {"config"}, {"train_data_dir"}) == own
+    assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 
 
 def test_the_unconditional_branch_feels_no_disturbance_of_embeddings():

@@ -63,6 +63,16 @@ def test_a_whole_model_goes_with_its_card_and_without_paths(base, images, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["base`model", "cache", "fine", "hub", "pictures"])
 
 
+def test_a_resumed_run_goes_without_the_paths_that_it_had_before(base, images, tmp_path, hub):
+    config = config_of(base, images, tmp_path / "first", max_train_steps=2, checkpointing_steps=2)
+    finetune(config, progress=False)
+    finetune(replace(config, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "first/checkpoint-2"),
+                     max_train_steps=3, push_to_hub=True), progress=False)
+    assert_no_local_path(hub / "on", tmp_path.parent, base)
+    starts = json.loads((hub / "on/rotescope.json").read_text())["starts"]
+    assert starts == [{"step": 0}, {"step": 2, "changed": {"max_train_steps": [2, 3], "push_to_hub": [False, True]}}]
+
+
 def test_a_lora_names_its_base(base, images, tmp_path, hub):
     model = with_licence(base, tmp_path / "model", None)
     config = config_of(model, images, tmp_path / "fine", push_to_hub=True, lora=True, max_train_steps=1)

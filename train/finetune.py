@@ -11,9 +11,11 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+import yaml
 from rich.console import Console
 
 from rotescope.datasets.duplicate import check_served
@@ -49,8 +51,10 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     started = time.time()
     job, repository = check(config), open_hub(config)
     monitor = monitor or _monitor(job, progress)
-    _check_length(job)
-    _announce(job, progress)
+    size = batch_size(config, process_count())
+    steps = total_steps(config, job.manifest, size)
+    _check_length(job, steps, size)
+    _announce(job, steps, size, progress)
     accelerator = accelerator_of(config)
     check_sharding(accelerator, config)
     check_agreed(job)
@@ -102,11 +106,9 @@ def _train(job, accelerator, on_step, monitor, progress):
     return run
 
 
-def _check_length(job):
+def _check_length(job, steps, size):
     """InputError if a plan's copies need more samples than the run has; a warning if that is as asked, or if nothing repeats.
     InputError, too, if the learning rate's schedule does not fit into the run."""
-    size = batch_size(job.config, process_count())
-    steps = total_steps(job.config, job.manifest, size)
     check_schedule(job.config, steps, size)
     try:
         check_served(job.manifest, steps * size)
@@ -117,11 +119,9 @@ def _check_length(job):
             _say(f"warning: {error}")
 
 
-def _announce(job, progress):
+def _announce(job, steps, size, progress):
     """What the run does: how often it shows the images, and which are left out."""
     if progress and is_first_process():
-        size = batch_size(job.config, process_count())
-        steps = total_steps(job.config, job.manifest, size)
         epochs = steps * size / job.manifest.copies
         copies = sorted({e.copies for e in job.manifest})
         shown = " to ".join(f"{epochs * c:,.1f}" for c in dict.fromkeys((copies[0], copies[-1])))
@@ -132,12 +132,17 @@ def _announce(job, progress):
 
 
 def _announce_idle_cores(accelerator):
-    """On a CPU, `accelerate launch` gives each process a single thread if it is not told otherwise."""
-    processes, cores, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.cpu_count() or 1, torch.get_num_threads()
-    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and threads < cores // processes \
-            and accelerator.is_main_process:
-        _say(f"note: this trains on {processes * threads} of {cores} cores; with accelerate launch "
-             f"--num_cpu_threads_per_process {cores // processes} it trains on all of them")
+    """On a CPU, `accelerate launch` may give each process a single thread if it is not told otherwise."""
+    processes, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _cores()
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and accelerator.is_main_process \
+            and torch.get_num_threads() == 1 < cores // processes:
+        _say(f"note: this trains on {processes} of {cores} cores; accelerate launch --num_cpu_threads_per_process "
+             f"{cores // processes} would use {cores // processes * processes}")
+
+
+def _cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _trained(run, monitor):
@@ -179,15 +184,21 @@ def _save(run, about):
         drop_later(config.output_dir, run.saved)
 
 
-def _meant(config, given):
-    """given: the options on the command line -> the config that they mean. InputError where it cannot be told."""
+def _meant(config, given, in_file=()):
+    """given, in_file: the options on the command line and in its --config -> the config that they mean. InputError where it
+    cannot be told."""
     if {"max_train_steps", "num_train_epochs"} <= given:
         raise InputError("--max_train_steps and --num_train_epochs both say how long to train: give one")
-    model, data = EMBEDDED
-    if "train_data_dir" not in given and getattr(config, model) != str(EMBEDDED[model]) and \
-            config.train_data_dir == str(EMBEDDED[data]):
+    model, data = (Path(getattr(config, name)).resolve() == path.resolve() for name, path in EMBEDDED.items())
+    if data and not model and "train_data_dir" not in {*given, *in_file}:
         raise InputError(f"--train_data_dir says what {config.pretrained_model_name_or_path} is to be trained on: it is missing")
     return replace(config, num_train_epochs=None) if "max_train_steps" in given else config
+
+
+def _in_file(argv):
+    """-> the options that its --config names."""
+    files = [a.removeprefix("--config=") for before, a in pairwise(["", *argv]) if "--config" in (before, a.split("=")[0])]
+    return {key for file in files if file != "--config" for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))}
 
 
 @exit_cleanly
@@ -196,7 +207,7 @@ def main(argv=None):
     given = {a.split("=")[0].replace("-", "_").strip("_") for a in argv if a.startswith("--")}
     own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
-    finetune(_meant(config, given))
+    finetune(_meant(config, given, _in_file(argv)))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
     under a key of content, model and preprocessing, and each process computes its `share` of those that are missing.
     `on_batch(done)` is called as images are encoded.
     """
-    several = max(1, min(batch_size, AT_ONCE // (preprocessing.resolution ** 2 * len(preprocessing.flips))))
+    several = min(batch_size, max(1, AT_ONCE // (preprocessing.resolution ** 2 * len(preprocessing.flips))))
+    several = 1 << several.bit_length() - 1  # a power of two divides the tables' chunks, so that all processes cut alike
     examples, words = {e.sha256: e for e in manifest}, {digest(w): w for w in ("", *manifest.captions())}
     read = 0
 

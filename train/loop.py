@@ -166,7 +166,7 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
     `denoiser` and `optimizer` are prepared, `lr_scheduler` is not; `done` steps were made before. RunError, before it does harm,
     on a loss or a gradient that is no number.
     """
-    world, parts, left_out = accelerator.num_processes, accelerator.gradient_accumulation_steps, 0
+    world, parts, overflows = accelerator.num_processes, accelerator.gradient_accumulation_steps, 0
     for step, batch in enumerate(batches, done + 1):
         lr, losses = lr_scheduler.get_last_lr()[0], []
         for i, part in enumerate(batch.split(world * parts)[accelerator.process_index::world], 1):
@@ -177,7 +177,7 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
         mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         _stop_unless_finite("loss", mean, step, lr)
         norm = accelerator.clip_grad_norm_(denoiser.parameters(), max_grad_norm)
-        left_out = _overflows(left_out, norm, step, lr, accelerator.scaler)
+        overflows = _overflows(overflows, norm, step, lr, accelerator.scaler)
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()

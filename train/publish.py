@@ -91,7 +91,10 @@ def portable(values, names):
 
 def portable_record(record):
     """rotescope.json without paths; of the pictures that were left out, the number."""
-    return portable(record, ("base",)) | {"config": portable(record["config"], PATHS), "left_out": len(record["left_out"])}
+    starts = [{k: {name: v for name, v in value.items() if name not in PATHS} if k == "changed" else value
+               for k, value in start.items()} for start in record["starts"]]
+    return portable(record, ("base",)) | {"config": portable(record["config"], PATHS), "starts": starts,
+                                          "left_out": len(record["left_out"])}
 
 
 def _copied_without_paths(file, copy):

@@ -55,6 +55,8 @@ def save_checkpoint(run, out, limit=None):
 
 def restore(run, folder):
     """Put a run that has not begun where the checkpoint stands. InputError if it is damaged or another run's."""
+    if not (folder / HISTORY).exists():
+        raise InputError(f"{folder} lacks its {HISTORY}: an earlier version made it, resume with that")
     try:
         record, history = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RECORD, HISTORY))
         _check_alike(folder, record["alike"], identity(run))

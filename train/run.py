@@ -104,8 +104,8 @@ def start(job, encoded, accelerator):
 def _place(job, accelerator):
     """As in diffusers' scripts, the weights under a LoRA may be as imprecise as the arithmetic; its own stay in float32. FSDP
     flattens both into one, and halves what it gathers itself."""
-    whole = accelerator.distributed_type == DistributedType.FSDP
-    half = None if whole else {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    half = None if sharded else {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for weight in job.predictor.parameters() if half else ():
         if not weight.requires_grad:
             weight.data = weight.data.to(half)
