@@ -56,7 +56,7 @@ def test_blended_captions_and_noise_are_as_by_hand(setting):
 def test_shares_have_their_distribution(setting):
     """Beta(m, 1) has the mean m / (m + 1); one share for a batch, as its authors draw it."""
     generator, mitigation = torch.Generator().manual_seed(0), TrainingMitigation(mixup_noise_lam=3.0)
-    shares = torch.stack([mitigation.draw(torch.arange(2), (1, 1), generator)["shares"] for _ in range(4000)])
+    shares = torch.stack([mitigation.draw(torch.tensor([1, 2]), (1, 1), generator)["shares"] for _ in range(4000)])
     assert torch.equal(shares[:, 0], shares[:, 1])
     assert shares.mean().item() == pytest.approx(0.75, abs=0.01)
 
