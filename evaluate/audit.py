@@ -101,17 +101,15 @@ def audit(config):
     check_plan(config, prompts)
     for rule in rules:
         rule.scope(list(policies))
-    groups = Counter(p.group for p in prompts)
-    most = max(groups.values()) * len(config.seeds)  # images in a group, of a method
-    most = min(most, config.budget or most)
     if config.plan == "uniform":
         jobs = jobs_of(prompts, uniform_plan(config, prompts)[0])
         images = Counter(prompts[i].group for i, _ in jobs)
-        most = max(images.values())
         if config.fail_on:
             check_own(rules, manifest, {prompts[i].image_id for i, _ in jobs})
             check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
-    announce(rules, config, most)
+    else:  # at most
+        images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
+    announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
         folders = sample(config, base, prompts, policies, draft, manifest, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))

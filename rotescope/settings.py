@@ -1,6 +1,7 @@
 """One resolved config: a dataclass, a YAML over it, the command line over both; an unknown key is an error."""
 import json
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -37,6 +38,17 @@ def parse(config_class, argv, *, prog, description, config=None):
     except Exception as error:  # jsonargparse raises several kinds, each with the key in its text
         meant = option_meant(str(error), {"config", *names})
         raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
+
+
+def named(argv):
+    """argv as for parse -> the names of its options."""
+    return {_underscored(a, {})[2:].partition("=")[0] for a in argv if a.startswith("--")}
+
+
+def named_in_file(argv):
+    """argv that parse has taken -> the names of the options in its --config."""
+    files = [a.partition("=")[2] or after for a, after in pairwise([*argv, ""]) if a.split("=")[0] == "--config"]
+    return {name for file in files for name in yaml.safe_load(Path(file).read_text(encoding="utf-8")) or ()}
 
 
 def save(config, file):

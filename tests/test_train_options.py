@@ -19,9 +19,9 @@ from training import arguments, config_of, largest_difference, weights
 from rotescope.datasets.sources import load_source
 from rotescope.errors import InputError
 from rotescope.models import load_pipeline
-from rotescope.settings import save
+from rotescope.settings import named_in_file, save
 from rotescope.train.bounds import BOUNDS
-from rotescope.train.finetune import _in_file, _meant, finetune, main
+from rotescope.train.finetune import _meant, finetune, main
 from rotescope.train.latents import Preprocessing, encode
 from rotescope.train.loop import GlobalBatches
 from rotescope.train.mitigations import TrainingMitigation
@@ -243,8 +243,8 @@ def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_pa
     own = FinetuneConfig(pretrained_model_name_or_path=str(base))
     save(own, tmp_path / "config.yaml")
     for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
-        assert "train_data_dir" in _in_file(argv)
-    assert _in_file(["--seed", "1"]) == set()
+        assert "train_data_dir" in named_in_file(argv)
+    assert named_in_file(["--seed", "1"]) == set()
     assert _meant(own, {"config"}, {"train_data_dir"}) == own
     assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 

@@ -11,11 +11,9 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from rotescope.datasets.duplicate import check_served
@@ -23,7 +21,7 @@ from rotescope.datasets.quarantine import show_quarantined
 from rotescope.errors import InputError, RunError, exit_cleanly
 from rotescope.models import DTYPES
 from rotescope.progress import progress_bars
-from rotescope.settings import parse
+from rotescope.settings import named, named_in_file, parse
 from rotescope.train.bounds import check_schedule
 from rotescope.train.checkpoint import save_full, save_lora, save_record
 from rotescope.train.job import check
@@ -195,19 +193,13 @@ def _meant(config, given, in_file=()):
     return replace(config, num_train_epochs=None) if "max_train_steps" in given else config
 
 
-def _in_file(argv):
-    """-> the options that its --config names."""
-    files = [a.removeprefix("--config=") for before, a in pairwise(["", *argv]) if "--config" in (before, a.split("=")[0])]
-    return {key for file in files if file != "--config" for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))}
-
-
 @exit_cleanly
 def main(argv=None):
     argv = [re.sub(r"^--dataset[-_]name(?==|$)", "--train_data_dir", a) for a in (sys.argv[1:] if argv is None else argv)]
-    given = {a.split("=")[0].replace("-", "_").strip("_") for a in argv if a.startswith("--")}
+    given = named(argv)
     own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
-    finetune(_meant(config, given, _in_file(argv)))
+    finetune(_meant(config, given, named_in_file(argv)))
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def portable(values, names):
 
 def portable_record(record):
     """rotescope.json without paths; of the pictures that were left out, the number."""
-    starts = [{k: {name: v for name, v in value.items() if name not in PATHS} if k == "changed" else value
-               for k, value in start.items()} for start in record["starts"]]
+    starts = [start | {"changed": {k: v for k, v in start["changed"].items() if k not in PATHS}} if "changed" in start else start
+              for start in record["starts"]]
     return portable(record, ("base",)) | {"config": portable(record["config"], PATHS), "starts": starts,
                                           "left_out": len(record["left_out"])}
 

@@ -93,7 +93,7 @@ def _options(run):
 
 def _changed(before, now):
     """-> {option: [what it was, what it is]}."""
-    return {k: [before.get(k), v] for k, v in json.loads(json.dumps(now)).items() if before.get(k) != v}
+    return {k: [before.get(k), v] for k, v in now.items() if before.get(k) != v}
 
 
 def _check_alike(folder, theirs, ours):
