@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rotescope.errors import exit_cleanly
-from rotescope.mitigate.hooks import mitigated
-from rotescope.mitigate.registry import get_mitigation
-from rotescope.models import BASE, load_pipeline
-from rotescope.progress import progress_bars
-from rotescope.runs import versions, write_json
-from rotescope.settings import parse, plain
+from rotescope.common.errors import exit_cleanly
+from rotescope.common.models import BASE, load_pipeline
+from rotescope.common.outputs import versions, write_json
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.mitigate.adapters.pipeline_hook import mitigated
+from rotescope.mitigate.methods.registry import get_mitigation
 
 BARE = "(no hook)"
 PROMPTS = ("a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background", "a rocket")

@@ -22,21 +22,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rotescope.dosed import dosed_prompts, provenance
-from rotescope.errors import InputError, exit_cleanly
-from rotescope.evaluate.samples import open_image
+from rotescope.commands.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.models import load_pipeline
+from rotescope.common.outputs import output_folder, versions, write_json
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.evaluate.inputs.samples import open_image
 from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.detectors import get_detector
+from rotescope.mitigate.budget.allocation import ranked, uniform
+from rotescope.mitigate.budget.budgeted_sampling import agreement, score_cost, scores_of
+from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.generate import check_sampling
-from rotescope.mitigate.guidance import PLAIN
-from rotescope.mitigate.plan import ranked, uniform
-from rotescope.mitigate.planned import agreement, score_cost, scores_of
-from rotescope.mitigate.prompts import Prompt
-from rotescope.mitigate.sampler import sample_to_folder
-from rotescope.models import load_pipeline
-from rotescope.progress import progress_bars
-from rotescope.runs import output_folder, versions, write_json
-from rotescope.settings import parse, plain
+from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 ALONE = "images alone"  # no scores: a random order, then where a prompt's images agree
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rotescope.evaluate.search import nearest
+from rotescope.evaluate.neighbours.nearest import nearest
 
 MEMORY = """
 import re, sys, numpy as np
-from rotescope.evaluate.search import nearest
+from rotescope.evaluate.neighbours.nearest import nearest
 file, m, d, n = sys.argv[1], *map(int, sys.argv[2:])
 x = np.memmap(file, np.float16, "r", shape=(m, d))
 row = nearest(x[::m // n][:n], x)[1][:, 0]

@@ -27,15 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rotescope.datasets.records import decode, read_encoded
-from rotescope.errors import RunError, exit_cleanly
-from rotescope.models import load_pipeline
-from rotescope.settings import parse, plain
-from rotescope.train.job import EMBEDDED, FinetuneConfig, check
-from rotescope.train.latents import encode
-from rotescope.train.loop import GlobalBatches
-from rotescope.train.objective import draw_levels
-from rotescope.train.run import start
+from rotescope.common.errors import RunError, exit_cleanly
+from rotescope.common.models import load_pipeline
+from rotescope.common.settings import parse, plain
+from rotescope.datasets.manifest import decode, read_encoded
+from rotescope.train.encodings.encode import encode
+from rotescope.train.engine.job import EMBEDDED, FinetuneConfig, check
+from rotescope.train.engine.run_state import start
+from rotescope.train.engine.steps import GlobalBatches
+from rotescope.train.objective.objective import draw_levels
 
 UNET_15 = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are the classes' own defaults
 VAE_15 = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,

@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from rotescope.datasets.pictures import Pictures, find_pictures, look_at
-from rotescope.datasets.preflight_page import render
-from rotescope.datasets.quarantine import save_quarantined, show_quarantined
-from rotescope.datasets.records import Manifest
-from rotescope.datasets.risk import Risk, ranking, repeated, risks
-from rotescope.datasets.sources import Quarantined, read_source
-from rotescope.errors import exit_cleanly
-from rotescope.parquet import write_table
-from rotescope.progress import progress_bars
-from rotescope.runs import check_apart, check_output, output_folder, versions, write_json
-from rotescope.settings import parse, plain
+from rotescope.common.errors import exit_cleanly
+from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
+from rotescope.common.parquet import write_table
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.datasets.images.clusters import Pictures, find_pictures, look_at
+from rotescope.datasets.inspection.page import render
+from rotescope.datasets.inspection.risk import Risk, ranking, repeated, risks
+from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
+from rotescope.datasets.readers.sources import Quarantined, read_source
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rotescope.datasets.captions import read_words
-from rotescope.datasets.duplicate import DuplicationPlan, apply_dcr, apply_plan, check_planned
-from rotescope.datasets.mixture import check_level, mix, read_class_names, recaption
-from rotescope.datasets.quarantine import save_quarantined, show_quarantined, whole
-from rotescope.datasets.sources import Source, read_source
-from rotescope.errors import InputError, exit_cleanly
-from rotescope.runs import check_apart, check_file
-from rotescope.settings import parse
+from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.outputs import check_apart, check_file
+from rotescope.common.settings import parse
+from rotescope.datasets.captions.perturbation import read_words
+from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned
+from rotescope.datasets.plans.mixture import check_level, mix, read_class_names, recaption
+from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.readers.sources import Source, read_source
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _captions(config):
         if getattr(config, name) and config.caption_level != level:
             raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
     if config.caption_level == "random":
-        from rotescope.models import BASE  # brings torch, which nothing else here needs
+        from rotescope.common.models import BASE  # brings torch, which nothing else here needs
         return {"vocabulary": read_words(config.tokenizer or BASE)}
     return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 

@@ -8,21 +8,21 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from rotescope.errors import exit_cleanly
-from rotescope.evaluate.descriptors import get_descriptor
-from rotescope.evaluate.exports import junit, model_card, write_pairs
-from rotescope.evaluate.intake import take_in
+from rotescope.common.errors import exit_cleanly
+from rotescope.common.outputs import output_folder
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.common.wording import percent
+from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.inputs.output_checks import check_images, check_places, junit_file
+from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.inputs.training_and_heldout import take_in
 from rotescope.evaluate.options import MeasureConfig, Measuring
-from rotescope.evaluate.places import check_images, check_places, junit_file
-from rotescope.evaluate.report import write_report
-from rotescope.evaluate.rules import check_power, parse_rules
-from rotescope.evaluate.samples import read_samples
-from rotescope.evaluate.scoring import score_samples, totals
-from rotescope.evaluate.table import print_table
-from rotescope.evaluate.words import percent
-from rotescope.progress import progress_bars
-from rotescope.runs import output_folder
-from rotescope.settings import parse, plain
+from rotescope.evaluate.report.exports import junit, model_card, write_pairs
+from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.report.html import write_report
+from rotescope.evaluate.report.terminal import print_table
+from rotescope.evaluate.verdict.rules import check_power, parse_rules
 
 
 @dataclass(frozen=True, kw_only=True)

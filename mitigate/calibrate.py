@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 
-from rotescope.errors import InputError, exit_cleanly
-from rotescope.mitigate.calibrated import Calibration
+from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.models import ModelOptions, check_model, open_model
+from rotescope.common.outputs import check_apart, write_json
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.mitigate.adapters.pipeline_hook import mitigated
+from rotescope.mitigate.contract.mitigation import guided, same_timestep
 from rotescope.mitigate.generate import check_sampling, load_prompts
-from rotescope.mitigate.hooks import mitigated
-from rotescope.mitigate.mitigation import guided, same_timestep
-from rotescope.mitigate.sampler import batches
-from rotescope.models import ModelOptions, check_model, open_model
-from rotescope.progress import progress_bars
-from rotescope.runs import check_apart, write_json
-from rotescope.settings import parse, plain
+from rotescope.mitigate.methods.calibrated_transition import Calibration
+from rotescope.mitigate.sampling.sampler import batches
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,17 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from rotescope.datasets.records import Manifest
-from rotescope.errors import InputError, exit_cleanly
-from rotescope.mitigate.prompts import at_most, prompts_of, read_prompts
-from rotescope.mitigate.registry import get_mitigation
-from rotescope.mitigate.sampler import jobs_of, sample_to_folder
-from rotescope.mitigate.unfinished import check_same, is_finished, resumable_folder
-from rotescope.models import ModelOptions, check_model, find_lora, find_model, open_model
-from rotescope.parquet import read_schema
-from rotescope.progress import progress_bars
-from rotescope.runs import check_output, folder_sha256, sha256, versions
-from rotescope.settings import parse, plain
+from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.models import ModelOptions, check_model, find_lora, find_model, open_model
+from rotescope.common.outputs import check_output, folder_sha256, sha256, versions
+from rotescope.common.parquet import read_schema
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import parse, plain
+from rotescope.datasets.manifest import Manifest
+from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.mitigate.prompts.prompt import at_most, prompts_of, read_prompts
+from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
+from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
 
 
 @dataclass(frozen=True, kw_only=True)

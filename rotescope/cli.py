@@ -3,24 +3,24 @@ import sys
 from importlib import import_module
 
 from rotescope import __version__
-from rotescope.errors import InputError, exit_cleanly
+from rotescope.common.errors import InputError, exit_cleanly
 
 COMMANDS = {  # name -> module, what it does
-    "demo": ("rotescope.demo", "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
+    "demo": ("rotescope.commands.demo", "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
     "preflight": ("rotescope.datasets.preflight", "before training: broken files, near-duplicates, images most at risk"),
-    "index": ("rotescope.evaluate.indexing", "embed training images once, for every later score and audit"),
+    "index": ("rotescope.evaluate.index_images", "embed training images once, for every later score and audit"),
     "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
-    "mitigations": ("rotescope.mitigate.mitigations", "every mitigation by name: its paper, cost, needs and model families"),
+    "mitigations": ("rotescope.mitigate.list_mitigations", "every mitigation by name: its paper, cost, needs and model families"),
     "calibrate": ("rotescope.mitigate.calibrate", "ordinary prompts -> what their prediction gaps are, for dtp-calibrated"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),
-    "figures": ("rotescope.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
-    "dose": ("rotescope.dose", "copy rate against copies, several seeds, with and without mitigations: a curve and a table"),
-    "compare": ("rotescope.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
-    "retrigger": ("rotescope.retrigger", "after a mitigation: do other words or an embedding bring a training image back?"),
-    "detect": ("rotescope.detect", "a model and prompts -> how memorized each prompt is, and which words trigger"),
+    "figures": ("rotescope.commands.figures", "what the paper's figures claim, drawn and tested on a fine-tuned model"),
+    "dose": ("rotescope.commands.dose", "copy rate against copies, several seeds, with and without mitigations: a curve and a table"),
+    "compare": ("rotescope.commands.compare", "every mitigation on one fine-tuned model: what it removes, at what price"),
+    "retrigger": ("rotescope.commands.retrigger", "after a mitigation: do other words or an embedding bring a training image back?"),
+    "detect": ("rotescope.commands.detect", "a model and prompts -> how memorized each prompt is, and which words trigger"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
-    "audit": ("rotescope.evaluate.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),
+    "audit": ("rotescope.commands.audit", "a checkpoint against its training images: sample, score, report, pass or fail"),
 }
 
 

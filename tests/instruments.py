@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rotescope.datasets.emoji.scenes import scenes
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.readers.sources import load_source
 
 STEPS = list(range(999, 0, -100))
 

@@ -14,28 +14,27 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from places import EMOJI, ROOT
 from safetensors import safe_open
 
 import rotescope
 from rotescope import cli
 from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("datasets", "train", "mitigate", "evaluate")
-EMOJI = ROOT / "datasets/emoji"
 SOURCES = sorted(file for folder in (*LAYERS, "rotescope") for file in (ROOT / folder).rglob("*.py"))
 SUMS = sorted(f for folder in LAYERS for f in (ROOT / folder).rglob("SHA256SUMS"))
 YAMLS = sorted(f for f in ROOT.rglob("*.y*ml") if f.relative_to(ROOT).parts[0] not in (".venv", "runs", "work", "build"))
 
 
 def name_of(file):
-    """train/loop.py -> rotescope.train.loop; rotescope/cli.py -> rotescope.cli."""
+    """train/engine/steps.py -> rotescope.train.engine.steps; rotescope/cli.py -> rotescope.cli."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(p for p in (("rotescope",) * (parts[0] != "rotescope") + parts) if p != "__init__")
 
 
 def imports_of(file):
-    """Every module that a file imports, wherever in it: 'torch.nn', 'rotescope.errors', 'rotescope.errors.InputError'."""
+    """Every module that a file imports, wherever in it: 'torch.nn', 'rotescope.common.errors', 'rotescope.common.errors.InputError'."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -94,17 +93,17 @@ def test_imports_run_downwards(file):
     name = name_of(file)
     above = {"datasets": ("train", "mitigate", "evaluate"), "train": ("mitigate", "evaluate"), "mitigate": ("train", "evaluate"),
              "evaluate": ("train", "mitigate"), "rotescope": LAYERS}[file.relative_to(ROOT).parts[0]]
-    if name == "rotescope.evaluate.audit":
+    if name == "rotescope.commands.audit":
         above = ("train",)
     front = tuple(f"rotescope.{command}" for command in ("cli", "compare", "demo", "detect", "dose", "figures", "monitor",
                                                         "retrigger"))
-    if name in ("rotescope", "rotescope.dosed", "rotescope.dose_plan", *front):  # __init__ imports for type checkers alone
+    if name in ("rotescope", "rotescope.commands.checkpoint_prompts", "rotescope.commands.dose_plan", *front):  # __init__ imports for type checkers alone
         above = ()
     # train/finetune.py is a command, which nothing below the front imports: it hands the run to the monitor, and knows no more of
-    # sampling and retrieval than that; so does evaluate/audit.py with the re-trigger check
-    handed = {"rotescope.train.finetune": "rotescope.monitor", "rotescope.evaluate.audit": "rotescope.retrigger"}
+    # sampling and retrieval than that; so does rotescope/commands/audit.py with the re-trigger check
+    handed = {"rotescope.train.finetune": "rotescope.commands.monitor", "rotescope.commands.audit": "rotescope.commands.retrigger"}
     allowed = (name, handed.get(name))
-    commands = () if not above else ("rotescope.train.finetune", "rotescope.evaluate.audit")
+    commands = () if not above else ("rotescope.train.finetune", "rotescope.commands.audit")
     forbidden = [f"rotescope.{layer}" for layer in above] + [m for m in (*front, *commands) if m not in allowed]
     assert not [m for m in imports_of(file) if within(m, *forbidden)]
 
@@ -179,7 +178,7 @@ def test_data_card_counts_are_true():
 
 # ----- the front door
 
-@pytest.mark.parametrize("module", ["rotescope.datasets.emoji.scenes", "rotescope.train.pretrain"])
+@pytest.mark.parametrize("module", ["rotescope.datasets.emoji.scenes", "rotescope.train.base_model.pretrain"])
 def test_folders_are_packages(module):
     assert find_spec(module) is not None
 

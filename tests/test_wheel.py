@@ -8,14 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("datasets", "train", "mitigate", "evaluate")
 FIRST_STEP = """
 import json, sys
 import datasets as hf_datasets, numpy, rotescope
+from places import ROOT
 from rotescope.datasets.emoji.scenes import HERE, compose
-from rotescope.datasets.sources import load_source
+from rotescope.datasets.readers.sources import load_source
 scene = compose(("cat", "bus"), "blue", numpy.random.default_rng(0))
 print(json.dumps({"home": rotescope.__file__, "hub": hf_datasets.load_dataset.__module__, "caption": scene.caption,
                   "size": scene.image.size, "heldout": len(load_source(HERE / "heldout.parquet"))}))

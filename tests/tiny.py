@@ -22,8 +22,8 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from rotescope.train.pretrain_unet import SCHEDULE
-from rotescope.train.towers import make_tokenizer
+from rotescope.train.base_model.pretrain_unet import SCHEDULE
+from rotescope.train.base_model.towers import make_tokenizer
 
 WIDTH, TOKENS = 16, 24
 VAE = dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,

@@ -22,7 +22,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from rotescope.train.pretrain import SCHEDULE
+from rotescope.train.base_model.pretrain import SCHEDULE
 
 clip = partial(tiny.clip, layers=2)
 

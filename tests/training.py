@@ -15,12 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from rotescope.errors import exit_cleanly
-from rotescope.train import resume
+from rotescope.common.errors import exit_cleanly
+from rotescope.train.checkpoints import resume
+from rotescope.train.checkpoints.output_folder import RECORD
+from rotescope.train.encodings.encode import Preprocessing
+from rotescope.train.engine.steps import DenoisingLoss
 from rotescope.train.finetune import FinetuneConfig, finetune
-from rotescope.train.latents import Preprocessing
-from rotescope.train.loop import DenoisingLoss
-from rotescope.train.place import RECORD
 
 SAVING = ("resume.py", "place.py", "checkpoint.py")
 NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore", "_restore", "identity", "_state")
@@ -69,7 +69,7 @@ def assert_same_state(one, other):
 # ----- processes of their own: a server imports everything once and forks, so that each starts in a moment
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.monitor"])
+SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.commands.monitor"])
 
 
 def in_process(config, environment=None, die=None, seen=None):

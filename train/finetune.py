@@ -16,24 +16,32 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from rotescope.datasets.duplicate import check_served
-from rotescope.datasets.quarantine import show_quarantined
-from rotescope.errors import InputError, RunError, exit_cleanly
-from rotescope.models import DTYPES
-from rotescope.progress import progress_bars
-from rotescope.settings import named, named_in_file, parse
-from rotescope.train.bounds import check_schedule
-from rotescope.train.checkpoint import save_full, save_lora, save_record
-from rotescope.train.job import check
-from rotescope.train.latents import encode
-from rotescope.train.place import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
-from rotescope.train.publish import open_hub, upload
-from rotescope.train.recipe import EMBEDDED, FinetuneConfig
-from rotescope.train.resume import restore, save_checkpoint
-from rotescope.train.run import batch_size, start, total_steps
-from rotescope.train.sharded import check_sharding, rhythm, settle
-from rotescope.train.tables import Share, drop_old_drafts
-from rotescope.train.watch import accelerator_of, check_agreed, is_first_process, process_count, report, tracked, visiting
+from rotescope.common.errors import InputError, RunError, exit_cleanly
+from rotescope.common.models import DTYPES
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import named, named_in_file, parse
+from rotescope.datasets.plans.duplication import check_served
+from rotescope.datasets.readers.quarantine import show_quarantined
+from rotescope.train.checkpoints.export import save_full, save_lora, save_record
+from rotescope.train.checkpoints.hub_upload import open_hub, upload
+from rotescope.train.checkpoints.output_folder import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
+from rotescope.train.checkpoints.resume import restore, save_checkpoint
+from rotescope.train.encodings.encode import encode
+from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
+from rotescope.train.engine.job import check
+from rotescope.train.engine.run_state import batch_size, start, total_steps
+from rotescope.train.engine.sharding import check_sharding, rhythm, settle
+from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
+from rotescope.train.options.limits import check_schedule
+from rotescope.train.tracking.validation import (
+    accelerator_of,
+    check_agreed,
+    is_first_process,
+    process_count,
+    report,
+    tracked,
+    visiting,
+)
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -42,7 +50,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
     `on_step(StepResult)` is called after each step. `monitor(Run)` is called in every process before the first step and after
-    each; where it is true, training ends; --monitor_steps gives rotescope.monitor's. Pictures that cannot be read are left out:
+    each; where it is true, training ends; --monitor_steps gives rotescope.commands.monitor's. Pictures that cannot be read are left out:
     announced before the first step, named at the end and in rotescope.json. InputError before anything expensive, RunError when
     the loss is no number.
     """
@@ -79,7 +87,7 @@ def _monitor(job, progress):
     """The one that the options ask for. It belongs to the front, and sampling and retrieval load only where they are needed."""
     if not job.config.monitor_steps:
         return lambda run: False
-    from rotescope.monitor import monitor_of
+    from rotescope.commands.monitor import monitor_of
     return monitor_of(job, _say if progress else None)
 
 

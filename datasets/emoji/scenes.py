@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 SPRITES = HERE / "sprites"
 SIDE = 64             # scene side, in pixels
 PAIR_SHARE = 0.15     # share of scenes with two sprites

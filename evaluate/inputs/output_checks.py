@@ -1,0 +1,86 @@
+"""Where score and audit write what a user asks for, and what they must not replace by it: checked before anything is measured."""
+import os
+import shlex
+import sys
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+
+from rotescope.common.errors import InputError
+from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, is_within
+
+WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md", "samples", "base", "retrigger")  # into output_dir
+
+
+def check_places(config, *inputs):
+    """config: a MeasureConfig; inputs: what it reads beside what every MeasureConfig names. Raises InputError if the run could
+    not leave what it is asked for, or would replace what it reads."""
+    read = (*inputs, config.train_data, config.heldout_data, config.descriptor, config.alignment, *config.fail_on)
+    check_output(config.output_dir, config.overwrite, inputs=read)
+    check_beside(config.index_dir, config.output_dir, "--index_dir")
+    if config.junit_xml:
+        _check_junit(config.junit_xml, config.output_dir)
+
+
+def check_images(config, *manifests):
+    """Raise InputError if the run would replace an image that a manifest names, wherever the manifest lies."""
+    check_apart(config.output_dir, {e.file for manifest in manifests for e in manifest or ()})
+
+
+def _check_junit(file, out):
+    within = _within(file, out)
+    if Path(file).is_dir() or within and within[0] in (".", *WRITTEN):
+        raise InputError(f"--junit_xml {file} is a folder, or a part of the report: name another file")
+    if not within:
+        check_file(file)
+
+
+def junit_file(config, folder):
+    """Where the JUnit file goes: into `folder`, which becomes output_dir, if it is to lie there, else where the user says."""
+    within = _within(config.junit_xml, config.output_dir)
+    return Path(folder, *within) if within else Path(config.junit_xml)
+
+
+def _within(file, folder):
+    """-> the parts of its name from there on, (".",) for the folder itself, () if it lies elsewhere."""
+    if not is_within(file, folder):
+        return ()
+    return Path(os.path.relpath(os.path.realpath(file), os.path.realpath(folder))).parts or (".",)
+
+
+# ----- what is dear
+
+@contextmanager
+def samples_kept(draft, options):
+    """Whatever fails once the samples in an audit's draft are whole, they stay, beside the output: moved there, and said to be.
+
+    options: what rotescope score is to be told beside them, --output_dir among it.
+    """
+    try:
+        yield
+    except BaseException:
+        _keep(Path(draft), options)
+        raise
+
+
+def _keep(draft, options):
+    out = Path(options[options.index("--output_dir") + 1]).absolute()
+    whole = {n: option for n, option in (("samples", "--generated"), ("base", "--base_generated")) if _is_whole(draft / n)}
+    if "samples" not in whole:
+        return
+    free = next(places for places in _places(out, whole) if not any(place.exists() for place in places.values()))
+    command = ["rotescope", "score"]
+    for name, option in whole.items():
+        command += [option, str((draft / name).rename(free[name]))]
+    line = shlex.join(command + options).encode(errors="backslashreplace").decode()
+    print(f"the samples are kept; go on with: {line}", file=sys.stderr, flush=True)
+
+
+def _places(out, names):
+    """-> {"samples": out.samples, …}, then out.samples-2 and so on."""
+    for suffix in chain([""], map("-{}".format, count(2))):
+        yield {name: out.with_name(f"{out.name}.{name}{suffix}") for name in names}
+
+
+def _is_whole(folder):
+    return (folder / "records.parquet").exists() and (folder / "run.json").exists()

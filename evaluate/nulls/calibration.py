@@ -1,0 +1,121 @@
+"""What similarity means nothing, and from where on it is a copy: one layer for each descriptor."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from rotescope.common.errors import InputError
+from rotescope.evaluate.neighbours.index import Index
+from rotescope.evaluate.nulls.same_picture import Twins
+from rotescope.evaluate.statistics.replication import copy_threshold, spread
+
+FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
+MANY = 500    # null pictures that are enough for small p-values, whatever else there is
+EDITED = 0.98  # pictures as similar as this are one, dimmed or cropped; a threshold as high says that the set is full of them
+NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
+NULLS = {     # name -> what its similarities are; to the nearest training image always
+    "train": "each of {n:,} training images to its nearest other one",
+    "heldout": "each of {n:,} held-out pictures to its nearest training image",
+    "base": "each of {n:,} pictures by the base model, on the same prompts and seeds, to its nearest training image"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One descriptor's index, the similarities that no copying by this model caused, and the threshold drawn from them."""
+    index: Index
+    threshold: float
+    rule: str                     # where the threshold comes from
+    nulls: dict[str, np.ndarray]  # by name, as in NULLS; an empty array where there are no such pictures
+    twins: Twins | None = None    # which pictures are the same in other bytes, and so in no null
+
+    @property
+    def best_null(self):
+        """The null that p-values rest on: held-out pictures, if they are many or not far fewer than the training ones, for with a
+        few no p is small. Not the base model's pictures: it may copy too."""
+        held, train = len(self.nulls["heldout"]), len(self.nulls["train"])
+        return "heldout" if held and held >= min(MANY, train / 2) else "train"
+
+    @property
+    def chance(self):
+        """Share of pictures over the threshold that cannot be copies: of the held-out ones, without them of the background."""
+        values = self.nulls["heldout" if len(self.nulls["heldout"]) else "train"]
+        return self._share(values) if len(values) else 0.0
+
+    def _share(self, values):
+        return float((values >= self.threshold).mean())
+
+    def as_json(self):
+        others = {name: spread(values) | ({"copy_rate": self._share(values)} if len(values) else {})
+                  for name, values in self.nulls.items() if name != "train"}
+        return spread(self.nulls["train"]) | others
+
+
+def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.99):
+    """heldout, base: [(SHA-256, what opens the picture)] -> {name: similarities}. twins: Twins of the training images, shared by
+    the layers, which learns here which pictures are the same, as far as a threshold at `quantile` needs it. Held-out pictures
+    that are training images are still among the others, so that the layers agree on them: see without."""
+    def top1(pictures):
+        return index.nearest(index.embed(pictures, on_image)) if pictures else (np.zeros(0), np.zeros(0, np.int64))
+    twins, heldout = twins or Twins(index.examples), list(heldout)
+    held, row = top1(heldout)
+    twins.find_heldout(heldout, held, row, quantile)
+    return {"train": twins.background(index.vectors, quantile), "heldout": held, "base": top1(list(base))[0]}
+
+
+def without(nulls, kept):
+    """kept (n,) bool: which held-out pictures were not trained on -> the nulls without the others."""
+    return nulls | {"heldout": nulls["heldout"][kept]}
+
+
+def calibrated(index, nulls, quantile=0.99, null="train", threshold=None, twins=None):
+    """-> Layer whose threshold is a stated quantile of a stated null, or the user's own.
+
+    InputError if there is nothing to calibrate on and no threshold is given.
+    """
+    if threshold is not None:
+        return Layer(index, float(threshold), "given by the user", nulls, twins)
+    check_null(null, {name for name, values in nulls.items() if len(values)})
+    aside = ", the same picture in other bytes aside" if null == "train" and twins and twins.clusters else ""
+    rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}{aside}, "
+            f"by {index.descriptor.name}")
+    return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls, twins)
+
+
+def check_null(null, known):
+    """InputError if there is no such null, or nothing to take it from."""
+    if null not in NULLS:
+        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
+    if null not in known:
+        needed = {"train": "at least two different training images", "heldout": "--heldout_data", "base": "--base"}[null]
+        raise InputError(f"a copy threshold by the null {null!r} needs {needed}: add some, or pass --copy_threshold")
+
+
+def check_exact(kind):
+    if kind not in (*NEAR_IDENTICAL, "none"):
+        raise InputError(f"no exact layer {kind!r}: take {', '.join(NEAR_IDENTICAL)} or none")
+
+
+def exact_layer(index, nulls, kind):
+    """-> Layer of near-identical copies: closer than any training or held-out picture comes to another training image, and never
+    below a floor. The base model's pictures do not count: they may be copies. Nor do pictures at EDITED or over: those are one
+    picture twice, dimmed or cropped, and with them in the null nothing could be a copy of either."""
+    quiet = np.concatenate([np.asarray(nulls.get(name, ()), float) for name in ("train", "heldout")])
+    least, highest, edited = NEAR_IDENTICAL[kind], quiet[quiet < EDITED].max(initial=-1.0), int((quiet >= EDITED).sum())
+    threshold = max(least, float(np.nextafter(np.float32(highest), np.float32(2))))
+    aside = f", but for {edited:,} near-duplicates at {EDITED:g} or more" if edited else ""
+    rule = (f"no training or held-out picture comes as close to another{aside}, and at least {least:.3g}, "
+            f"by {index.descriptor.name}")
+    return Layer(index, threshold, rule, nulls)
+
+
+def warnings(layer):
+    """What a reader must know before trusting the threshold."""
+    if len(layer.index) < FEW:
+        yield f"Only {len(layer.index)} different training images: the copy threshold rests on few comparisons."
+    yield from layer.twins.notes() if layer.twins else ()
+    if layer.threshold >= EDITED:
+        yield ("Some training images almost equal others, so the threshold is very high and edited copies may be missed: "
+               "remove near-duplicates, or give a threshold.")
+    if layer.index.descriptor.kind == "semantic":
+        yield (f"{layer.index.descriptor.name} is a semantic descriptor: it tells that two pictures show the same thing, not "
+               "that one copies the other.")
+    yield from (f"The search was approximate: {said}." for said in layer.index.said)

@@ -1,0 +1,127 @@
+"""The report for machines: pairs as a table, prompts as test cases, a section for the model card."""
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pyarrow as pa
+
+from rotescope.common.parquet import write_table
+from rotescope.common.wording import PROMPTS, percent, share
+from rotescope.evaluate.report.terminal import cells_of, number
+from rotescope.evaluate.verdict.rules import Rule
+
+REGION = pa.list_(pa.float64())  # left, top, width, height as shares of the centre square
+PART = pa.struct([("kind", pa.string()), ("similarity", pa.float64()), ("nearest", pa.string()),
+                  ("regions", pa.list_(pa.struct([("generated", REGION), ("training", REGION)])))])
+PAIRS = pa.schema([
+    ("method", pa.string()), ("group", pa.string()), ("prompt_index", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()),
+    ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("copied_by", pa.list_(pa.string())),
+    ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("null_as_close", pa.int64()),
+    ("expected", pa.string()), ("own_similarity", pa.float64()), ("partial", pa.list_(PART))])
+
+
+def write_pairs(report, file):
+    """Every generated image with its nearest training image, and what it copies in part; descriptor and threshold are in the
+    table's metadata."""
+    about = {"rotescope": "pairs 1", "descriptor": report["descriptor"], "copy_threshold": str(report["copy_threshold"])}
+    parts = {}
+    for p in report["partial"]:
+        parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
+    rows = [p | {"partial": parts.get(p["image"], [])} for p in report["pairs"]]
+    write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file)
+
+
+# ----- JUnit
+
+def junit(report):
+    """-> XML in JUnit's form: one case for each rule, then one for each prompt of each method.
+
+    A rule fails if it is broken or undecided. A prompt fails if it leaks, whatever the rules allow, and only under the methods
+    that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
+    """
+    root, gate = ET.Element("testsuites", name=_legal(report["title"])), _gate(report)
+    rules = [(r["rule"], r["rule"], r["outcome"] != "passed" and report["verdict"]["headline"], "")
+             for r in report["verdict"]["rules"]]
+    _suite(root, "rules", rules)
+    for method in report["methods"]:
+        told = [p for p in report["prompts"] if p["method"] == method]
+        _suite(root, method, [_case(report, p, method in gate) for p in told])
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _gate(report):
+    return {m for r in report["verdict"]["rules"] for m in Rule.parse(r["rule"]).scope(list(report["methods"]))}
+
+
+def _case(report, p, gated):
+    """-> name, prompt, failure, reason to skip."""
+    number_ = "image" if p["prompt_index"] is None else f"prompt {p['prompt_index']:05d}"
+    found = (f"{p['copies']} of {p['n']} images copy a training image; highest similarity {p['top1_similarity']:.3f}, "
+             f"threshold {report['copy_threshold']:.3f}, p = {p['p']:.2g}, q = {p['q']:.2g}, by {report['descriptor']}")
+    failed = p["leaked"] and gated
+    reason = "no rule is on this method" if not gated else f"no more than chance explains: {found}"
+    return number_, p["prompt"] or p["image"], failed and found, p["copies"] and not failed and reason
+
+
+def _suite(root, name, cases):
+    suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(cases)), failures=str(sum(bool(f) for _, _, f, _ in cases)),
+                          skipped=str(sum(bool(s) for _, _, _, s in cases)), errors="0")
+    for classname, case, failure, skipped in cases:
+        node = ET.SubElement(suite, "testcase", classname=_legal(f"{name}.{classname}"), name=_legal(case[:500]))
+        if failure:
+            ET.SubElement(node, "failure", message=_legal(failure))
+        elif skipped:
+            ET.SubElement(node, "skipped", message=skipped)
+
+
+def _legal(text):
+    """Without the control characters that XML cannot hold."""
+    return "".join(c if c in "\t\n\r" or (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff") else "�"
+                   for c in text)
+
+
+# ----- model card
+
+def model_card(report):
+    """-> Markdown: evaluation results as the hub's metadata, then a section to paste into a README.md."""
+    return f"---\n{metadata(report)}---\n\n{section(report)}"
+
+
+def _sought_again(found):
+    """What the re-trigger check says, a paragraph."""
+    return [" ".join(found["conclusions"]), ""] if found and "conclusions" in found else []
+
+
+def metadata(report):
+    """-> YAML with a model-index of EvalResult: copy rate, and similarity at the 95th percentile, of each method and group."""
+    from huggingface_hub import EvalResult, ModelCardData
+    results = [EvalResult(
+        task_type="text-to-image", task_name="Memorization audit", dataset_type="training-data",
+        dataset_name=f"training data {report['hashes']['training_data'][:12]}", dataset_config=f"{group} captions, {method}",
+        metric_type=metric, metric_name=f"{label}, n = {cell['n']}, by {report['descriptor']}", metric_value=cell[metric],
+        metric_config=f"threshold {report['copy_threshold']:.4f}")
+        for method, group, cell in cells_of(report)
+        for metric, label in (("copy_rate", "copy rate"), ("sim95", "95th percentile of top-1 similarity"))]
+    model = Path(str(report["config"]["sampling"].get("model") or "model")).name
+    return ModelCardData(model_name=model, eval_results=results).to_yaml() + "\n"
+
+
+def section(report):
+    verdict = report["verdict"]
+    rows = [f"| {report['labels'][method]} | {PROMPTS.get(group, group)} | {cell['copies']} of {cell['n']} | {share(cell)} | "
+            f"{number(cell['sim95'], 3)} | {number(cell['alignment'], 3)} |" for method, group, cell in cells_of(report)]
+    heldout = report["background"]["heldout"]
+    chance = (f" By chance {percent(heldout['copy_rate'])} of {heldout['n']:,} held-out pictures come as close."
+              if heldout["n"] else "")
+    return "\n".join([
+        "## Memorization", "", f"**{verdict['headline']}** {verdict['text']}", "",
+        f"Rule, fixed before the run: fail if `{verdict['rule']}`. Outcome: {verdict['outcome']}.", "",
+        "| sampling | prompts | copies | copy rate (95% interval) | similarity, 95th pct. | text-image agreement |",
+        "|---|---|---|---|---|---|", *rows, "",
+        f"A copy is a generated image whose similarity to a training image is at least {report['copy_threshold']:.4f} by "
+        f"`{report['descriptor']}`: {report['threshold_rule']}.{chance} Searched over {report['training_images']['unique']:,} "
+        f"different training images. Few copies in a sample are no proof that none can be made; "
+        f"a mitigation holds an image back without erasing it.", "",
+        *_sought_again(report["retrigger"]),
+        f"Measured by Rotescope {report['versions']['rotescope']}; training data "
+        f"`{report['hashes']['training_data'][:16]}`, samples `{report['hashes']['samples'][:16]}`.", ""])

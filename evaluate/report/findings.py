@@ -1,0 +1,208 @@
+"""Two sets of images -> Report: the measuring half, for score, audit and demo."""
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rotescope.common.outputs import versions
+from rotescope.common.wording import name, printable
+from rotescope.evaluate.descriptors.registry import choose, get_descriptor
+from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.inputs.training_and_heldout import apart, named, twins_apart
+from rotescope.evaluate.inputs.training_and_heldout import notes as intake_notes
+from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
+from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
+from rotescope.evaluate.nulls.same_picture import Twins
+from rotescope.evaluate.options import TITLE, Measuring
+from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
+from rotescope.evaluate.quality.fidelity import fidelity
+from rotescope.evaluate.report import chart_data as drawn
+from rotescope.evaluate.report import per_image as m
+from rotescope.evaluate.report.html import Pictures, Report
+from rotescope.evaluate.statistics.base_comparison import against_base
+from rotescope.evaluate.statistics.published_tables import conventions
+from rotescope.evaluate.verdict.rules import check_ids, check_own, parse_rules
+from rotescope.evaluate.verdict.verdict import judge
+from rotescope.evaluate.verification.partial_copies import AT_MOST, partial_copies
+
+SCHEMA_VERSION = "1.0"
+
+
+def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), left_out=(),
+                  on_image=None, **measuring):
+    """A folder of generated images and the Manifest of the training images -> Report: a dict, as report.json has it.
+
+    heldout: Manifest of pictures that the model never saw; base: a samples folder of the base model on the same prompts and
+    seeds; sweep: another, one method a transition (Samples that were read from a folder do as well); rule: one or several, as
+    text or Rule; config: goes into the provenance; left_out: what intake.take_in could not read; on_image(what): called for each
+    image that is embedded; measuring: fields of options.Measuring, alignment also as a folder.
+    Raises InputError on bad samples or rules before anything is embedded.
+    """
+    how, rules = Measuring(**measuring), parse_rules(rule)
+    samples, swept, unadapted = read_samples(samples_dir), sweep and read_samples(sweep), base and read_samples(base)
+    heldout, twice = apart(heldout, manifest)
+    check_measuring(how, manifest, heldout, base)
+    for one in rules:
+        one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
+    check_ids(rules, {e.image_id for e in manifest})
+    check_own(rules, manifest, {r.image_id for r in samples.records})
+    aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
+    layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
+    layer, index = layers["descriptor"], layers["descriptor"].index
+    heldout, again = twins_apart(heldout, layer.twins)
+    left_out = [*left_out, *named("held-out", twice + again), *(
+        item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
+        for item in named(what, some.left_out))]
+    watched = {image_id for one in rules for image_id in one.ids}
+    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
+    points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
+    seen = features([e.open for e in heldout or ()], aligner)
+    prompts = m.prompts_of(samples, measured, layer)
+    parts = _partial(samples, measured, index, how)
+    p_values = m.p_value_note(samples, layer)
+    methods = m.cells(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values["needed"] is None)
+    chance = layer.chance if len(layer.nulls["heldout"]) else None
+    return Report({
+        "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan"),
+                         p_values["needed"]),
+        "notes": [*intake_notes(left_out), *warnings(layer), *_not_sought(how, index)], "left_out": left_out,
+        **_layers_as_json(layers, samples, measured, how.descriptor == "auto"), "p_values": p_values,
+        **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
+        "labels": {method: name(method) if samples.run else "generated images" for method in methods},
+        "methods": {method: {"settings": _settings(samples, method), **groups} for method, groups in methods.items()},
+        "prompts": prompts, **parts, "conventions": conventions(samples, measured, layer),
+        "base": against_base(samples, measured, unadapted, m.measure(unadapted, layers, manifest), prompts) if base else None,
+        "retrigger": None, "sweep": drawn.sweep_points(swept, points, layer) if swept else [],
+        "hashes": _hashes(samples, manifest, heldout, aligner, index), "versions": samples.run.get("versions", {}) | versions(),
+        "config": {"sampling": samples.run.get("config", {}), "scoring": config or {}},
+        "prediction_gaps": drawn.gap_curves(samples), "histogram": drawn.histogram(samples, measured, layer),
+        "pairs": drawn.pairs(samples, measured, layer),
+    }, _pictures(samples, manifest))
+
+
+def check_measuring(how, manifest, heldout, base):
+    """InputError on options that could not be met once the images are there."""
+    if how.exact != "none":
+        check_exact(how.exact)
+    check_engine(how.search)
+    if how.copy_threshold is None:
+        several = len({e.sha256 for e in manifest}) > 1
+        check_null(how.copy_null, {name for name, there in (("train", several), ("heldout", heldout), ("base", base)) if there})
+
+
+def make_layers(side, manifest, heldout, base, how, on_image=None):
+    """For generated images of a short side -> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies
+    unless how.exact is none}. Held-out pictures that are training images in other bytes are in neither's nulls."""
+    side, twins = min(side, *manifest[0].open().size), Twins(unique(manifest)[0])
+    others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
+
+    def index_and_nulls(descriptor, folder, tick):
+        index = build_index(manifest, descriptor, tick and tick("training"), folder, how.search)
+        return index, nulls_of(index, **others, on_image=tick and tick("held-out"), twins=twins, quantile=how.copy_quantile)
+    descriptor = get_descriptor(how.descriptor, side, how.trust_sha256)
+    found = {"descriptor": index_and_nulls(descriptor, how.index_dir, partial(_tick, on_image))}
+    if how.exact != "none":
+        exact = get_descriptor(how.exact)
+        found["exact"] = (found["descriptor"] if exact.name == descriptor.name else
+                          index_and_nulls(exact, how.index_dir and Path(how.index_dir) / "exact", None))
+    kept = twins.kept(others["heldout"])  # once all layers have looked
+    found = {name: (index, without(nulls, kept)) for name, (index, nulls) in found.items()}
+    layer = calibrated(*found["descriptor"], how.copy_quantile, how.copy_null, how.copy_threshold, twins)
+    return {"descriptor": layer} | ({"exact": exact_layer(*found["exact"], how.exact)} if "exact" in found else {})
+
+
+def _layers_as_json(layers, samples, measured, chosen):
+    layer, index = layers["descriptor"], layers["descriptor"].index
+    side = min(samples.side, *index.examples[0].open().size)
+    return {
+        "descriptor": index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
+        "search": index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule, "background": layer.as_json(),
+        "exact": {"descriptor": e.index.descriptor.name, "threshold": e.threshold, "rule": e.rule}
+        if (e := layers.get("exact")) else None,
+        "shuffled_pairing": m.pairing(samples, measured, layer)}
+
+
+def _partial(samples, measured, index, how):
+    """-> {partial: [{image, kind, similarity, nearest, regions, …}], partial_thresholds: {kind: threshold} or None, and the
+    quantile that they are}."""
+    if not how.partial or len(index) > AT_MOST:
+        return {"partial": [], "partial_thresholds": None, "partial_quantile": None}
+    found, thresholds = partial_copies([opener for _, opener in samples.pictures], [e.open for e in index.examples],
+                                       measured.copied, how.copy_quantile)
+    rows = []
+    for f in found:
+        r, example = samples.records[f.pop("position")], index.examples[f.pop("row")]
+        rows.append({"method": r.method, "group": r.group, "prompt_index": r.prompt_index, "prompt": r.prompt, "seed": r.seed,
+                     "image": r.image, "nearest": example.image_id, **f})
+    return {"partial": rows, "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
+
+
+def _not_sought(how, index):
+    if how.partial and len(index) > AT_MOST:
+        yield (f"Copies of a part were not sought: that is done among at most {AT_MOST:,} training images, and these are "
+               f"{len(index):,}.")
+
+
+def copied_ids(samples, measured, index):
+    """-> {method: ids of the training images that it copies}, every id of a picture that has several. Those that a rule names
+    are copied whatever is nearer: their twin in other bytes, perhaps."""
+    ids = {}
+    for image_id, row in index.rows.items():
+        ids.setdefault(row, set()).add(image_id)
+    found = {}
+    for record, copied, row in zip(samples.records, measured.copied, measured.row, strict=True):
+        if copied:
+            found.setdefault(record.method, set()).update(ids[row])
+    for image, column in np.argwhere(measured.watched):
+        found.setdefault(samples.records[image].method, set()).update(ids[measured.watched_rows[column]])
+    return found
+
+
+def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
+    """How many images score_samples will embed -> {what: n}, for progress_bars."""
+    def several(folder):
+        return len(read_samples(folder).records) if folder else 0
+    return {"training": len(unique(manifest)[0]), "held-out": len(heldout or ()) + several(base),
+            "generated": several(samples_dir), "sweep": several(sweep)}
+
+
+def _settings(samples, method):
+    return samples.run.get("methods", {}).get(method, {})
+
+
+def _tick(on_image, what):
+    return partial(on_image, what) if on_image else None
+
+
+def _conditions(samples, manifest, index):
+    run = samples.run
+    return {"training_images": {"unique": len(index), "entries": len(manifest), "copies": manifest.copies},
+            "seeds": sorted({r.seed for r in samples.records if r.seed is not None}),
+            "prompt_sets": run.get("prompt_sets") or {}, "plan": run.get("plan"),
+            "guidance_scale": run.get("guidance_scale"), "num_inference_steps": run.get("num_inference_steps")}
+
+
+def _metrics(index, aligner, heldout_features, n):
+    """What alignment and fidelity were measured with, and the distance of n real training pictures to the held-out ones."""
+    if not heldout_features.size:
+        return {"alignment_metric": aligner and aligner.label, "fidelity_metric": None, "fidelity_floor": None}
+    once = [e for e in index.examples if e.group != "duplicated"]
+    picked = once[::max(len(once) // n, 1)][:n]
+    floor = fidelity(features([e.open for e in picked], aligner), heldout_features)
+    return {"alignment_metric": aligner.label, "fidelity_floor": floor,
+            "fidelity_metric": f"KID, FID, precision and recall (k = 3) to held-out pictures, on features of the {aligner.label}"}
+
+
+def _hashes(samples, manifest, heldout, aligner, index):
+    found = samples.run.get("hashes", {}) | {"training_data": manifest.hash, "samples": samples.hash}
+    known = {"heldout_data": heldout and heldout.hash, "alignment_model": aligner and aligner.sha256,
+             "descriptor_weights": index.descriptor.sha256}
+    return found | {name: value for name, value in known.items() if value}
+
+
+def _pictures(samples, manifest):
+    by_id, by_name = {e.image_id: e for e in manifest}, {printable(r.image): r for r in samples.records}
+    return Pictures(generated=lambda image: samples.open(by_name[image]),
+                    training=lambda image_id: by_id[image_id].open() if image_id in by_id else None)

@@ -1,0 +1,220 @@
+"""The report's figures as inline SVG: colours come from the page's stylesheet, so one drawing serves light, dark and paper."""
+import math
+from html import escape
+
+from rotescope.common.wording import PROMPTS, percent
+
+WIDE, NARROW = 760, 344  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
+
+
+class Canvas:
+    """Shapes in pixels -> one <svg>."""
+
+    def __init__(self, width, height, title, about):
+        self.width, self.height, self.title, self.about = width, height, title, about
+        self.parts, self.taken = [], []  # taken: boxes (left, top, right, bottom) that labels keep clear of
+
+    def add(self, tag, text=None, **attributes):
+        told = {k.rstrip("_").replace("_", "-"): escape(_short(v)) for k, v in attributes.items() if v is not None}
+        listed = "".join(f' {k}="{v}"' for k, v in told.items())
+        self.parts.append(f"<{tag}{listed}/>" if text is None else f"<{tag}{listed}>{escape(text)}</{tag}>")
+
+    def line(self, x1, y1, x2, y2, style):
+        self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=style)
+
+    def path(self, points, style, closed=False):
+        if len(points) > 1:
+            self.add("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + ("Z" if closed else ""), class_=style)
+
+    def text(self, x, y, text, style="tick", anchor="middle"):
+        self.add("text", text, x=x, y=y, class_=style, text_anchor=None if anchor == "start" else anchor)
+
+    def label(self, x, y, text, style):
+        """Text beside a point, on the first side where it is free."""
+        sides = [(x + 10, y + 4, "start"), (x, y - 11, "middle"), (x, y + 20, "middle"), (x - 10, y + 4, "end"), *(
+            (x + 8, y + 4 + way * step, "start") for step in (13, 26, 39) for way in (-1, 1))]
+        boxes = [self._box(text, *side) for side in sides]
+        i = next((i for i, box in enumerate(boxes) if self._is_free(box)), 0)
+        self.taken.append(boxes[i])
+        self.text(sides[i][0], sides[i][1], text, style, sides[i][2])
+
+    def _box(self, text, x, y, anchor):
+        width = 6.5 * len(text)
+        left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
+        return left - 3, y - 11, left + width + 3, y + 3
+
+    def _is_free(self, box):
+        left, top, right, bottom = box
+        inside = left >= 0 and right <= self.width
+        return inside and all(right <= b[0] or b[2] <= left or bottom <= b[1] or b[3] <= top for b in self.taken)
+
+    def svg(self):
+        about = escape(f"{self.title}. {self.about}")
+        head = f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{about}">'
+        return head + f"<title>{escape(self.title)}</title>" + "".join(self.parts) + "</svg>"
+
+
+def _short(value):
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def scale(low, high, start, end):
+    """A linear map of [low, high] to [start, end]."""
+    return lambda v: start + (v - low) / ((high - low) or 1) * (end - start)
+
+
+def ticks(low, high, n=5):
+    """About n round values inside [low, high]."""
+    rough = (high - low) / n or 1
+    power = 10 ** math.floor(math.log10(rough))
+    step = power * next(f for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def both(draw, *args):
+    """Draw for desk and phone."""
+    return f'<div class="wide">{draw(*args, WIDE)}</div><div class="narrow">{draw(*args, NARROW)}</div>'
+
+
+# ----- similarity
+
+def strip_rows(report):
+    """-> [(label, counts, above chance)]: the nulls, then each method and group."""
+    counts = report["histogram"]
+    rows = [("Training images, to one another", counts["background"], False)]
+    if sum(counts["heldout"]):
+        rows.append(("Held-out pictures, never seen", counts["heldout"], False))
+    for method, groups in counts["methods"].items():
+        for group, found in groups.items():
+            label = report["labels"][method] + ("" if group == "ungrouped" else f", {group}")
+            rows.append((label[0].upper() + label[1:], found, report["methods"][method][group]["above_chance"]))
+    return rows
+
+
+def strips(report, width):
+    """Histograms over one axis, one strip each; what lies beyond the threshold is a copy."""
+    rows, edges, threshold = strip_rows(report), report["histogram"]["edges"], report["copy_threshold"]
+    narrow, top = width < 500, 26
+    left, right, height = (0, 46, 46) if narrow else (206, 56, 36)
+    bottom = top + height * len(rows)
+    shares = [_beyond(counts, edges, threshold) for _, counts, _ in rows]
+    c = Canvas(width, bottom + 38, "Similarity to the nearest training image", "; ".join(
+        f"{label}: {percent(part)} over the threshold" for (label, _, _), part in zip(rows, shares, strict=True)))
+    x = scale(edges[0], edges[-1], left, width - right)
+    for i, ((label, counts, above), part) in enumerate(zip(rows, shares, strict=True)):
+        base = top + height * (i + 1)
+        c.text(0, base - (height - 14 if narrow else 7), label, "label", "start")
+        y = scale(0, max(counts) or 1, base, base - height + (20 if narrow else 8))
+        c.path(_steps(edges, counts, range(_first_above(edges, threshold)), x, y), "area calm", closed=True)
+        c.path(_steps(edges, counts, range(_first_above(edges, threshold), len(counts)), x, y), "area copy", closed=True)
+        c.line(left, base, width - right, base, "rule")
+        c.text(width, base - 7, percent(part), "value copy" if above else "value", "end")
+    c.line(x(threshold), top - 8, x(threshold), bottom, "threshold")
+    c.text(x(threshold), top - 12, f"copy from {threshold:.2f}", "value")
+    for v in ticks(edges[0], 1, 4 if narrow else 7):
+        c.line(x(v), bottom, x(v), bottom + 4, "rule")
+        c.text(x(v), bottom + 18, f"{v:g}")
+    c.text((left + width - right) / 2, bottom + 35, "similarity to the nearest training image")
+    return c.svg()
+
+
+def _first_above(edges, threshold):
+    return next(i for i, edge in enumerate(edges) if edge >= threshold - 1e-5)  # edges are rounded
+
+
+def _beyond(counts, edges, threshold):
+    return sum(counts[_first_above(edges, threshold):]) / sum(counts) if sum(counts) else None
+
+
+def _steps(edges, counts, bins, x, y):
+    """The outline of some bins, from the first to the last that is not empty."""
+    used = [i for i in bins if counts[i]]
+    if not used:
+        return []
+    tops = [(x(edges[i + side]), y(counts[i])) for i in range(used[0], used[-1] + 1) for side in (0, 1)]
+    return [(tops[0][0], y(0)), *tops, (tops[-1][0], y(0))]
+
+
+# ----- prediction gap
+
+def gaps(curves, label, width):
+    """Median and quartiles of ‖ε_cond − ε_uncond‖ against the timestep, from noise on the left to the image on the right."""
+    narrow, left, top, bottom = width < 500, 34, 32 + 20 * len(curves), 270
+    c = Canvas(width, bottom + 40, f"Prediction gap under {label}", "; ".join(
+        f"{PROMPTS.get(g, g)}: {v['median'][0]:.2f} at first, {v['median'][-1]:.2f} at last" for g, v in curves.items()))
+    last, first = min(min(v["timesteps"]) for v in curves.values()), max(max(v["timesteps"]) for v in curves.values())
+    highest = 1.05 * max(max(v["high"]) for v in curves.values())
+    x, y = scale(first, last, left, width - 8), scale(0, highest, bottom, top)
+    _axes(c, left, bottom, x, y, ticks(last, first, 4 if narrow else 6), ticks(0, highest, 4))
+    c.text((left + width) / 2, bottom + 36, "timestep (noise to image)")
+    c.text(0, top - 10, "prediction gap", anchor="start")
+    for i, (group, v) in enumerate(curves.items()):
+        style = "copy" if group == "duplicated" else "calm"
+        low, median, high = ([(x(t), y(g)) for t, g in zip(v["timesteps"], v[k], strict=True)] for k in ("low", "median", "high"))
+        c.path([*high, *low[::-1]], f"band {style}", closed=True)
+        c.path(median, f"curve {style}")
+        c.line(left, 12 + 20 * i, left + 22, 12 + 20 * i, f"curve {style}")
+        c.text(left + 30, 16 + 20 * i, f"{PROMPTS.get(group, group)}, {v['n']:,} images", "label", "start")
+    return c.svg()
+
+
+def _axes(c, left, bottom, x, y, x_ticks, y_ticks, write=lambda v: f"{v:g}"):
+    for v in y_ticks:
+        c.line(left, y(v), c.width - 4, y(v), "rule")
+        c.text(left - 7, y(v) + 4, f"{v:g}", anchor="end")
+    for v in x_ticks:
+        c.text(x(v), bottom + 18, write(v))
+
+
+# ----- trade-off
+
+def tradeoff_points(report):
+    """-> [(family, label, copy rate, interval, alignment)]: the sweep's two curves, and the methods that lie on neither."""
+    points = [(p["family"], f"{p['transition_timestep']:g}", p) for p in report["sweep"]]
+    swept = {(p["before"], p["transition_timestep"]) for p in report["sweep"]}
+    for method, groups in report["methods"].items():
+        settings, cell = groups["settings"], groups.get("duplicated") or next(v for g, v in groups.items() if g != "settings")
+        on_a_curve = (settings.get("before"), settings.get("transition")) in swept and settings.get("colour") is None
+        if method == "none" or not on_a_curve:
+            points.append(("plain" if method == "none" else "method", report["labels"][method], cell))
+    return [(family, label, p["copy_rate"], p["copy_rate_interval"], p["alignment"])
+            for family, label, p in points if p["alignment"] is not None]
+
+
+def tradeoff(report, width):
+    """Alignment against copy rate: left and up is better."""
+    points, narrow = tradeoff_points(report), width < 500
+    left, top, bottom = 40, 72 if narrow else 52, 310
+    c = Canvas(width, bottom + 40, "Alignment against copy rate", "; ".join(
+        f"{family} {label}: {percent(rate)} copied, alignment {aligned:.2f}" for family, label, rate, _, aligned in points))
+    low, high, most = min(p[4] for p in points), max(p[4] for p in points), max(0.1, 1.08 * max(p[2] for p in points))
+    pad = max((high - low) * 0.18, 0.02)
+    x, y = scale(0, most, left + 10, width - 14), scale(low - pad, high + pad, bottom, top)
+    _axes(c, left, bottom, x, y, ticks(0, most, 4 if narrow else 8), ticks(low - pad, high + pad, 5), percent)
+    c.text((left + width) / 2, bottom + 36, "copy rate")
+    c.text(0, top - 12, "text-image agreement", anchor="start")
+    for _, _, _, (least, greatest), aligned in points:
+        c.line(x(least), y(aligned), x(min(greatest, most)), y(aligned), "whisker")
+    for i, family in enumerate(f for f in ("delayed", "opposite") if any(p[0] == f for p in points)):
+        c.path([(x(p[2]), y(p[4])) for p in points if p[0] == family], f"curve ink {family}")
+        _legend(c, *((left, 12 + 20 * i) if narrow else (left + 330 * i, 12)), family)
+    for family, _, rate, _, aligned in points:
+        _mark(c, x(rate), y(aligned), family)
+    for family, label, rate, _, aligned in points:
+        c.label(x(rate), y(aligned), label, "value copy" if family == "plain" else "value")
+    return c.svg()
+
+
+def _mark(c, x, y, family):
+    c.taken.append((x - 6, y - 6, x + 6, y + 6))
+    if family in ("delayed", "opposite"):
+        c.add("circle", cx=x, cy=y, r=4.5, class_="mark hollow" if family == "delayed" else "mark ink")
+    else:
+        diamond = [(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)]
+        c.path(diamond, "mark copy" if family == "plain" else "mark ink", closed=True)
+
+
+def _legend(c, x, y, family):
+    c.line(x, y, x + 24, y, f"curve ink {family}")
+    _mark(c, x + 12, y, family)
+    c.text(x + 32, y + 4, f"{family} guidance, by transition timestep", "label", "start")

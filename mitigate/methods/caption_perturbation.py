@@ -1,0 +1,32 @@
+"""Captions perturbed at inference: words or numbers put in, words repeated. On every pipeline that takes prompts."""
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rotescope.common.errors import InputError
+from rotescope.datasets.captions.perturbation import INSERTIONS, PERTURBATIONS, token_words
+from rotescope.mitigate.contract.mitigation import Mitigation
+
+KINDS = ("random_token_addition", "random_number_addition", "caption_word_repetition")
+words_of = lru_cache(maxsize=4)(token_words)
+
+
+@dataclass(frozen=True)
+class CaptionPerturbation(Mitigation):
+    """Somepalli et al., Understanding and Mitigating Copying in Diffusion Models, NeurIPS 2023, section 5.
+
+    kind: random_token_addition (words drawn from the pipeline's own tokenizer), random_number_addition or
+    caption_word_repetition; n insertions, 4 in the authors' code. Each image gets its own: its seed and its prompt decide.
+    """
+    kind: str = "random_token_addition"
+    n: int = INSERTIONS
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise InputError(f"no caption perturbation {self.kind!r}: take one of {', '.join(KINDS)}")
+        if self.n < 1:
+            raise InputError(f"n={self.n}: put in one word or more")
+
+    def prepare(self, call):
+        kind = PERTURBATIONS[self.kind]
+        drawn = {"vocabulary": words_of(call.pipe.tokenizer)} if kind.needs_vocabulary else {}
+        call.prompts = [kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)]

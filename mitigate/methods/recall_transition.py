@@ -1,0 +1,124 @@
+"""A dynamic rule for whoever has the training images: opposite guidance only as long as the model has one of them in mind.
+
+What an image will be is told early by the clean estimate of the conditional prediction, x̂₀ = (x_t − σ_t ε(c)) / α_t: under an
+ordinary caption it is a mean of many pictures and like none of them, under a memorized one it is soon a training image.
+"""
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from rotescope.common.errors import InputError, RunError
+from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.mitigate.denoiser.probe import image_latents
+from rotescope.mitigate.methods.training_image_guidance import clean_estimate, dated, different_images
+from rotescope.mitigate.methods.transition import TransitionRun
+
+SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
+_kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {(where, when it changed): Known}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Training images as a pipeline's VAE sees them."""
+    vectors: torch.Tensor      # (N, d), rows of length 1
+    to_other: torch.Tensor     # (N,) each one's cosine to the nearest other
+
+    def similarity(self, latents):
+        """Latents (n, C, h, w) -> the cosine of each to the nearest training image (n,)."""
+        return (describe(latents) @ self.vectors.to(latents.device).T).amax(1)
+
+
+def describe(latents):
+    """Latents (n, C, h, w) -> (n, d), rows of length 1: at 32 × 32 where they are larger, each channel less its mean."""
+    small = F.adaptive_avg_pool2d(latents.float(), SIDE) if latents.shape[-1] > SIDE else latents.float()
+    return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
+
+
+def known_images(training, pipe):
+    """A folder, a file or a manifest -> Known, kept for the next call. InputError where there are too few different images."""
+    place, kept = dated(training), _kept.setdefault(pipe.vae, {})
+    if place not in kept:
+        kept.clear()
+        kept[place] = _encoded(different_images(place[0]), pipe)
+    return kept[place]
+
+
+def _encoded(examples, pipe):
+    if len(examples) < LEAST:
+        raise InputError(f"{len(examples)} training images are too few to tell how alike they are by nature: {LEAST} or more")
+    x = torch.cat([describe(image_latents(pipe, [e.open() for e in examples[i:i + BATCH]]))
+                   for i in range(0, len(examples), BATCH)])
+    if not x.isfinite().all():
+        raise RunError("the VAE gives no numbers in this precision: load the pipeline with a VAE that does")
+    to_other = [(x[i:i + BLOCK] @ x.T).scatter_(1, torch.arange(i, min(i + BLOCK, len(x)), device=x.device)[:, None], -1).amax(1)
+                for i in range(0, len(x), BLOCK)]
+    return Known(x.cpu(), torch.cat(to_other).cpu())
+
+
+@dataclass(frozen=True)
+class RecallTransition(Mitigation):
+    """Scales `before` and `colour` until `warm_up`, as og-stp-layout has them, and guidance from then on, but for an image that
+    is becoming a training image: that one is held back until `transition`. This project's own, after Jain et al.
+
+    It is one if at any step so far the cosine of x̂₀ of its conditional prediction to the nearest training image, in the VAE's
+    latents, exceeded what the `quantile` of training images have to the nearest other one. Whoever is recognised after the
+    warm-up is held back anew. One pass and no row on top; each training image is encoded once for a pipeline.
+    training: the training images, a folder or their manifest.
+    warm_up: 1000 leaves ordinary images as plain guidance makes them, to the bit.
+    threshold: a cosine, where many training images are twins and the quantile says nothing; 0 takes the quantile.
+    """
+    training: str = ""
+    before: float = -3.0
+    transition: int = 600
+    colour: float | None = 1.0
+    warm_up: int = 880
+    quantile: float = 0.8
+    threshold: float = 0.0
+    families = ("sd", "sdxl")
+
+    def check(self):
+        dated(self.training)
+        if not 0 < self.quantile < 1 or not 0 <= self.threshold < 1:
+            raise InputError(f"quantile={self.quantile}, threshold={self.threshold}: give numbers between 0 and 1")
+        if not 0 <= self.transition <= self.warm_up <= 1000:
+            raise InputError(f"transition={self.transition}, warm_up={self.warm_up}: give timesteps from 0 to 1000, the "
+                             "warm-up not below the transition")
+
+    def prepare(self, call):
+        call.memory[self] = known_images(self.training, call.pipe)
+
+    def begin(self, n, guidance_scale, device):
+        return RecallRun(self, n, guidance_scale)
+
+
+class RecallRun(TransitionRun):
+    """Which images of one pipeline call were recognised so far."""
+
+    def __init__(self, policy, n, after):
+        super().__init__(policy, n, after)
+        self.recognised = torch.zeros(n, dtype=torch.bool)
+
+    @cached_property
+    def known(self):
+        return self.call.memory[self.policy]
+
+    @cached_property
+    def threshold(self):
+        return self.policy.threshold or self.known.to_other.quantile(self.policy.quantile).item()
+
+    def limit(self):
+        return torch.where(self.recognised, self.policy.transition, self.policy.warm_up)
+
+    def tracked(self, timestep):
+        return torch.full((self.n,), timestep > self.policy.transition)
+
+    def guide(self, step):
+        if step.timestep > self.policy.transition:
+            clean = clean_estimate(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
+            self.recognised |= (self.known.similarity(clean) > self.threshold).cpu()
+            self.past &= ~self.recognised  # guided before it was found out: that is over
+            self.transition_timesteps[self.recognised] = -1
+        return super().guide(step)

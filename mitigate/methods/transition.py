@@ -1,0 +1,129 @@
+"""Guidance policies: what to do with the two predictions, per image and per step. Pure; pipelines are the adapters' business.
+
+Guidance is eps_uncond + scale · (eps_cond − eps_uncond), diffusers' convention: 1 is off, 0 is unconditional. Jain et al.
+("Classifier-Free Guidance inside the Attraction Basin May Cause Memorization", CVPR 2025, arXiv 2411.16738) change the scale
+while a trajectory is still inside the basin, and when that ends.
+"""
+from dataclasses import dataclass
+
+import torch
+
+from rotescope.common.errors import InputError
+from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges, no_transition
+from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum
+
+
+def combine(eps_cond, eps_uncond, scale):
+    """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space.
+
+    Rounded as a pipeline rounds `uncond + s * (cond − uncond)` with a number s: in half precision the product is taken in fp32.
+    """
+    dtype = torch.promote_types(eps_cond.dtype, torch.float32)
+    scale = scale.to(eps_cond.device, dtype).view(-1, *[1] * (eps_cond.dim() - 1))
+    return eps_uncond + (scale * (eps_cond - eps_uncond).to(dtype)).to(eps_cond.dtype)
+
+
+class ScaleRun(GuidanceRun):
+    """A run in which each image has a scale at each step, and that is all. Masks and scales stay on the CPU: nothing waits."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def scale(self, timestep):
+        """-> float64 (n,)."""
+        raise NotImplementedError
+
+    def tracked(self, timestep):
+        """Whose gap must be known, whatever the scale -> bool (n,)."""
+        return torch.zeros(self.n, dtype=torch.bool)
+
+    def branches(self, timestep):
+        """Scale 0 is the unconditional prediction alone, scale 1 the conditional one."""
+        scale, tracked = self.scale(timestep), self.tracked(timestep)
+        return (scale != 0) | tracked, (scale != 1) | tracked
+
+    def guide(self, step):
+        return combine(step.cond, step.uncond, self.scale(step.timestep))
+
+
+@dataclass(frozen=True)
+class TransitionGuidance(Mitigation):
+    """Scale `before` until the transition, the pipeline's own guidance_scale from then on; per image, one pass.
+
+    transition: a timestep τ (0…999; early means strictly t > τ), or "dynamic": the first step k with
+    d[k−2] > d[k−1] < d[k], d the prediction gap of the image, which is guided from that very step on.
+    The paper states no fallback for a gap without a minimum, and in its released code such an image is never guided. Here:
+    latest: a dynamic transition that has not come by this timestep happens there; −1 never.
+    ordinary_gap: an image whose first gap is below this is taken for ordinary and guided from that step on; 0 none. A gap of
+    exactly 0 is none: under flow matching x is the noise itself at first, and both predictions of ε agree.
+    min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
+    after: scale after the transition; None takes the pipeline's guidance_scale.
+    colour: this project's own: until the transition, scale of the mean of eps_cond − eps_uncond over the picture, which says what
+    colours to take, while `before` scales the rest, which says what to put where; None: `before` scales both. What is
+    memorized is a layout, so that opposite guidance need not turn away from the colours that the prompt asks for.
+    """
+    before: float = 0.0
+    transition: int | str = 500
+    latest: int = 500
+    after: float | None = None
+    ordinary_gap: float = 0.0
+    min_drop: float = 1e-4
+    colour: float | None = None
+
+    def __post_init__(self):
+        if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
+            raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
+        check_ranges(self, latest=(-1, 1000), ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
+
+    def begin(self, n, guidance_scale, device="cpu"):
+        """A fresh run for n images."""
+        return TransitionRun(self, n, guidance_scale if self.after is None else self.after)
+
+
+class TransitionRun(ScaleRun):
+    """The state of one pipeline call: which of its n images are past their transition, and since when."""
+
+    def __init__(self, policy, n, after):
+        super().__init__(n)
+        self.policy, self.after = policy, after
+        self.past, self.told = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)  # told: had a gap above 0
+        self.transition_timesteps = no_transition(n)
+        self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == "dynamic" else None
+
+    def limit(self):
+        """The timestep at which images are past their transition at the latest: a number, or one each."""
+        return self.policy.latest if self.detector else self.policy.transition
+
+    def tracked(self, timestep):
+        return self.past & False if self.detector is None and self.policy.colour is None else ~self.past
+
+    def branches(self, timestep):
+        self._mark(~self.past & (timestep <= torch.as_tensor(self.limit())), timestep)
+        return super().branches(timestep)
+
+    def guide(self, step):
+        """A timestep that a multi-call scheduler repeats counts once."""
+        if self.detector and not step.repeated:
+            gap = step.gap.cpu()
+            first, self.told = (gap > 0) & ~self.told, self.told | (gap > 0)
+            fires = self.detector.update(gap) | first & (gap < self.policy.ordinary_gap)
+            self._mark(fires & ~self.past, step.timestep)
+        guided = super().guide(step)
+        return guided if self.policy.colour is None or self.past.all() else guided + self._colour(step)
+
+    def _colour(self, step):
+        """What the mean of Δ over the picture gets on top of `before`, in images before their transition."""
+        gap = step.cond - step.uncond                                       # (n, C, h, w), or (n, patches, C)
+        mean = gap.mean((2, 3) if gap.dim() == 4 else 1, keepdim=True)
+        return combine(mean, torch.zeros_like(mean), ~self.past * (self.policy.colour - self.policy.before))
+
+    def _mark(self, rows, timestep):
+        self.transition_timesteps[rows] = timestep
+        self.past |= rows
+
+    def scale(self, timestep):
+        before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
+        return torch.where(self.past, after, before)
+
+
+PLAIN = TransitionGuidance(transition=1000)  # guidance from the first step on

@@ -1,0 +1,167 @@
+"""Prompts × seeds × policies -> images and what happened in each step. One noise an image, whatever the batch around it.
+
+A run is cut into batches once and for all; a batch is what is done, lost or shared out as a whole. So a run that is killed goes
+on where it stopped, and several processes make, bit for bit, the images that one would make.
+"""
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from rotescope.common.errors import InputError
+from rotescope.common.outputs import write_json
+from rotescope.common.parquet import read_table, write_table
+from rotescope.mitigate.adapters.pipeline_hook import check_chain, mitigated
+from rotescope.mitigate.contract.mitigation import guided
+from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+
+SCHEMA = pa.schema([
+    ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
+    ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
+    ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
+    ("timesteps", pa.list_(pa.float64())),
+])
+SHARDS = "unfinished"
+
+
+@dataclass(frozen=True)
+class Sample:
+    image: Image.Image
+    prompt_index: int
+    seed: int
+    noise_seed: int
+    denoiser_rows: int
+    denoiser_calls: int
+    transition_timestep: float | None
+    prediction_gaps: list[float]
+    timesteps: list[float]
+
+
+def noise_seed(prompt, seed, occurrence=0):
+    """The seed of an image's own generator: a different noise for each prompt and each seed, the same in every run.
+
+    occurrence: how often the prompt came before in its list, so that each of its draws is an image of its own.
+    """
+    drawn = f"{seed} {occurrence}" if occurrence else f"{seed}"
+    return int.from_bytes(hashlib.sha256(f"{drawn}\n{prompt}".encode()).digest()[:6], "big")
+
+
+def occurrences(prompts):
+    """Of each prompt: how many of the same text come before it. An embedding makes another prompt of the same text."""
+    seen: Counter = Counter()
+    for p in prompts:
+        yield seen[p.text]
+        seen[p.text] += not isinstance(p, EmbeddedPrompt)
+
+
+def jobs_of(prompts, seeds):
+    """seeds: those of every prompt, or {prompt index: its own} -> [(prompt index, seed)], prompt by prompt."""
+    own = seeds if isinstance(seeds, dict) else dict.fromkeys(range(len(prompts)), seeds)
+    return [(i, seed) for i, some in own.items() for seed in some]
+
+
+def batches(prompts, seeds, batch_size):
+    """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
+    before = list(occurrences(prompts))
+    jobs = [(i, seed, noise_seed(prompts[i].text, seed, before[i])) for i, seed in jobs_of(prompts, seeds)]
+    return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
+
+
+def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
+    """Yields one Sample for each of jobs_of(prompts, seeds). An image is what pipe(prompt, generator=torch.Generator()
+    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps, resolution (pixels; None: the model's).
+    """
+    for batch in batches(prompts, seeds, batch_size):
+        yield from sample_batch(pipe, prompts, policy, batch, **settings)
+
+
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
+    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make."""
+    _check_resolution(pipe, resolution)
+    pipe.set_progress_bar_config(disable=True)
+    with mitigated(pipe, policy) as run:
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guided(pipe, len(batch), guidance_scale),
+                      num_inference_steps=num_inference_steps, height=resolution, width=resolution,
+                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
+    signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
+    return [Sample(image, *job, *signal, run.timesteps)  # type: ignore[call-arg]
+            for job, image, signal in zip(batch, images, signals, strict=True)]
+
+
+def _check_resolution(pipe, resolution):
+    """A transformer takes its latents in patches of 2 × 2."""
+    grain = 8 if hasattr(pipe, "unet") else max(8, 2 * pipe.vae_scale_factor)
+    if resolution is not None and (resolution < grain or resolution % grain):
+        raise InputError(f"resolution={resolution}: take a multiple of {grain} for this model")
+
+
+def _conditions(pipe, prompts):
+    """Prompts, all of one kind -> the pipeline's arguments: texts, or the embeddings that stand in their place."""
+    if not isinstance(prompts[0], EmbeddedPrompt):
+        return {"prompt": [p.text for p in prompts]}
+    with torch.no_grad():
+        uncond = pipe.encode_prompt("", pipe._execution_device, 1, False)[0]
+    cond = torch.stack([p.embedding for p in prompts])
+    return {"prompt_embeds": cond, "negative_prompt_embeds": uncond.expand_as(cond)}
+
+
+def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, **settings):
+    """Sample every policy ({name: policy}) -> images/, records.parquet and run.json in the folder `out`.
+
+    Batches that `out` holds already are left as they are. state: accelerate's PartialState, where several processes share the
+    work. Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each
+    image that this process makes or finds. InputError, before anything is made, for a policy that cannot serve the pipeline.
+    """
+    for policy in policies.values():
+        check_chain(pipe, [policy])
+    cut = batches(prompts, seeds, batch_size)
+    work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
+            for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]
+    if not (out / "records.parquet").exists():
+        for method, policy, batch, shard in work[state.process_index::state.num_processes] if state else work:
+            if not shard.exists():
+                write_shard(pipe, prompts, method, policy, batch, shard, out, settings)
+            for _ in batch if on_sample else ():
+                on_sample(method)
+    if state:
+        state.wait_for_everyone()
+    if not state or state.is_main_process:
+        merge_shards(out, [shard for *_, shard in work])
+        write_json(out / "run.json", {
+            "methods": {name: asdict(p) for name, p in policies.items()},
+            "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
+            **(about or {})})
+
+
+def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
+    """Images, then their records under a name that appears last: where a shard is, its images are."""
+    rows, samples = [], sample_batch(pipe, prompts, policy, batch, **settings)
+    (out / method / "images").mkdir(parents=True, exist_ok=True)
+    for s in samples:
+        file = f"{method}/images/P{s.prompt_index:05d}-S{s.seed}.png"
+        s.image.save(out / file)
+        prompt = prompts[s.prompt_index]
+        rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
+                     "image_id": prompt.image_id})
+    shard.parent.mkdir(exist_ok=True)
+    _write_table(pa.Table.from_pylist(rows, SCHEMA), shard)
+
+
+def merge_shards(out, shards):
+    """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
+    if not (out / "records.parquet").exists():
+        tables = (read_table(shard).cast(SCHEMA) for shard in shards)
+        _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+
+
+def _write_table(table, file):
+    """Whole or not at all."""
+    draft = file.with_name(f".{file.name}.part")
+    write_table(table, draft, "snappy")
+    draft.replace(file)

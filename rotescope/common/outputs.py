@@ -1,0 +1,132 @@
+"""What every run leaves beside its output: whole folders, hashes, versions."""
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rotescope import __version__
+from rotescope.common.errors import InputError
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy",
+             "pillow")
+
+
+@contextmanager
+def output_folder(path, overwrite=False, min_free_mb=50):
+    """A folder that appears whole or not at all: filled under another name beside it, then renamed.
+
+    Raises InputError, before anything is computed, when `path` exists and is not to be overwritten, or the disk is nearly full.
+    """
+    path = Path(path)
+    check_output(path, overwrite, min_free_mb)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    draft.mkdir()
+    try:
+        yield draft
+        put_in_place(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def put_in_place(draft, path):
+    """Rename a finished folder to `path`; what lies there goes last."""
+    if path.exists():
+        old = draft.with_suffix(".old")
+        path.rename(old)
+        draft.rename(path)
+        shutil.rmtree(old)
+    else:
+        draft.rename(path)
+
+
+def check_output(path, overwrite=False, min_free_mb=50, inputs=()):
+    """Raise InputError if a run could not end by writing the folder `path`, or would replace what it reads (check_apart)."""
+    path = Path(path)
+    check_apart(path, inputs)
+    if path.is_file():
+        raise InputError(f"{path} is a file: name a folder for the output")
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path} exists and is not empty: name another folder or pass --overwrite")
+    parent = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{parent} cannot be written to: name another folder for the output")
+    free = shutil.disk_usage(parent).free / 1e6
+    if free < min_free_mb:
+        raise InputError(f"only {free:.0f} MB are free at {parent}, {min_free_mb} are needed: free some space or write elsewhere")
+
+
+def check_apart(output, inputs):
+    """Raise InputError if one of the `inputs` is `output` or lies in it: it would be gone once the output is there.
+
+    inputs: paths, or what may name some, as NAME:key=FILE does; None and what does not exist are passed over.
+    """
+    named = (part for given in inputs if given for part in {str(given), *re.split("[:=@]", str(given))} if part)
+    for part in named if os.path.exists(output) else ():
+        if os.path.exists(part) and is_within(part, output):
+            raise InputError(f"{part} is read, and the output {output} would replace it: name another place for the output")
+
+
+def is_within(path, folder):
+    """Is it that folder, or something in it, links followed?"""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_beside(path, output, option):
+    """Raise InputError if what `option` names lies in the folder `output`, which is filled under another name, then renamed."""
+    if path and is_within(path, output):
+        raise InputError(f"{option} {path} lies in {output}, which will be replaced as a whole: name a folder beside it")
+
+
+def check_file(file):
+    """Raise InputError if a run could not end by writing `file`."""
+    file = Path(file).absolute()
+    place = next(p for p in [file, *file.parents] if p.exists())
+    if place.is_dir() == (place == file) or not os.access(place, os.W_OK):
+        raise InputError(f"{file} cannot be written: name a file in a folder that can be written to")
+
+
+def sha256(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_sha256(folder, suffixes=(".safetensors", ".json", ".txt", ".parquet")):
+    """One hash for a model or data folder: over the relative names and hashes of its files, sorted."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in suffixes)
+    lines = "".join(f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def versions():
+    found = {"rotescope": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def whole(number):
+    """A number as an int where it is one, else as it is: timesteps are whole or not, as the scheduler has it."""
+    return int(number) if number == int(number) else number
+
+
+def write_json(file, content):
+    """JSON in UTF-8, whole or not at all."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(file, text):
+    """UTF-8, whole or not at all; bytes of a file name that are no text stand as \\udcff, which JSON reads back as they were."""
+    file = Path(file)
+    draft = file.with_name(f".{file.name}.part")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    draft.replace(file)

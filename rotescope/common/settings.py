@@ -1,0 +1,102 @@
+"""One resolved config: a dataclass, a YAML over it, the command line over both; an unknown key is an error."""
+import json
+from dataclasses import asdict, fields
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from rotescope.common.errors import InputError
+from rotescope.common.suggestions import option_meant
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
+
+
+def parse(config_class, argv, *, prog, description, config=None):
+    """argv -> an instance of the dataclass `config_class`. `--config FILE.yaml` may come first; --a-b and --a_b are one.
+
+    --out is short for --output_dir. `config` names the YAML that is used when argv has no --config. Raises InputError on an
+    unknown key or a bad value.
+    """
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False,
+                            formatter_class=DefaultHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
+    parser.add_class_arguments(config_class, as_group=False)
+    names = {f.name for f in fields(config_class)}
+    short = {"--out": "--output_dir"} if "output_dir" in names and "out" not in names else {}
+    argv = _switched([_underscored(a, short) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
+    if config and not any(a.split("=")[0] == "--config" for a in argv):
+        argv = ["--config", str(config), *argv]
+    try:
+        argv = _gathered(argv, {f"--{f.name}": "str" in str(f.type) for f in fields(config_class) if "[" in str(f.type)})
+        values = parser.parse_args(argv)
+        values.pop("config")
+        return config_class(**parser.instantiate_classes(values).as_dict())
+    except InputError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds, each with the key in its text
+        meant = option_meant(str(error), {"config", *names})
+        raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
+
+
+def named(argv):
+    """argv as for parse -> the names of its options."""
+    return {_underscored(a, {})[2:].partition("=")[0] for a in argv if a.startswith("--")}
+
+
+def named_in_file(argv):
+    """argv that parse has taken -> the names of the options in its --config."""
+    files = [a.partition("=")[2] or after for a, after in pairwise([*argv, ""]) if a.split("=")[0] == "--config"]
+    return {name for file in files for name in yaml.safe_load(Path(file).read_text(encoding="utf-8")) or ()}
+
+
+def save(config, file):
+    """The resolved config as YAML that `--config` takes back."""
+    Path(file).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+
+def plain(config):
+    """A dataclass -> dict of JSON types."""
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def _underscored(argument, short):
+    if not argument.startswith("--"):
+        return argument
+    key, equals, value = argument.partition("=")
+    key = "--" + key[2:].replace("-", "_")
+    return short.get(key, key) + equals + value
+
+
+def _switched(argv, switches):
+    """--overwrite alone means --overwrite true."""
+    alone = [not after or after[0].startswith("--") for after in (argv[i + 1:i + 2] for i in range(len(argv)))]
+    return [f"{a}=true" if a in switches and last else a for a, last in zip(argv, alone, strict=True)]
+
+
+def _gathered(argv, list_flags):
+    """--seeds 0 1 2, or --seeds 0 --seeds 1 --seeds 2, -> --seeds [0, 1, 2]. list_flags: {option that takes a list: is it
+    one of texts?}."""
+    out, lists, flag = [], {}, None
+    for a in argv:
+        if a.startswith("--"):
+            key, equals, word = a.partition("=")
+            flag = key if key in list_flags else None
+            lists.setdefault(key, []).extend([word] if equals else []) if flag else out.append(a)
+        elif flag:
+            lists[flag].append(a)
+        else:
+            out.append(a)
+    return out + [f"{k}={_as_list(v, list_flags[k])}" for k, v in lists.items()]
+
+
+def _as_list(words, texts):
+    """Words as typed -> a JSON list; a word that is a list already stands for it. texts: every word is one, be it 12 or null."""
+    if len(words) == 1 and words[0].startswith("["):
+        return json.dumps(yaml.load(words[0], yaml.BaseLoader)) if texts else words[0]
+    return json.dumps(words if texts else [yaml.safe_load(w) for w in words])
+
+
+def _first_lines(error):
+    return " ".join(str(error).split())[:300]

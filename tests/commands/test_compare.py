@@ -1,0 +1,28 @@
+"""Which methods no other one beats; what compare and figures refuse."""
+import pytest
+
+from rotescope.commands.compare import CompareConfig, compare, pareto
+from rotescope.commands.figures import FiguresConfig, figures
+from rotescope.common.errors import InputError
+
+
+@pytest.mark.parametrize(("points", "front"), [
+    ([(0.9, 0.9), (0.5, 0.9), (0.1, 0.5)], [False, True, True]),   # the first is beaten by the second
+    ([(0.5, 0.5), (0.5, 0.5)], [True, True]),                       # equals do not beat each other
+    ([(0.0, 1.0), (0.1, 0.9), (0.0, 0.9)], [True, False, False]),
+])
+def test_the_front(points, front):
+    assert pareto(points) == front
+
+
+@pytest.mark.parametrize(("command", "wrong", "says"), [
+    (compare, {"repeats": 0}, "once or more"), (compare, {"num_inference_steps": 0}, "1 or more"),
+    (compare, {"seeds": (1, 1)}, "named twice"), (figures, {"num_inference_steps": 0}, "1 or more"),
+    (figures, {"guidance_scale": 1.0}, "scale above 1"), (figures, {"seeds": (0,)}, "two or more"),
+    (figures, {"transitions": (500, 900)}, "high to low"), (compare, {}, "no model at"), (figures, {}, "no model at"),
+])
+def test_wrong_input_is_named_before_anything_is_sampled(tmp_path, command, wrong, says):
+    config = {compare: CompareConfig, figures: FiguresConfig}[command]
+    with pytest.raises(InputError, match=says):
+        command(config(str(tmp_path / "gone"), str(tmp_path / "out"), **wrong))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,88 @@
+"""What a training leaves: a model or a LoRA in Hugging Face's layout, and beside it what it was trained on and how."""
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from rotescope.common.errors import InputError
+from rotescope.common.models import LORA_FILE, portable_text_encoder, quiet
+from rotescope.common.outputs import folder_sha256, sha256, versions, write_json
+from rotescope.common.settings import plain, save
+
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # of a CLIP text encoder that get a LoRA
+
+
+def component_hashes(folder):
+    """-> hashes of the whole model and of the parts that latents and embeddings depend on."""
+    text = sorted(p for p in folder.iterdir() if p.name.startswith(("text_encoder", "tokenizer")))
+    return {"base": folder_sha256(folder), "vae": folder_sha256(folder / "vae"), "text": "".join(map(folder_sha256, text))}
+
+
+def add_lora(part, rank, alpha, layers):
+    """LoRA on the layers whose names end so, started as in diffusers' scripts: A Gaussian, B zero."""
+    try:
+        part.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(layers)))
+    except ValueError as error:
+        if "PEFT" in str(error):  # transformers asks for a newer one than diffusers does
+            raise InputError(f"no LoRA on the text encoder with this peft ({error}): install that, or, if it is not there yet, "
+                             "pip install 'transformers<5.24'; or leave out --train_text_encoder") from error
+        kind = type(part).__name__
+        raise InputError(f"LoRA finds no layer {', '.join(layers)} in the {kind} ({error}): pass other --lora_layers") from error
+
+
+def save_lora(job, folder):
+    """The adapters with their ranks and alphas in the file's metadata: `load_lora_weights` of a stock pipeline restores them."""
+    parts = dict(job.predictor.parts.items())
+    for about in (about for part in parts.values() for about in part.peft_config.values()):
+        about.base_model_name_or_path = None  # transformers notes the folder on this machine, and it would go with the file
+    layers = {f"{name}_lora_layers": _lora_layers(name, part) for name, part in parts.items()}
+    with quiet():
+        type(job.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(parts))
+    return Path(folder) / LORA_FILE
+
+
+def _lora_layers(name, part):
+    """As diffusers' scripts have it: only transformers keep PEFT's names."""
+    layers = get_peft_model_state_dict(part)
+    return layers if name == "transformer" else convert_state_dict_to_diffusers(layers)
+
+
+def save_full(job, folder, dtype=torch.float32):
+    """The whole pipeline; `from_pretrained` of a stock pipeline loads it, in float32 unless told otherwise."""
+    for part in (p for p in job.pipe.components.values() if isinstance(p, torch.nn.Module)):
+        torch.nn.Module.to(part, dtype=dtype)  # diffusers' own `to` warns of parts that it would keep in float32, even if none
+    with quiet():
+        job.pipe.save_pretrained(folder, safe_serialization=True)
+    for name, part in job.pipe.components.items():
+        if isinstance(part, CLIPTextModel):
+            portable_text_encoder(Path(folder) / name)
+    return Path(folder) / job.denoiser
+
+
+def save_trained(job, folder):
+    """What is trained, as it is, in float32: a LoRA file or the model's own folder, each of which a stock pipeline loads."""
+    if job.config.lora:
+        save_lora(job, folder)
+    else:
+        job.pipe.components[job.denoiser].save_pretrained(Path(folder) / job.denoiser)
+
+
+def load_trained(job, folder):
+    """Take back what `save_trained` wrote of a full model."""
+    files = sorted((Path(folder) / job.denoiser).glob("*.safetensors"))
+    job.pipe.components[job.denoiser].load_state_dict({name: w for file in files for name, w in load_file(file).items()})
+
+
+def save_record(folder, config, manifest, weights, about):
+    """What was done: config.yaml (takes --config again), manifest.parquet with served counts, rotescope.json."""
+    config = replace(config, hub_token=None)
+    save(config, folder / "config.yaml")
+    manifest.save(folder / "manifest.parquet")
+    trained = folder_sha256(weights) if weights.is_dir() else sha256(weights)
+    about["hashes"] = {**about["hashes"], "manifest": manifest.hash, "unet": trained}
+    write_json(folder / "rotescope.json", {**about, "config": plain(config), "versions": versions()})

@@ -1,0 +1,149 @@
+"""The job that a good config becomes: everything is checked and loaded, and nothing expensive has happened yet."""
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+
+from rotescope.common.errors import InputError
+from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
+from rotescope.common.outputs import check_apart
+from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
+from rotescope.datasets.readers.sources import Source, read_source
+from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes
+from rotescope.train.checkpoints.output_folder import check_cache, check_place
+from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
+from rotescope.train.engine.sharding import USUAL_STEPS
+from rotescope.train.objective.families import FAMILIES, Predictor, family_of
+from rotescope.train.objective.objective import TARGETS, NoiseSchedule, noise_schedule
+from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig, check_values
+from rotescope.train.tracking.validation import is_first_process
+
+__all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
+
+FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose input was found good: nothing expensive has happened yet."""
+    config: FinetuneConfig
+    manifest: Manifest
+    pipe: DiffusionPipeline
+    predictor: Predictor          # the parts of the pipeline that are trained
+    hashes: dict[str, str]        # of the model and of the parts that latents and embeddings depend on
+    preprocessing: Preprocessing
+    noise: NoiseSchedule
+    parameters: list[torch.nn.Parameter]
+    resume: Path | None           # the checkpoint to go on from
+    source: Source                # what was read, and what was left out: pictures that cannot be
+
+    @property
+    def denoiser(self):
+        """The name of the component."""
+        return self.predictor.family.denoiser
+
+    def frozen(self, prefix=""):
+        """The pipeline's modules that are not trained, of those whose names begin so."""
+        return [part for name, part in self.pipe.components.items()
+                if isinstance(part, torch.nn.Module) and name not in self.predictor.parts and name.startswith(prefix)]
+
+
+def check(config):
+    """-> Job. InputError on anything that would stop the run later."""
+    check_values(config)
+    resume = check_place(config)
+    check_cache(config)
+    model = find_model(config.pretrained_model_name_or_path, FAMILIES)
+    plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
+                           config.controls, config.plan_seed, config.exclusive)
+    source = read_source(config.train_data_dir)
+    if config.overwrite:
+        check_apart(config.output_dir, {e.file for e in source.manifest})
+    if not config.partial_plan:
+        _check_planned(source)
+    manifest = apply_plan(source.manifest, plan)
+    pipe = load_pipeline(model)
+    check_place(config, min_free_mb=_megabytes(pipe, config))
+    noise = _noise(config, pipe)
+    _warn_of_long_captions(manifest, pipe)
+    predictor = _trainable(config, pipe)
+    return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
+               [p for p in predictor.parameters() if p.requires_grad], resume, source)
+
+
+def _noise(config, pipe):
+    """-> the schedule that the model was trained on. InputError if it is none of ours, or an option has no effect on it."""
+    if not counts_timesteps(pipe.scheduler) or getattr(pipe.vae.config, "latents_mean", None):
+        raise InputError("the model was trained on levels of noise, as EDM has them, or on latents of its own scale: training "
+                         "knows Stable Diffusion's and flow matching's")
+    noise = noise_schedule(pipe.scheduler)
+    if noise.target not in TARGETS:
+        raise InputError(f"the model predicts {noise.target!r}: training knows {', '.join(TARGETS)}")
+    flow, default = noise.target == "flow", {f.name: f.default for f in fields(config)}
+    if flow and config.snr_gamma is not None:
+        raise InputError("--snr_gamma is for diffusion, and this model is trained by flow matching: leave it out")
+    for name in () if flow else FLOW_OPTIONS:
+        if getattr(config, name) != default[name]:
+            raise InputError(f"--{name} is for flow matching, and this model is trained by diffusion: leave it out")
+    return noise
+
+
+def _check_planned(source):
+    """InputError on a plan whose images are not all there."""
+    try:
+        check_planned(source.quarantined)
+    except InputError as error:
+        raise InputError(f"{error}; --partial_plan true trains all the same, without them") from error
+
+
+def _preprocessing(config, pipe):
+    """A transformer takes its latents in patches, so the side is a multiple of those."""
+    denoiser = pipe.components[family_of(pipe).denoiser]
+    grain = pipe.vae_scale_factor * (1 if hasattr(pipe, "unet") else 2)
+    side = config.resolution or (denoiser.config.get("sample_size") or pipe.default_sample_size) * pipe.vae_scale_factor
+    if side % grain:
+        raise InputError(f"--resolution {side}: take a multiple of {grain} for this model")
+    return Preprocessing(side, config.center_crop, config.random_flip)
+
+
+def _megabytes(pipe, config):
+    """Disk that the result will take, and some more; of a whole model two checkpoints, too: one stays until the next is whole."""
+    if config.lora:
+        return 50
+    parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
+    result = sum(p.numel() for part in parts for p in part.parameters()) * DTYPES[config.save_dtype].itemsize
+    every = USUAL_STEPS if config.checkpointing_steps is None else config.checkpointing_steps
+    kept = bool(every) and (config.num_train_epochs is not None or config.max_train_steps >= every)
+    state = 4 + (2 if config.use_8bit_adam else 8) + 4 * config.use_ema  # bytes a weight
+    weights = pipe.components[family_of(pipe).denoiser].num_parameters()
+    return round(50 + (result + kept * 2 * state * weights) / 1e6)
+
+
+def _warn_of_long_captions(manifest, pipe):
+    """Of several encoders the one counts that reads most."""
+    tokenizer, limit = longest_reader(pipe)
+    long = too_long(manifest.captions(), tokenizer, limit)
+    if long and is_first_process():
+        line = f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}"
+        Console(stderr=True).print(line, markup=False, soft_wrap=True)
+
+
+def _trainable(config, pipe):
+    """The parts to train, or LoRAs put on them; the start of a LoRA depends on the seed alone."""
+    family = family_of(pipe)
+    denoiser = pipe.components[family.denoiser]
+    if config.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    if not config.lora:
+        denoiser.requires_grad_(True)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            add_lora(denoiser, config.rank, config.lora_alpha or config.rank, config.lora_layers)
+            for name in family.encoders if config.train_text_encoder else ():
+                add_lora(pipe.components[name], config.rank, config.lora_alpha or config.rank, TEXT_LAYERS)
+    trained = (family.denoiser, *(family.encoders if config.train_text_encoder else ()))
+    return Predictor(pipe, trained, config.guidance_scale).train()

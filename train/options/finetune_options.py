@@ -1,0 +1,205 @@
+"""What a recipe holds: the options of a fine-tuning run, named as in diffusers' training scripts wherever those have them."""
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from accelerate.tracking import get_available_trackers
+
+from rotescope.common.errors import InputError
+from rotescope.common.models import BASE, DTYPES
+from rotescope.datasets.captions.perturbation import PERTURBATIONS, TRAIN_PROBABILITY
+from rotescope.train.objective.objective import WEIGHTING_SCHEMES
+from rotescope.train.options.limits import check_bounds
+
+EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data_dir": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
+    """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
+    train_data_dir: str = str(EMBEDDED["train_data_dir"])
+    """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare; --dataset_name,
+    as in diffusers' scripts, is the same"""
+    output_dir: str = "runs/finetuned"
+    """where the checkpoint goes"""
+    overwrite: bool = False
+    """replace output_dir"""
+    checkpointing_steps: int | None = None
+    """keep the state of the run in output_dir/checkpoint-STEP every so many steps, 0 for never; unless given every 500, but never
+    where weights lie in shards (FSDP, DeepSpeed)"""
+    checkpoints_total_limit: int | None = None
+    """how many of them stay, the newest; unless given all, or one where --checkpointing_steps is not given"""
+    resume_from_checkpoint: str | None = None
+    """go on from a checkpoint-… folder, or from the latest in output_dir; with none there the run starts anew. Later checkpoints
+    in output_dir stay until the run has a new one, or ends"""
+    save_dtype: str = "fp32"
+    """number format of a saved full model: fp32, fp16 or bf16"""
+    cache_dir: str | None = None
+    """keep latents and text embeddings here for the next run, and not, as diffusers' scripts do, what is downloaded; unless given
+    they are computed once all the same, and lie beside output_dir until the run has ended"""
+
+    duplicated: int = 0
+    """how many images repeat"""
+    copies: int = 1
+    """how often an epoch shows each of them"""
+    controls: int = 0
+    """how many untouched images to mark for comparison; their captions are no duplicated image's"""
+    caption_style: str = "same"
+    """"same": every copy under the image's own captions; "several": under several rewordings in turn"""
+    plan_seed: int = 0
+    """which images repeat and which are controls"""
+    exclusive: bool = False
+    """leave out other images that bear the caption of a duplicated one"""
+    partial_plan: bool = False
+    """train even where the run ends before it showed every planned copy, or planned images are missing: the dose is then less
+    than the plan says"""
+
+    resolution: int | None = None
+    """side of the training images in pixels; the model's own unless given"""
+    center_crop: bool = True
+    """crop in the middle; else somewhere, but always there"""
+    random_flip: bool = False
+    """mirror half of the samples"""
+    caption_dropout: float = 0.1
+    """share of the samples that train the unconditional branch"""
+
+    lora: bool = False
+    """train a LoRA on the UNet or transformer instead of the whole of it"""
+    train_text_encoder: bool = False
+    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks,
+    which for 5.24 was not out"""
+    rank: int = 4
+    """of the LoRA"""
+    lora_alpha: float | None = None
+    """scale of the LoRA times its rank; the rank unless given"""
+    lora_layers: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """which layers get a LoRA, by the ends of their names"""
+
+    seed: int = 0
+    """of everything random in training; the same seed gives the same weights"""
+    train_batch_size: int = 16
+    """samples a process and a gradient accumulation step"""
+    gradient_accumulation_steps: int = 1
+    """parts of a batch that go through the model one after another"""
+    gradient_checkpointing: bool = False
+    """less memory, more time"""
+    max_train_steps: int = 1000
+    """optimizer steps"""
+    num_train_epochs: int | None = None
+    """train so many passes over the data, copies counted, instead of max_train_steps; the command line wins over a --config"""
+    learning_rate: float = 1e-4
+    """of AdamW"""
+    scale_lr: bool = False
+    """multiply learning_rate by the samples of a step, of all processes together"""
+    lr_scheduler: str = "constant"
+    """constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial"""
+    lr_warmup_steps: int = 0
+    """for all schedules but constant"""
+    lr_num_cycles: int = 1
+    """restarts of cosine_with_restarts"""
+    lr_power: float = 1.0
+    """of polynomial"""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit moments, by bitsandbytes"""
+    adam_beta1: float = 0.9
+    """decay of AdamW's first moment"""
+    adam_beta2: float = 0.999
+    """decay of AdamW's second moment"""
+    adam_weight_decay: float = 1e-2
+    """of AdamW"""
+    adam_epsilon: float = 1e-8
+    """of AdamW: gradients well below it hardly move a weight"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped at this norm"""
+    use_ema: bool = False
+    """train beside the weights their exponential moving average, and save that"""
+    ema_decay: float = 0.9999
+    """of the moving average; it is (1 + step) / (10 + step) as long as that is less"""
+    snr_gamma: float | None = None
+    """min-SNR weighting of the loss; 5.0 is its authors' value"""
+    weighting_scheme: str = "logit_normal"
+    """which noise levels flow matching trains most: none, logit_normal, mode; or weighs most: sigma_sqrt, cosmap"""
+    logit_mean: float = 0.0
+    """of logit_normal"""
+    logit_std: float = 1.0
+    """of logit_normal"""
+    mode_scale: float = 1.29
+    """of mode"""
+    guidance_scale: float = 3.5
+    """what a FLUX model distilled from guidance is told in training"""
+    noise_offset: float = 0.0
+    """add to the noise so much of a draw that is one for each image and channel"""
+    rand_noise_lam: float = 0.0
+    """mitigation: add so much Gaussian noise to the text embeddings (Somepalli et al.)"""
+    mixup_noise_lam: float | None = None
+    """mitigation: blend two captions' embeddings, the share drawn from Beta(this, 1) (Somepalli et al.)"""
+    caption_perturbation: str | None = None
+    """mitigation: random_token_addition, random_number_addition, caption_word_repetition, random_caption_replacement or
+    random_word_replacement, drawn anew whenever a caption is shown (Somepalli et al.)"""
+    caption_perturbation_probability: float = TRAIN_PROBABILITY
+    """share of the samples that get it"""
+    hard_threshold: float | None = None
+    """mitigation: skip samples whose prediction gap, in epsilon, reaches it; one more forward pass (Wen et al.)"""
+    mem_ratio: float | None = None
+    """mitigation: skip samples whose loss, times this, is below the mean at its noise level (IET-AGC; 1.25 on LAION-10K)"""
+    arr_ema_decay: float = 0.8
+    """of that mean"""
+    mixed_precision: str | None = None
+    """no, fp16 or bf16; as accelerate is configured unless given"""
+    allow_tf32: bool = False
+    """faster matrix products on Ampere and later, slightly less exact"""
+
+    validation_prompts: tuple[str, ...] = ()
+    """show what the model makes of these, in output_dir/validation/ and at the trackers"""
+    validation_steps: int = 500
+    """every so many steps"""
+    num_validation_images: int = 1
+    """of each prompt"""
+    monitor_steps: int | None = None
+    """measure copy rate and prediction gap every so many steps, and after the last: curves in monitor.png and monitor.jsonl"""
+    monitor_prompts: int = 8
+    """of how many captions in each group: duplicated, control, held-out"""
+    monitor_seeds: int = 1
+    """images of each caption"""
+    monitor_inference_steps: int = 25
+    """denoising steps of those"""
+    monitor_guidance_scale: float = 7.5
+    """guidance of those"""
+    monitor_heldout: str | None = None
+    """folder or file of captions that are not trained on; with the embedded data its held-out split unless given"""
+    stop_at_copy_rate: float | None = None
+    """stop once so large a share of the duplicated captions' images are copies; needs --monitor_steps"""
+
+    report_to: str | None = None
+    """tracker of loss, learning rate and pictures: tensorboard (in output_dir/logs; pip install 'rotescope[trackers]' brings it),
+    wandb, all, or another of accelerate's"""
+    tracker_project_name: str = "rotescope"
+    """how the trackers call the run's project"""
+    push_to_hub: bool = False
+    """upload the result with a model card, without the manifest, whose files are local, and without local paths"""
+    hub_model_id: str | None = None
+    """under this name; the output folder's unless given"""
+    hub_token: str | None = None
+    """the one of `hf auth login` unless given; it is not saved"""
+
+
+def check_values(config):
+    """InputError on a value that no run could have."""
+    check_bounds(config)
+    for name, known in (("save_dtype", DTYPES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
+                        ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
+        if getattr(config, name) not in known:
+            raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
+    if config.train_text_encoder and not config.lora:
+        raise InputError("--train_text_encoder trains a LoRA: add --lora")
+    if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):
+        raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
+    if config.use_8bit_adam and not find_spec("bitsandbytes"):
+        raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
+    trackers = [str(t) for t in get_available_trackers()]
+    if config.report_to not in (None, "all", *trackers):
+        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
+                         f"take one of {', '.join(trackers) or 'none'}")
+    if config.stop_at_copy_rate is not None and not config.monitor_steps:
+        raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")

@@ -1,0 +1,60 @@
+"""Which numbers a recipe may hold: one table."""
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from rotescope.common.errors import InputError
+
+LEAST_LEARNING_RATE = 1e-7  # where diffusers' polynomial schedule ends
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`holds` is true of the numbers that are good, and of no NaN; `says` ends the sentence "--option NUMBER: …"."""
+    says: str
+    holds: Callable[[float], bool]
+
+
+BOUNDS = {
+    Bound("it should be 1 or more", lambda v: v >= 1): (
+        "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "rank", "resolution",
+        "checkpoints_total_limit", "lr_num_cycles", "validation_steps", "num_validation_images",
+        "monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"),
+    Bound("it should be 0 or more", lambda v: v >= 0): (
+        "checkpointing_steps", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam",
+        "guidance_scale"),
+    Bound("it should be above 0", lambda v: v > 0): (
+        "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
+        "mem_ratio"),
+    Bound("it is a share, from 0 to 1", lambda v: 0 <= v <= 1): (
+        "caption_dropout", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
+    Bound("it should be 0 or more, and below 1", lambda v: 0 <= v < 1): ("adam_beta1", "adam_beta2"),
+    Bound("it should be from -1 to 1.75", lambda v: -1 <= v <= 1.75): ("mode_scale",),  # Esser et al. 2024, equation 20
+    Bound("it should be from 0 to 2^62", lambda v: 0 <= v <= 2 ** 62): ("seed", "plan_seed"),
+    Bound("diffusers then sends one branch only; give a scale above 1", lambda v: v > 1): ("monitor_guidance_scale",),
+    Bound("it is a share, above 0 and at most 1", lambda v: 0 < v <= 1): ("stop_at_copy_rate",),
+}
+
+
+def check_bounds(config):
+    """InputError on a number that no run could have; None stands for a number that is not given."""
+    numbers = {f.name: getattr(config, f.name) for f in fields(config) if isinstance(getattr(config, f.name), (int, float))}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise InputError(f"--{name} {value}: it is no number that a run could have")
+    for bound, names in BOUNDS.items():
+        for name in names:
+            if name in numbers and not bound.holds(numbers[name]):
+                raise InputError(f"--{name} {numbers[name]}: {bound.says}")
+
+
+def check_schedule(config, total, size):
+    """InputError if the learning rate has no way to go, in `total` steps of `size` samples."""
+    if config.lr_scheduler != "polynomial":
+        return
+    if config.learning_rate * (size if config.scale_lr else 1) <= LEAST_LEARNING_RATE:
+        raise InputError(f"--lr_scheduler polynomial falls to {LEAST_LEARNING_RATE:g}: --learning_rate {config.learning_rate:g} "
+                         "is no higher, raise it")
+    if config.lr_warmup_steps >= total:
+        raise InputError(f"--lr_scheduler polynomial falls after --lr_warmup_steps {config.lr_warmup_steps}, and the run ends "
+                         f"after {total}: warm up for fewer")
