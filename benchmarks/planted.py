@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.commands.checkpoint_prompts import dosed_prompts
+from rotescope.commands.finetune import finetune
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.models import BASE, load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
@@ -25,11 +26,11 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.score import score_samples
-from rotescope.mitigate.generate import check_sampling
 from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.train.engine.job import EMBEDDED, FinetuneConfig
-from rotescope.train.finetune import RECIPE, finetune
+from rotescope.train.finetune import RECIPE
 
 
 @dataclass(frozen=True)

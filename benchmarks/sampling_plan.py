@@ -33,9 +33,9 @@ from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.budget.allocation import ranked, uniform
 from rotescope.mitigate.budget.budgeted_sampling import agreement, score_cost, scores_of
 from rotescope.mitigate.detectors.registry import get_detector
-from rotescope.mitigate.generate import check_sampling
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 ALONE = "images alone"  # no scores: a random order, then where a prompt's images agree

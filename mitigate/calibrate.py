@@ -21,8 +21,9 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.mitigation import guided, same_timestep
-from rotescope.mitigate.generate import check_sampling, load_prompts
 from rotescope.mitigate.methods.calibrated_transition import Calibration
+from rotescope.mitigate.prompts.prompt import load_prompts
+from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import batches
 
 

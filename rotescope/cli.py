@@ -10,7 +10,7 @@ COMMANDS = {  # name -> module, what it does
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with content hashes and a duplication plan"),
     "preflight": ("rotescope.datasets.preflight", "before training: broken files, near-duplicates, images most at risk"),
     "index": ("rotescope.evaluate.index_images", "embed training images once, for every later score and audit"),
-    "finetune": ("rotescope.train.finetune", "fine-tune a model (the same as train/finetune.py)"),
+    "finetune": ("rotescope.commands.finetune", "fine-tune a model (the same as train/finetune.py)"),
     "mitigations": ("rotescope.mitigate.list_mitigations", "every mitigation by name: its paper, cost, needs and model families"),
     "calibrate": ("rotescope.mitigate.calibrate", "ordinary prompts -> what their prediction gaps are, for dtp-calibrated"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),

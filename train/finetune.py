@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from rotescope.common.errors import InputError, RunError, exit_cleanly
 from rotescope.common.models import DTYPES
+from rotescope.common.processes import is_first_process, process_count
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import named, named_in_file, parse
 from rotescope.datasets.plans.duplication import check_served
@@ -33,15 +35,7 @@ from rotescope.train.engine.run_state import batch_size, start, total_steps
 from rotescope.train.engine.sharding import check_sharding, rhythm, settle
 from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
 from rotescope.train.options.limits import check_schedule
-from rotescope.train.tracking.validation import (
-    accelerator_of,
-    check_agreed,
-    is_first_process,
-    process_count,
-    report,
-    tracked,
-    visiting,
-)
+from rotescope.train.tracking.validation import accelerator_of, check_agreed, report, tracked, visiting
 
 RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 
@@ -49,14 +43,14 @@ RECIPE = Path(__file__).resolve().parent / "recipes" / "demo.yaml"
 def finetune(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
-    `on_step(StepResult)` is called after each step. `monitor(Run)` is called in every process before the first step and after
-    each; where it is true, training ends; --monitor_steps gives rotescope.commands.monitor's. Pictures that cannot be read are left out:
-    announced before the first step, named at the end and in rotescope.json. InputError before anything expensive, RunError when
-    the loss is no number.
+    `on_step(StepResult)` is called after each step. `monitor(Job, say)` -> a function of the Run, which is called in every
+    process before the first step and after each: where it is true, training ends. rotescope.finetune hands in the one that
+    --monitor_steps asks for. Pictures that cannot be read are left out: announced before the first step, named at the end and in
+    rotescope.json. InputError before anything expensive, RunError when the loss is no number.
     """
     started = time.time()
     job, repository = check(config), open_hub(config)
-    monitor = monitor or _monitor(job, progress)
+    watch = _watch(job, monitor, _say if progress else _hush)
     size = batch_size(config, process_count())
     steps = total_steps(config, job.manifest, size)
     _check_length(job, steps, size)
@@ -68,7 +62,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     if accelerator.is_main_process and not config.resume_from_checkpoint:
         clear_work(config.output_dir)
     with tracked(accelerator, config):
-        run = _train(job, accelerator, on_step, monitor, progress)
+        run = _train(job, accelerator, on_step, watch, progress)
         about = {"processes": accelerator.num_processes, "steps": run.step, "losses": list(run.losses), "starts": run.starts,
                  "wall_seconds": round(time.time() - started, 1), **run.notes}
         with run.averaged():
@@ -83,19 +77,25 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     return Path(config.output_dir)
 
 
-def _monitor(job, progress):
-    """The one that the options ask for. It belongs to the front, and sampling and retrieval load only where they are needed."""
-    if not job.config.monitor_steps:
-        return lambda run: False
-    from rotescope.commands.monitor import monitor_of
-    return monitor_of(job, _say if progress else None)
-
-
 def _say(line):
     Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _train(job, accelerator, on_step, monitor, progress):
+def _watch(job, monitor, say):
+    """What is asked before the first step and after each whether to stop."""
+    if not job.config.monitor_steps:
+        return _hush
+    if monitor is None:
+        raise InputError("--monitor_steps needs a monitor: call rotescope.finetune, which hands one in")
+    return monitor(job, say)
+
+
+def _hush(*_):
+    """Nothing is said, and nothing stops the run."""
+    return False
+
+
+def _train(job, accelerator, on_step, watch, progress):
     """-> the Run after its last step."""
     torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
     size = batch_size(job.config, accelerator.num_processes)
@@ -105,7 +105,7 @@ def _train(job, accelerator, on_step, monitor, progress):
         run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
         if job.resume:
             restore(run, job.resume)
-        for result in _trained(run, monitor):
+        for result in _trained(run, watch):
             advance("fine-tuning", f"loss {result.loss:.4f}", to=result.step)
             if on_step:
                 on_step(result)
@@ -151,15 +151,15 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _trained(run, monitor):
-    """The steps of a run, each followed by what is due after it, until the last, or until the monitor says so."""
+def _trained(run, watch):
+    """The steps of a run, each followed by what is due after it, until the last, or until the watch says so."""
     every, limit = rhythm(run.accelerator, run.job.config)
     out = run.job.config.output_dir
     try:
-        for result in () if monitor(run) else run.steps():  # what is resumed may have reached its dose
+        for result in () if watch(run) else run.steps():  # what is resumed may have reached its dose
             yield result
             report(run, result)
-            stop = monitor(run)  # before the checkpoint: what resumes from there finds all that was measured until then
+            stop = watch(run)  # before the checkpoint: what resumes from there finds all that was measured until then
             if every and run.step % every == 0:
                 save_checkpoint(run, out, limit)
             if stop:
@@ -202,13 +202,13 @@ def _meant(config, given, in_file=()):
 
 
 @exit_cleanly
-def main(argv=None):
+def main(argv=None, monitor=None):
     argv = [re.sub(r"^--dataset[-_]name(?==|$)", "--train_data_dir", a) for a in (sys.argv[1:] if argv is None else argv)]
     given = named(argv)
     own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
-    finetune(_meant(config, given, named_in_file(argv)))
+    finetune(_meant(config, given, named_in_file(argv)), monitor=monitor)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the script is the front door's command, which hands the monitor in
+    import_module("rotescope.cli").main(["finetune", *sys.argv[1:]])

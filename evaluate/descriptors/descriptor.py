@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.images.square import square
 
 PDQ_FEATURELESS = 50  # quality below which PDQ's authors call a hash meaningless
 
@@ -23,13 +24,6 @@ class Descriptor:
     def __call__(self, images):
         vectors = np.asarray(self.raw(images) if images else [], np.float32).reshape(-1, self.dim)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-
-
-def square(image, side, resample):
-    """The centre square of an image, as training crops it, at side × side."""
-    edge = min(image.size)
-    left, top = (image.width - edge) / 2, (image.height - edge) / 2
-    return image.convert("RGB").resize((side, side), resample, box=(left, top, left + edge, top + edge))
 
 
 def centred_pixels(images, side=32):

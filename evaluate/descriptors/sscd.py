@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.descriptors.descriptor import Descriptor, square
+from rotescope.datasets.images.square import square
+from rotescope.evaluate.descriptors.descriptor import Descriptor
 
 URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/"
 LICENCE = "MIT, Copyright (c) Meta Platforms, Inc. and affiliates"

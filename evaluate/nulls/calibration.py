@@ -5,8 +5,8 @@ import numpy as np
 
 from rotescope.common.errors import InputError
 from rotescope.evaluate.neighbours.index import Index
+from rotescope.evaluate.nulls.copy_threshold import copy_threshold, spread
 from rotescope.evaluate.nulls.same_picture import Twins
-from rotescope.evaluate.statistics.replication import copy_threshold, spread
 
 FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
 MANY = 500    # null pictures that are enough for small p-values, whatever else there is

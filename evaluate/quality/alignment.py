@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from rotescope.common.errors import InputError
 from rotescope.common.hub_weights import downloaded
 from rotescope.common.outputs import sha256
-from rotescope.evaluate.descriptors.descriptor import square
+from rotescope.datasets.images.square import square
 
 WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
 LAION = {  # architecture -> where its authors' weights are, under the MIT licence

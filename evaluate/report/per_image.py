@@ -7,7 +7,7 @@ import numpy as np
 from rotescope.evaluate.neighbours.index import features
 from rotescope.evaluate.quality.alignment import agreement
 from rotescope.evaluate.quality.fidelity import fidelity
-from rotescope.evaluate.statistics.replication import replication
+from rotescope.evaluate.statistics.replication import mean, replication
 from rotescope.evaluate.statistics.significance import FDR, benjamini_hochberg, null_needed, paired_p_value, rank_p_values
 
 PAIRED = 2000  # prompts in the test of pairing: its matrix is images × prompts
@@ -210,7 +210,3 @@ def cells(samples, measured, layer, heldout_features=(), prompts=(), resolved=Tr
     return methods
 
 
-def mean(values):
-    """Of what is known; None if nothing is."""
-    values = np.array([np.nan if v is None else v for v in values], np.float64)
-    return float(np.nanmean(values)) if (~np.isnan(values)).any() else None

@@ -6,8 +6,7 @@ its rate by training seed.
 from dataclasses import dataclass
 
 from rotescope.common.wording import share
-from rotescope.evaluate.report.per_image import mean
-from rotescope.evaluate.statistics.replication import clopper_pearson
+from rotescope.evaluate.statistics.replication import clopper_pearson, mean
 
 GROUPS = ("duplicated", "control")
 

@@ -8,14 +8,6 @@ LEVEL = 0.95
 CONVENTIONS = (0.5, 0.7, 0.75)  # thresholds on SSCD of photographs: DCR and MemBench; Wen and NeMo; SSCD's authors
 
 
-def copy_threshold(background, quantile=0.99):
-    """The `quantile` of the background similarities, and always one of them: at most 1 - quantile of them lie above it.
-
-    background: each training image's similarity to its nearest other one. Fewer than 1 / (1 - quantile) of them: the highest.
-    """
-    return float(np.quantile(np.asarray(background, np.float64), quantile, method="higher"))
-
-
 def clopper_pearson(k, n, level=LEVEL):
     """Exact two-sided interval for a share of k in n (Clopper and Pearson 1934) -> (low, high)."""
     tail = (1 - level) / 2
@@ -58,15 +50,6 @@ def sim95_interval(top1, prompt, rounds=1000, level=LEVEL, seed=0):
     return tuple(np.quantile([sim95(top1[rows]) for rows in drawn], tails).tolist())
 
 
-def spread(values):
-    """-> n, mean, standard deviation and the percentiles that the field reports."""
-    values = np.asarray(values, np.float64)
-    if not len(values):
-        return {"n": 0}
-    return {"n": len(values), "mean": float(values.mean()), "std": float(values.std())} | {
-        f"p{p}": float(np.percentile(values, p)) for p in (50, 75, 90, 95, 99)}
-
-
 def replication(top1, copied, prompt, own_copied=None, chance=0.01):
     """top1 (n,): similarity to the nearest training image; copied (n,) bool; prompt (n,): whose image; own_copied (n,): of the
     expected training image, NaN where none is; chance: the share of pictures that count as copied though no model copied them
@@ -83,3 +66,9 @@ def replication(top1, copied, prompt, own_copied=None, chance=0.01):
         "sim95": sim95(top1), "sim95_interval": list(sim95_interval(top1, prompt)), "top1_mean": float(top1.mean()),
         "share_over": {f"{bar:g}": float((top1 > bar).mean()) for bar in CONVENTIONS},
     }
+
+
+def mean(values):
+    """Of what is known; None if nothing is."""
+    values = np.array([np.nan if v is None else v for v in values], np.float64)
+    return float(np.nanmean(values)) if (~np.isnan(values)).any() else None

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rotescope.evaluate.descriptors.descriptor import square
+from rotescope.datasets.images.square import square
 from rotescope.evaluate.neighbours.nearest import nearest
-from rotescope.evaluate.statistics.replication import copy_threshold
+from rotescope.evaluate.nulls.copy_threshold import copy_threshold
 from rotescope.evaluate.verification.kinds import KINDS, SIDE
 
 CHUNK = 256

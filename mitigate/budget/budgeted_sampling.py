@@ -13,7 +13,7 @@ from rotescope.mitigate.budget.allocation import PLANS, as_record, ranked, seeds
 from rotescope.mitigate.detectors.generated_images import clique_distance
 from rotescope.mitigate.detectors.registry import get_detector, score_prompts
 from rotescope.mitigate.detectors.training_image_recall import Recall
-from rotescope.mitigate.generate import describe
+from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import SHARDS, batches, merge_shards, write_shard
 
 SCORE_SEED = 1000  # first seed of the scores; images have others, so that no score has seen the image that it is judged by

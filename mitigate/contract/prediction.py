@@ -1,4 +1,5 @@
 """Signals read off the two predictions of a step."""
+import torch
 
 
 def prediction_gap(cond, uncond, factor=1.0):
@@ -29,3 +30,13 @@ def eps_factor(scheduler, timestep):
         return 1.0
     alpha_bar = scheduler.alphas_cumprod[int(timestep)].item()
     return alpha_bar ** 0.5 if kind == "v_prediction" else (alpha_bar / (1 - alpha_bar)) ** 0.5
+
+
+def combine(eps_cond, eps_uncond, scale):
+    """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space.
+
+    Rounded as a pipeline rounds `uncond + s * (cond − uncond)` with a number s: in half precision the product is taken in fp32.
+    """
+    dtype = torch.promote_types(eps_cond.dtype, torch.float32)
+    scale = scale.to(eps_cond.device, dtype).view(-1, *[1] * (eps_cond.dim() - 1))
+    return eps_uncond + (scale * (eps_cond - eps_uncond).to(dtype)).to(eps_cond.dtype)

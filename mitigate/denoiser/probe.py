@@ -12,8 +12,7 @@ import torch
 
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.mitigate.contract.mitigation import denoiser_of, same_timestep
-from rotescope.mitigate.contract.prediction import eps_factor, noise_part, prediction_gap
-from rotescope.mitigate.methods.transition import combine
+from rotescope.mitigate.contract.prediction import combine, eps_factor, noise_part, prediction_gap
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import WhiteBox
 from rotescope.mitigate.embedding_search.targets import HELDOUT
-from rotescope.mitigate.generate import hashes_of, is_manifest, load_prompts, unique_names
-from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
+from rotescope.mitigate.sampling.options import unique_names
+from rotescope.mitigate.sampling.run_description import hashes_of
 
 SCORES = pa.schema([("detector", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("group", pa.string()),
                     ("image_id", pa.string()), ("score", pa.float64())])

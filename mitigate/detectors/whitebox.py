@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, interpolate
 
 from rotescope.common.errors import InputError
+from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.probe import Probe, cross_attention, sigma_at
-from rotescope.mitigate.methods.transition import combine
 
 
 @dataclass(frozen=True)

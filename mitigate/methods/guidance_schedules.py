@@ -10,8 +10,8 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.mitigation import GuidanceRun, Mitigation
-from rotescope.mitigate.contract.prediction import noise_part, prediction_gap
-from rotescope.mitigate.methods.transition import ScaleRun, combine
+from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
+from rotescope.mitigate.methods.transition import ScaleRun
 
 SHAPES = {  # u = t / 1000, from 1 (noise) to 0 -> factor on the scale; as in the released code of Jain et al.
     "invlinear": lambda u: u,

@@ -7,8 +7,8 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import add_noise
 from rotescope.mitigate.contract.mitigation import COUNT, NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges
+from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.first_step import FirstStep, at_least_float, descend, gradients, norms
-from rotescope.mitigate.methods.transition import combine
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.datasets.readers.sources import read_source
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
-from rotescope.mitigate.contract.prediction import eps_factor
+from rotescope.mitigate.contract.prediction import combine, eps_factor
 from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
-from rotescope.mitigate.methods.transition import combine
 
 SIDE = 32
 

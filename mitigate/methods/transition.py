@@ -10,17 +10,8 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges, no_transition
+from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum
-
-
-def combine(eps_cond, eps_uncond, scale):
-    """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space.
-
-    Rounded as a pipeline rounds `uncond + s * (cond − uncond)` with a number s: in half precision the product is taken in fp32.
-    """
-    dtype = torch.promote_types(eps_cond.dtype, torch.float32)
-    scale = scale.to(eps_cond.device, dtype).view(-1, *[1] * (eps_cond.dim() - 1))
-    return eps_uncond + (scale * (eps_cond - eps_uncond).to(dtype)).to(eps_cond.dtype)
 
 
 class ScaleRun(GuidanceRun):

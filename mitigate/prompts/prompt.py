@@ -9,7 +9,8 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.common.models import BASE
-from rotescope.common.parquet import read_table
+from rotescope.common.parquet import read_schema, read_table
+from rotescope.datasets.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,14 @@ def _csv(file):
 
 def _jsonl(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def is_manifest(file):
+    return Path(file).suffix == ".parquet" and Path(file).is_file() and "captions" in read_schema(file).names
+
+
+def load_prompts(file, groups, limit=None):
+    """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
+    if is_manifest(file):
+        return prompts_of(Manifest.load(file), groups, limit)
+    return at_most(read_prompts(file), limit)

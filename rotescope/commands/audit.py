@@ -37,9 +37,11 @@ from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, 
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
-from rotescope.mitigate.generate import GenerateConfig, SamplingOptions, check, named_policies, sample_with
+from rotescope.mitigate.generate import GenerateConfig, check
 from rotescope.mitigate.methods.registry import with_training
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
+from rotescope.mitigate.sampling.options import SamplingOptions, named_policies
+from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"

@@ -29,12 +29,12 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.calibrate import first_gaps
 from rotescope.mitigate.contract.mitigation import family
-from rotescope.mitigate.generate import check_sampling, named_policies
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.methods.value_neurons import NO_THETA
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.train.engine.job import EMBEDDED
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rotescope.commands.finetune import finetune
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.models import BASE
 from rotescope.common.outputs import check_output
@@ -23,9 +24,10 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.generate import GenerateConfig, check_sampling, generate, named_policies
+from rotescope.mitigate.generate import GenerateConfig, generate
+from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.train.engine.job import EMBEDDED, FinetuneConfig
-from rotescope.train.finetune import RECIPE, finetune
+from rotescope.train.finetune import RECIPE
 
 METHODS = ("none", "stp:transition=600", "og-stp:transition=600", "og-stp-layout:transition=600", "dtp", "og-dtp")
 SWEEP = tuple(f"{name}:transition={t}" for name in ("stp", "og-stp") for t in (800, 700, 600, 500))

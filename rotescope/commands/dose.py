@@ -21,6 +21,7 @@ from rich.console import Console
 
 from rotescope.commands import plots
 from rotescope.commands.dose_plan import jobs, recipe_of
+from rotescope.commands.finetune import finetune
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.models import find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
@@ -36,12 +37,11 @@ from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.dose_response import Outcome, caption, curves_of, markdown
-from rotescope.mitigate.generate import check_sampling
 from rotescope.mitigate.prompts.prompt import prompts_of
+from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.train.engine.job import EMBEDDED, check
-from rotescope.train.finetune import finetune
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from rotescope.common.errors import InputError
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_served
-from rotescope.mitigate.generate import named_policies
 from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.mitigate.sampling.options import named_policies
 from rotescope.train.engine.job import EMBEDDED, FinetuneConfig
 from rotescope.train.engine.run_state import total_steps
 from rotescope.train.finetune import RECIPE

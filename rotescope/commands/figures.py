@@ -29,8 +29,8 @@ from rotescope.evaluate.neighbours.index import embed
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.evaluate.statistics import paper_claims as claims
 from rotescope.mitigate.contract.mitigation import Mitigation
-from rotescope.mitigate.generate import check_sampling
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
+from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 

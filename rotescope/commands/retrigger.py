@@ -36,7 +36,8 @@ from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_searchable, find_embeddings
 from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
-from rotescope.mitigate.generate import SamplingOptions, check_sampling, describe, named_policies
+from rotescope.mitigate.sampling.options import SamplingOptions, check_sampling, named_policies
+from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 PLAIN = judged.PLAIN

@@ -16,7 +16,8 @@ from rotescope.common.settings import parse
 from rotescope.evaluate.score import ScoreConfig
 from rotescope.mitigate.calibrate import CalibrateConfig
 from rotescope.mitigate.detectors.scores import DetectConfig
-from rotescope.mitigate.generate import GenerateConfig, named_policies
+from rotescope.mitigate.generate import GenerateConfig
+from rotescope.mitigate.sampling.options import named_policies
 from rotescope.train.finetune import FinetuneConfig
 
 CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig,

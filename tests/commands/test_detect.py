@@ -23,7 +23,7 @@ from rotescope.mitigate.detectors.scores import (
     not_served,
     without_images,
 )
-from rotescope.mitigate.generate import load_prompts
+from rotescope.mitigate.prompts.prompt import load_prompts
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from tiny import NOUNS, image_folder
 from tiny_families import tiny_family
 from training import arguments, assert_same_state, config_of, in_processes, largest_difference, weights
 
+from rotescope.commands.finetune import finetune, main
 from rotescope.commands.monitor import heldout_prompts, monitor_of
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import load_pipeline
@@ -23,7 +24,7 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, prompts_of
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.finetune import FinetuneConfig, finetune, main
+from rotescope.train.finetune import FinetuneConfig
 
 QUICK = {"monitor_steps": 2, "monitor_inference_steps": 2}
 HELDOUT = ("a crown on a blue background", "a rocket on a blue background")
@@ -196,13 +197,14 @@ def test_a_run_that_fails_leaves_its_curve(base, images, tmp_path, monkeypatch):
 
 def test_predictions_that_are_no_numbers_stop_the_run(base, images, tmp_path):
     """Weights spoiled between a step and its measurement, through the contract: finetune takes any monitor."""
-    own = []
+    def spoiled(job, say):
+        own = monitor_of(job, say)
 
-    def spoiled(run):
-        own[:] = own or [monitor_of(run.job)]
-        if run.step == 2:
-            run.job.parameters[0].data.fill_(torch.nan)
-        return own[0](run)
+        def watch(run):
+            if run.step == 2:
+                job.parameters[0].data.fill_(torch.nan)
+            return own(run)
+        return watch
     with pytest.raises(RunError, match="the predictions are no numbers at step 2: lower --learning_rate"):
         finetune(config_of(base, images, tmp_path / "out", **QUICK), progress=False, monitor=spoiled)
     assert not (tmp_path / "out").exists()

@@ -22,20 +22,21 @@ from tiny import image_folder, tiny_pipeline, tokenizer
 from rotescope.commands import audit
 from rotescope.common.errors import InputError
 from rotescope.common.wording import percent
+from rotescope.datasets.images.square import square
 from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate import score
-from rotescope.evaluate.descriptors.descriptor import square
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, nulls_of
+from rotescope.evaluate.nulls.copy_threshold import copy_threshold
 from rotescope.evaluate.quality import alignment
 from rotescope.evaluate.quality.alignment import agreement, find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity, precision_recall
 from rotescope.evaluate.report.chart_data import gap_curves, sweep_points
 from rotescope.evaluate.report.per_image import cells, measure
 from rotescope.evaluate.score import score_samples
-from rotescope.evaluate.statistics.replication import clopper_pearson, copy_threshold, images_needed, sim95
+from rotescope.evaluate.statistics.replication import clopper_pearson, images_needed, sim95
 from rotescope.evaluate.verdict.rules import Rule, check_power, parse_rules
 from rotescope.evaluate.verdict.verdict import judge
 

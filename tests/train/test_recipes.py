@@ -13,7 +13,7 @@ from rotescope.common.models import BASE
 from rotescope.common.settings import parse
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.readers.sources import load_source
-from rotescope.mitigate.generate import named_policies
+from rotescope.mitigate.sampling.options import named_policies
 from rotescope.train.finetune import finetune
 from rotescope.train.options.finetune_options import FinetuneConfig
 

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import LORA_FILE
 from rotescope.common.outputs import write_json, write_text
+from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
-from rotescope.train.tracking.validation import is_first_process
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
 PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",

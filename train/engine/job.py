@@ -9,6 +9,7 @@ from rich.console import Console
 from rotescope.common.errors import InputError
 from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.common.outputs import check_apart
+from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
 from rotescope.datasets.readers.sources import Source, read_source
@@ -19,7 +20,6 @@ from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.objective import TARGETS, NoiseSchedule, noise_schedule
 from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig, check_values
-from rotescope.train.tracking.validation import is_first_process
 
 __all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
 

@@ -1,5 +1,4 @@
 """What can be seen of a training while it goes on: numbers at the trackers, validation images."""
-import os
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -121,11 +120,6 @@ def visiting(parts, device):
             part.to(home)
 
 
-def is_first_process():
-    """Whether this is the process that writes, asked before there is an Accelerator."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def check_agreed(job):
     """InputError, in every process, if they do not all see the same model, images and checkpoint: each would train on its own."""
     seen = gather_object([(job.hashes["base"], job.manifest.hash, job.resume and sha256(job.resume / RECORD))])
@@ -137,6 +131,3 @@ def check_agreed(job):
             raise InputError(f"the processes do not all read the same {name}")
 
 
-def process_count():
-    """How many there are, asked before there is an Accelerator."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -17,7 +17,7 @@ from rotescope.common.outputs import write_json
 from rotescope.mitigate import calibrate
 from rotescope.mitigate import list_mitigations as mitigations
 from rotescope.mitigate.contract.mitigation import Step
-from rotescope.mitigate.contract.prediction import eps_factor, prediction_gap
+from rotescope.mitigate.contract.prediction import combine, eps_factor, prediction_gap
 from rotescope.mitigate.denoiser.probe import Probe
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.methods.calibrated_transition import CalibratedTransition, Calibration
@@ -25,7 +25,7 @@ from rotescope.mitigate.methods.guidance_schedules import SHAPES, beta_density, 
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum, local_minima
 from rotescope.mitigate.methods.probed_transition import ProbedTransition
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
-from rotescope.mitigate.methods.transition import TransitionGuidance, combine
+from rotescope.mitigate.methods.transition import TransitionGuidance
 from rotescope.mitigate.prompts.prompt import Prompt, read_prompts
 from rotescope.mitigate.sampling.sampler import noise_seed, sample
 

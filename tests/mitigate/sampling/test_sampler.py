@@ -19,10 +19,11 @@ from tiny import tiny_pipeline
 
 from rotescope.common.errors import InputError
 from rotescope.evaluate.inputs.samples import read_samples
-from rotescope.mitigate.generate import GenerateConfig, check, generate, named_policies
+from rotescope.mitigate.generate import GenerateConfig, check, generate
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt
 from rotescope.mitigate.sampling import sampler
+from rotescope.mitigate.sampling.options import named_policies
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 TEXTS = ("a cat on a blue background", "a bus", "a frog and a pig on a pink background")

@@ -1,0 +1,45 @@
+"""Sampling with bars and provenance: what run.json says of a run."""
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+from rotescope.common.models import find_lora, find_model
+from rotescope.common.outputs import folder_sha256, sha256, versions
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import plain
+from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
+
+
+def sample_with(config, pipe, prompts, policies, folder, seeds=None):
+    """Sample into `folder` with bars and provenance; `config`: any SamplingOptions. seeds: as the sampler
+    has them, if not the config's."""
+    sample_described(config, pipe, prompts, policies, folder, describe(config, prompts, policies), seeds=seeds)
+
+
+def describe(config, prompts, policies):
+    """-> what run.json says of a run."""
+    return {"config": plain(config), "model": str(config.model), "versions": versions(),
+            "hashes": hashes_of(config, prompts) | files_of(policies),
+            "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
+            **config.sampling, "batch_size": config.batch_size}
+
+
+def hashes_of(config, prompts):
+    """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
+    lines = "".join(f"{p.text}\t{p.group}\t{p.image_id}\n" for p in prompts)
+    found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
+    return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
+
+
+def files_of(policies):
+    """-> SHA-256 of each file that a setting names: a calibration, a manifest, ordinary prompts."""
+    named = {value for policy in policies.values() for value in vars(policy).values() if isinstance(value, str) and value}
+    return {f"file {name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
+
+
+def sample_described(config, pipe, prompts, policies, folder, about, state=None, seeds=None):
+    seeds = config.seeds if seeds is None else seeds
+    totals = dict.fromkeys(policies, len(jobs_of(prompts, seeds)))
+    with progress_bars(totals, disable=bool(state and not state.is_main_process)) as advance:
+        sample_to_folder(pipe, prompts, policies, seeds, folder, about=about, on_sample=advance, state=state,
+                         batch_size=config.batch_size, **config.sampling)
