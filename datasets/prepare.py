@@ -14,10 +14,11 @@ from pathlib import Path
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
+from rotescope.common.whole_files import whole_file
 from rotescope.datasets.captions.perturbation import read_words
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned
 from rotescope.datasets.plans.mixture import check_level, mix, read_class_names, recaption
-from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
 from rotescope.datasets.readers.sources import Source, read_source
 
 
@@ -89,8 +90,11 @@ def prepare(config):
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole(file, manifest.save)
-    whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
+    with whole_file(file) as draft:
+        manifest.save(draft)
+    with whole_file(quarantine_file(file)) as draft:
+        if quarantined:
+            save_quarantined(quarantined, draft)
     return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
 
 
