@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.outputs import check_apart, check_file
@@ -24,6 +25,8 @@ from rotescope.datasets.readers.sources import Source, read_source
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    HEADINGS: ClassVar = {"train_data": "data and output", "duplicated": "which images repeat, and how often",
+                          "caption_style": "captions", "mix_data_dir": "other images beside them", "plan_seed": "the choice"}
     train_data: str
     """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
     output_file: str
