@@ -34,9 +34,9 @@ def main(argv=None):
     if argv and not argv[0].startswith("-"):
         argv = ["--train_data", *argv]
     config = parse(PreflightConfig, argv, prog="rotescope preflight", description=__doc__)
-    from rotescope.datasets.inspection.preflight import preflight_to_folder, say
+    from rotescope.datasets.inspection.preflight import preflight_to_folder, say_summary
     found = preflight_to_folder(config)
-    say(found, config.output_dir, config.deduplicate)
+    say_summary(found, config.output_dir, config.deduplicate)
     answer(**found.summary, output_dir=config.output_dir)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
@@ -157,7 +157,7 @@ def preflight_to_folder(config):
     return found
 
 
-def say(found, folder, deduplicate=False):
+def say_summary(found, folder, deduplicate=False):
     """The few lines that a terminal shows, on stderr."""
     s = found.summary
     lines = [f"{s['images']} images show {s['pictures']} pictures: {s['images_in_clusters']} are in {s['clusters']} clusters of "
@@ -168,4 +168,4 @@ def say(found, folder, deduplicate=False):
         file = Path(folder) / "dropped.csv"
         lines.append(f"deduplicated.parquet keeps one image of each cluster; {file} lists the {len(superfluous(found))} others")
     show_quarantined(found.quarantined, Path(folder) / "quarantined.csv", found.unused)
-    Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))

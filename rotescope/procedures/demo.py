@@ -3,8 +3,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
+from rotescope.common.console import say
 from rotescope.common.model_options import BASE
 from rotescope.common.outputs import check_output
 from rotescope.common.progress import progress_bars
@@ -53,9 +52,9 @@ def demo(config):
                                title=TITLE, on_image=on_image)
     file = write_report(report, out)
     print_table(report)
-    Console(stderr=True).print(f"\n{time.time() - started:.0f} s; the report is {file}", soft_wrap=True, highlight=False)
+    say(f"\n{time.time() - started:.0f} s; the report is {file}")
     return report
 
 
 def _say(number, what):
-    Console(stderr=True).print(f"[bold]{number}/4[/] {what}")
+    say(f"{number}/4 {what}", style="bold")

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
@@ -123,4 +123,4 @@ def _outcomes(draft, job, samples, measured):
 
 
 def _say(line):
-    Console(stderr=True).print(f"[bold]{line}[/]", highlight=False)
+    say(line, style="bold")
