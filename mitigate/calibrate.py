@@ -20,7 +20,8 @@ from rotescope.common.outputs import check_apart, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.mitigation import guided, same_timestep
+from rotescope.mitigate.contract.families import guided
+from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.prompts.prompt import load_prompts
 from rotescope.mitigate.sampling.options import check_sampling

@@ -2,7 +2,7 @@
 or harm, and not say so: it is refused."""
 from rotescope.common.errors import InputError
 from rotescope.common.models import counts_timesteps
-from rotescope.mitigate.contract.mitigation import denoiser_of, family
+from rotescope.mitigate.contract.families import denoiser_of, family
 
 
 def check_served(pipe):

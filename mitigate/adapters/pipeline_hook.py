@@ -20,11 +20,14 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
+from rotescope.common.prediction import slope_at
 from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
 from rotescope.mitigate.adapters.compatibility import check_served
 from rotescope.mitigate.adapters.run_record import MitigatedRun
-from rotescope.mitigate.contract.mitigation import Mitigation, PipelineCall, Step, denoiser_of, same_timestep
-from rotescope.mitigate.contract.prediction import eps_factor, latent_part, noise_part, prediction_gap
+from rotescope.mitigate.contract.families import denoiser_of
+from rotescope.mitigate.contract.mitigation import Mitigation, Step, same_timestep
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
+from rotescope.mitigate.contract.prediction import latent_part, noise_part, prediction_gap
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.transition import PLAIN
 
@@ -184,7 +187,7 @@ class GuidanceHook(ModelHook):
     def _guide(self, timestep, repeated, sample, cond, uncond, needs, denoise):
         """Combine, and note the step -> guided prediction (n, …)."""
         sample = latent_part(sample, cond)
-        gap = prediction_gap(noise_part(cond, sample), noise_part(uncond, sample), eps_factor(self.pipe.scheduler, timestep))
+        gap = prediction_gap(noise_part(cond, sample), noise_part(uncond, sample), abs(slope_at(self.pipe.scheduler, timestep)))
         both = needs[0] & needs[1]
         gap = gap if both.all() else gap.masked_fill(~both.to(gap.device), torch.nan)
         if not repeated:

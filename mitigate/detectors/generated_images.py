@@ -9,7 +9,7 @@ from scipy.ndimage import sobel
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.tiled_distance import tiled_distances
-from rotescope.mitigate.contract.mitigation import guided
+from rotescope.mitigate.contract.families import guided
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.common.suggestions import nearest
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.detectors.generated_images import Cliques, EdgeAgreement
 from rotescope.mitigate.detectors.prediction_gap import Drop, Layout, Magnitude
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores

@@ -29,4 +29,4 @@ class CaptionPerturbation(Mitigation):
     def prepare(self, call):
         kind = PERTURBATIONS[self.kind]
         drawn = {"vocabulary": words_of(call.pipe.tokenizer)} if kind.needs_vocabulary else {}
-        call.prompts = [kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)]
+        call.replace_prompts([kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)])

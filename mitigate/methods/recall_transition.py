@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rotescope.common.errors import InputError, RunError
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.denoiser.probe import image_latents
-from rotescope.mitigate.methods.training_image_guidance import clean_estimate, dated, different_images
+from rotescope.mitigate.methods.training_image_guidance import clean_estimator, dated, different_images
 from rotescope.mitigate.methods.transition import TransitionRun
 
 SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
@@ -117,7 +117,7 @@ class RecallRun(TransitionRun):
 
     def guide(self, step):
         if step.timestep > self.policy.transition:
-            clean = clean_estimate(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
+            clean = clean_estimator(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
             self.recognised |= (self.known.similarity(clean) > self.threshold).cpu()
             self.past &= ~self.recognised  # guided before it was found out: that is over
             self.transition_timesteps[self.recognised] = -1

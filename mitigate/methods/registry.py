@@ -6,7 +6,8 @@ from math import isfinite
 
 from rotescope.common.errors import InputError
 from rotescope.common.suggestions import nearest
-from rotescope.mitigate.contract.mitigation import FAMILIES, Mitigation
+from rotescope.mitigate.contract.families import FAMILIES
+from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods import calibrated_transition as calibrated
 from rotescope.mitigate.methods import guidance_schedules as relatives
 from rotescope.mitigate.methods import probed_transition as probed

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from rotescope.common.errors import InputError
+from rotescope.common.prediction import clean_of, prediction_kind, rates_at, slope_at
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.datasets.readers.sources import read_source
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
-from rotescope.mitigate.contract.prediction import combine, eps_factor
+from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
 
@@ -90,7 +91,7 @@ class AntiMemorizationRun(BothBranches):
     def guide(self, step):
         pipe, settings = step.call.pipe, self.settings
         guided = combine(step.cond, step.uncond, torch.full_like(step.gap, self.scale))
-        clean = clean_estimate(pipe.scheduler, step.timestep)
+        clean = clean_estimator(pipe.scheduler, step.timestep)
         closest = similarity(pipe.vae, self.known, clean(step.sample, guided))
         near = closest > settings.threshold * (1 - (step.timestep / pipe.scheduler.config.num_train_timesteps) ** 2)
         if not near.any():
@@ -98,7 +99,7 @@ class AntiMemorizationRun(BothBranches):
         less = (settings.despecification * closest).clamp(min=0, max=self.scale - 1)                       # s₁
         away = torch.zeros_like(guided)
         away[near] = similarity_gradient(pipe.vae, self.known, clean, step.sample[near], guided[near]).to(guided.dtype)
-        to_output = noise_level(pipe.scheduler, step.timestep) / eps_factor(pipe.scheduler, step.timestep)  # ε -> output's unit
+        to_output = rates_at(pipe.scheduler, step.timestep)[1] / slope_at(pipe.scheduler, step.timestep)  # ε -> output's unit
         mended = combine(step.cond, step.uncond, self.scale - less) + settings.dissimilarity * to_output * away
         return torch.where(near.view(-1, 1, 1, 1), mended, guided)
 
@@ -116,18 +117,9 @@ def similarity_gradient(vae, known, clean, sample, output):
         return torch.autograd.grad(similarity(vae, known, clean(x, output.detach().clone())).sum(), x)[0]
 
 
-def noise_level(scheduler, timestep):
-    """√(1 − ᾱ)."""
-    return (1 - scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
-
-
-def clean_estimate(scheduler, timestep):
-    """-> (sample, output) -> x̂₀, as the scheduler's prediction type has it; equation 12 for ε."""
-    sigma = noise_level(scheduler, timestep)
-    alpha = (1 - sigma ** 2) ** 0.5
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind == "epsilon":
-        return lambda sample, output: (sample - sigma * output) / alpha
-    if kind == "v_prediction":
-        return lambda sample, output: alpha * sample - sigma * output
-    raise InputError(f"this mitigation serves models that predict ε or v, and this one predicts {kind}")
+def clean_estimator(scheduler, timestep):
+    """-> (sample, output) -> x̂₀, as the scheduler's prediction type has it; equation 12 for ε. InputError for x₀ and flow."""
+    kind, rates = prediction_kind(scheduler), rates_at(scheduler, timestep)
+    if kind not in ("epsilon", "v_prediction"):
+        raise InputError(f"this mitigation serves models that predict ε or v, and this one predicts {kind}")
+    return lambda sample, output: clean_of(kind, output, sample, *rates)

@@ -3,7 +3,6 @@
 A run is cut into batches once and for all; a batch is what is done, lost or shared out as a whole. So a run that is killed goes
 on where it stopped, and several processes make, bit for bit, the images that one would make.
 """
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
+from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.adapters.pipeline_hook import check_chain, mitigated
-from rotescope.mitigate.contract.mitigation import guided
+from rotescope.mitigate.contract.families import guided
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 
 SCHEMA = pa.schema([
@@ -48,7 +48,7 @@ def noise_seed(prompt, seed, occurrence=0):
     occurrence: how often the prompt came before in its list, so that each of its draws is an image of its own.
     """
     drawn = f"{seed} {occurrence}" if occurrence else f"{seed}"
-    return int.from_bytes(hashlib.sha256(f"{drawn}\n{prompt}".encode()).digest()[:6], "big")
+    return hashed_integer(f"{drawn}\n{prompt}", 6)
 
 
 def occurrences(prompts):

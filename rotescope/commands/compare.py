@@ -28,7 +28,7 @@ from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.calibrate import first_gaps
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.methods.transition import PLAIN

@@ -24,7 +24,7 @@ from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.report import per_image as m
 from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.statistics.paper_claims import mean_interval
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, load_prompts, prompts_of
 from rotescope.mitigate.sampling.sampler import sample_to_folder

@@ -12,7 +12,7 @@ from tiny_families import tiny_family
 from rotescope.commands.audit import AuditConfig, audit
 from rotescope.common.errors import InputError
 from rotescope.common.models import ModelOptions, check_model, find_model, load_pipeline, open_model
-from rotescope.mitigate.contract.mitigation import guided
+from rotescope.mitigate.contract.families import guided
 from rotescope.mitigate.detectors.scores import DetectConfig, detect
 from rotescope.mitigate.generate import GenerateConfig, generate
 from rotescope.mitigate.sampling.sampler import noise_seed

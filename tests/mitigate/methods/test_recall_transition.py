@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_pipelines import images
 from tiny import cached_pipeline, image_folder
+from tiny_runs import images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError

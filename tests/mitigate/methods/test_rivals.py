@@ -10,7 +10,7 @@ from tiny import loud_pipeline, tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import add_numbers, add_words, repeat_words
-from rotescope.mitigate.contract.mitigation import PipelineCall
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
 from rotescope.mitigate.denoiser.first_step import FirstStep
 from rotescope.mitigate.methods.caption_perturbation import CaptionPerturbation
 from rotescope.mitigate.methods.cross_attention import (

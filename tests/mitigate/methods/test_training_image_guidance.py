@@ -13,11 +13,11 @@ from tiny import image_folder, tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
-from rotescope.mitigate.contract.mitigation import PipelineCall
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.training_image_guidance import (
     AntiMemorizationGuidance,
-    clean_estimate,
+    clean_estimator,
     describe,
     load_descriptors,
     similarity,
@@ -67,7 +67,7 @@ def test_a_training_image_is_found_as_itself(manifest):
 
 
 def test_the_gradient_is_the_slope_of_the_similarity(pipe, manifest):  # noqa: F811
-    known, clean = load_descriptors(manifest).double(), clean_estimate(pipe.scheduler, 400)
+    known, clean = load_descriptors(manifest).double(), clean_estimator(pipe.scheduler, 400)
     x, output, direction = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         slope = similarity_gradient(pipe.vae, known, clean, x, output)
@@ -81,7 +81,7 @@ def test_the_clean_estimate_undoes_the_noise(pipe, kind):  # noqa: F811
     clean, eps = torch.randn(2, 5)
     alpha, sigma = scheduler.alphas_cumprod[300].sqrt(), (1 - scheduler.alphas_cumprod[300]).sqrt()
     output = eps if kind == "epsilon" else alpha * eps - sigma * clean
-    torch.testing.assert_close(clean_estimate(scheduler, 300)(alpha * clean + sigma * eps, output), clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(clean_estimator(scheduler, 300)(alpha * clean + sigma * eps, output), clean, atol=1e-4, rtol=1e-4)
 
 
 def test_far_from_the_training_set_nothing_happens(pipe, manifest):  # noqa: F811
@@ -100,7 +100,7 @@ def test_dissimilarity_makes_the_clean_estimate_less_like_its_neighbour(pipe, ma
     sample, cond, uncond = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     step = SimpleNamespace(timestep=400, sample=sample, cond=cond, uncond=uncond, gap=torch.ones(5),
                            call=SimpleNamespace(pipe=pipe))
-    clean, known = clean_estimate(pipe.scheduler, 400), load_descriptors(manifest).double()
+    clean, known = clean_estimator(pipe.scheduler, 400), load_descriptors(manifest).double()
 
     def closeness(dissimilarity, threshold=-1e3):
         settings = AntiMemorizationGuidance(manifest, 0.0, dissimilarity, threshold)
