@@ -11,7 +11,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.datasets.images.tiled_distance import tiled_distances
 from rotescope.mitigate.budget.allocation import PLANS, as_record, ranked, seeds_of, uniform
 from rotescope.mitigate.detectors.generated_images import clique_distance
-from rotescope.mitigate.detectors.registry import get_detector, score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import SHARDS, batches, merge_shards, write_shard

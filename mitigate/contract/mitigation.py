@@ -5,13 +5,15 @@ A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial no
 combine predictions. Each of the four is done by the whole chain before the next one is.
 """
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf, isfinite
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.pipeline_call import PipelineCall
 
 
@@ -40,6 +42,17 @@ class Mitigation:
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
         return
+
+
+def settings_of(mitigation):
+    """-> {setting: what JSON can say of it}: a path as text, a manifest as how many images and which hash."""
+    return {f.name: _told(getattr(mitigation, f.name)) for f in fields(mitigation)}
+
+
+def _told(value):
+    if isinstance(value, Manifest):
+        return f"a manifest of {len(value)} images, {value.hash}"
+    return str(value) if isinstance(value, Path) else value
 
 
 TIMESTEP, NOT_NEGATIVE, COUNT = (0, 1000), (0, inf), (1, inf)  # ranges of settings, ends included

@@ -26,7 +26,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.contract.families import family
-from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import WhiteBox

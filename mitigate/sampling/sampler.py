@@ -6,7 +6,7 @@ on where it stopped, and several processes make, bit for bit, the images that on
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -16,8 +16,10 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
 from rotescope.common.seeds import hashed_integer
-from rotescope.mitigate.adapters.pipeline_hook import check_chain, mitigated
+from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import guided
+from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 
 SCHEMA = pa.schema([
@@ -133,7 +135,7 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     if not state or state.is_main_process:
         merge_shards(out, [shard for *_, shard in work])
         write_json(out / "run.json", {
-            "methods": {name: asdict(p) for name, p in policies.items()},
+            "methods": {name: settings_of(p) for name, p in policies.items()},
             "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
             **(about or {})})
 

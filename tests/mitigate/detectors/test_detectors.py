@@ -14,7 +14,8 @@ from rotescope.datasets.images.tiled_distance import tiled_distances
 from rotescope.mitigate.denoiser.probe import Probe, cross_attention
 from rotescope.mitigate.detectors.generated_images import clique_distance, edge_agreement
 from rotescope.mitigate.detectors.prediction_gap import details
-from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
 from rotescope.mitigate.prompts.prompt import Prompt

@@ -18,7 +18,7 @@ from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.training_image_guidance import (
     AntiMemorizationGuidance,
     clean_estimator,
-    describe,
+    describe_colours,
     load_descriptors,
     similarity,
     similarity_gradient,
@@ -51,9 +51,9 @@ def test_the_descriptor_by_hand():
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     small = x.numpy().reshape(2, 3, 32, 2, 32, 2).mean((3, 5))
     flat = (small - small.mean((2, 3), keepdims=True)).reshape(2, -1)
-    np.testing.assert_allclose(describe(x), flat / np.linalg.norm(flat, axis=1, keepdims=True), atol=1e-6)
-    torch.testing.assert_close(describe(x * 2 - 1), describe(x))
-    assert not describe(torch.ones(1, 3, 8, 8)).any()
+    np.testing.assert_allclose(describe_colours(x), flat / np.linalg.norm(flat, axis=1, keepdims=True), atol=1e-6)
+    torch.testing.assert_close(describe_colours(x * 2 - 1), describe_colours(x))
+    assert not describe_colours(torch.ones(1, 3, 8, 8)).any()
 
 
 def test_a_training_image_is_found_as_itself(manifest):
