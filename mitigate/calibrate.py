@@ -7,9 +7,7 @@ Ordinary are prompts of which you know that the model does not replicate an imag
 set, or held-out ones. A hundred images or more; only the first `watch` steps of each are sampled. The file holds for the model,
 guidance_scale and number of steps that it was made with.
 """
-import json
-import sys
-
+from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
 from rotescope.mitigate.sampling.options import CalibrateConfig, check_sampling
@@ -17,10 +15,10 @@ from rotescope.mitigate.sampling.options import CalibrateConfig, check_sampling
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(CalibrateConfig, sys.argv[1:] if argv is None else argv, prog="rotescope calibrate", description=__doc__)
+    config = parse(CalibrateConfig, argv, prog="rotescope calibrate", description=__doc__)
     check_sampling(config)
     from rotescope.mitigate.sampling.calibration import calibrate
-    print(json.dumps({"calibration": str(calibrate(config))}))
+    answer(calibration=str(calibrate(config)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ fine-tune leaves beside its checkpoint: then the duplicated and the control capt
 A run that was stopped stays beside output_dir and goes on under --resume. Several processes share the work, on one file system,
 and make the images that one would make.
 """
-import json
-import sys
-
+from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.processes import is_first_process
 from rotescope.common.settings import parse
@@ -21,13 +19,13 @@ from rotescope.mitigate.sampling.options import GenerateConfig, check_names, che
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(GenerateConfig, sys.argv[1:] if argv is None else argv, prog="rotescope generate", description=__doc__)
+    config = parse(GenerateConfig, argv, prog="rotescope generate", description=__doc__)
     check_sampling(config)
     check_names(config.mitigation)
     from rotescope.mitigate.sampling.generation import generate_to_folder
     samples = generate_to_folder(config)
     if is_first_process():
-        print(json.dumps({"samples": str(samples)}))
+        answer(samples=str(samples))
 
 
 if __name__ == "__main__":

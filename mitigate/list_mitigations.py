@@ -7,7 +7,6 @@ Take one with --mitigation NAME, or NAME:key=value,key=value for other settings 
 plain guidance. Where no families are named, all of them are tested.
 """
 import json as as_json
-import sys
 import textwrap
 from dataclasses import dataclass
 
@@ -46,7 +45,7 @@ def _told(entry):
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(MitigationsConfig, sys.argv[1:] if argv is None else argv, prog="rotescope mitigations", description=__doc__)
+    config = parse(MitigationsConfig, argv, prog="rotescope mitigations", description=__doc__)
     entries = list_mitigations()
     if config.json:
         print(as_json.dumps([entry.as_json() for entry in entries], indent=2, ensure_ascii=False))

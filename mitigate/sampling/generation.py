@@ -6,12 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, load_pipeline, open_model
+from rotescope.common.models import check_model, chosen_device, load_pipeline, open_model
 from rotescope.common.outputs import check_output
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.contract.mitigation import Mitigation
@@ -116,7 +115,7 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt], mitigations: str 
 def _opened(pipe):
     if not isinstance(pipe, str | Path):
         return pipe
-    return load_pipeline(str(pipe)).to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_pipeline(str(pipe)).to(chosen_device("auto"))
 
 
 def _generated(pipe, prompts, policies, seeds, **settings):
@@ -147,13 +146,14 @@ def generate_to_folder(config):
     """Sample as a GenerateConfig says -> the samples folder. Under `accelerate launch` every process calls it."""
     policies = check_generation(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
-    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
+    device = chosen_device(config.device)
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
     about = describe(config, prompts, policies) if state.is_main_process else {}
     if config.resume and is_finished(config.output_dir):
         if state.is_main_process:
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
-    pipe = open_model(replace(config, device=str(state.device)) if config.device == "cuda" else config)
+    pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)
     return Path(config.output_dir)

@@ -9,13 +9,17 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from tiny_families import tiny_family
 
-from rotescope.commands.audit import AuditConfig, audit
 from rotescope.common.errors import InputError
-from rotescope.common.models import ModelOptions, check_model, find_model, load_pipeline, open_model
+from rotescope.common.model_options import ModelOptions
+from rotescope.common.models import check_model, find_model, load_pipeline, open_model
 from rotescope.mitigate.contract.families import guided
-from rotescope.mitigate.detectors.scores import DetectConfig, detect
-from rotescope.mitigate.generate import GenerateConfig, generate
+from rotescope.mitigate.detectors.options import DetectConfig
+from rotescope.mitigate.detectors.scores import detect
+from rotescope.mitigate.sampling.generation import generate_to_folder
+from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.options.audit import AuditConfig
+from rotescope.procedures.audit import audit
 from rotescope.train.objective.families import FAMILIES
 
 TEXTS = ("a cat", "a bus on a red background")
@@ -30,7 +34,7 @@ def prompts(tmp_path):
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
 def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
     model = str(bases(name))
-    out = generate(GenerateConfig(prompts, str(tmp_path / "out"), model=model, mitigation=("none", "stp:transition=600"),
+    out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model, mitigation=("none", "stp:transition=600"),
                                   seeds=(3,), num_inference_steps=3, resolution=16, device="cpu"))
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
@@ -65,7 +69,7 @@ def test_a_size_that_the_model_cannot_make_is_named(bases, prompts, tmp_path):
     for name, side, grain in (("sd1", 50, 8), ("sd3", 0, 8)):
         config = GenerateConfig(prompts, str(tmp_path / "out"), model=str(bases(name)), resolution=side, device="cpu")
         with pytest.raises(InputError, match=f"resolution={side}: take a multiple of {grain}"):
-            generate(config)
+            generate_to_folder(config)
         assert not list(tmp_path.glob("*out*"))
 
 
