@@ -25,7 +25,7 @@ class MitigationsConfig:
     """as JSON"""
 
 
-def table(entries, width=WIDTH):
+def as_table(entries, width=WIDTH):
     """Entries -> text: names on the left, on the right cost, needs and families, then settings, then the paper."""
     indent = 2 + max(len(entry.name) for entry in entries)
     lines = [f"{'name':{indent}}cost, needs, families; settings; paper", ""]
@@ -50,7 +50,7 @@ def main(argv=None):
     if config.json:
         print(as_json.dumps([entry.as_json() for entry in entries], indent=2, ensure_ascii=False))
     else:
-        print(table(entries))
+        print(as_table(entries))
 
 
 if __name__ == "__main__":

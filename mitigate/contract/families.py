@@ -28,6 +28,6 @@ def denoiser_of(pipe):
     return denoiser
 
 
-def guided(pipe, n, scale):
+def guidance_arguments(pipe, n, scale):
     """The arguments that ask a pipeline for n images under guidance by `scale`: FLUX names it otherwise than the rest."""
     return {"true_cfg_scale": scale, "negative_prompt": [""] * n} if family(pipe) == "flux" else {"guidance_scale": scale}

@@ -18,7 +18,7 @@ from rotescope.mitigate.contract.prediction import combine, noise_part, predicti
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbeStep:
     """One step on the way, for n images."""
     timestep: torch.Tensor     # scalar
     x: torch.Tensor            # what the denoiser saw (n, C, h, w)
@@ -70,7 +70,7 @@ class Probe:
         return tuple(eps_at(self.scheduler, out, x, timestep) for out in self.outputs(x, timestep, **changed))
 
     def walk(self, steps=None):
-        """Plain guidance from the noise on: yields a Look at each of the first `steps` distinct timesteps (None: all)."""
+        """Plain guidance from the noise on: yields a ProbeStep at each of the first `steps` distinct timesteps (None: all)."""
         scheduler, seen, wanted = copy.deepcopy(self.scheduler), torch.inf, self.timesteps[:steps]
         extra = {"generator": self.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x = self.noise / scheduler.scale_model_input(torch.ones_like(self.noise), scheduler.timesteps[0])  # undo it: it is linear
@@ -81,7 +81,7 @@ class Probe:
             x_in = scheduler.scale_model_input(x, t)
             cond, uncond = self.outputs(x_in, t)
             if not same_timestep(t.item(), seen):
-                yield Look(t, x_in, *(eps_at(scheduler, out, x_in, t) for out in (cond, uncond)))
+                yield ProbeStep(t, x_in, *(eps_at(scheduler, out, x_in, t) for out in (cond, uncond)))
             x, seen = scheduler.step(combine(cond, uncond, scale), t, x, **extra).prev_sample, t.item()
 
 

@@ -14,14 +14,14 @@ import torch
 from diffusers import DDPMScheduler
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.prediction import TARGETS, diffusion_rates, eps_slope, noised, prediction_kind
+from rotescope.common.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.first_step import at_least_float, descend, gradients
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.mitigate.sampling.sampler import noise_seed
 
-KINDS = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for
+PREDICTED = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for
 STARTS = ("caption", "empty")   # the text whose embedding a search starts from
 
 
@@ -54,7 +54,7 @@ class Found(EmbeddedPrompt):
 def check_searchable(pipe):
     """InputError for a pipeline in which embeddings cannot be searched for."""
     kind = prediction_kind(pipe.scheduler)
-    if family(pipe) != "sd" or pipe.unet.config.in_channels != pipe.vae.config.latent_channels or kind not in KINDS:
+    if family(pipe) != "sd" or pipe.unet.config.in_channels != pipe.vae.config.latent_channels or kind not in PREDICTED:
         raise InputError(f"embeddings are searched for in a StableDiffusionPipeline that predicts epsilon or v, not in a "
                          f"{type(pipe).__name__} that predicts {kind}")
 
@@ -78,7 +78,7 @@ def search(pipe, latents, start, seeds, budget):
             timesteps, noise = _drawn([generators[i] for i in images.tolist()], budget.draws, latents, len(scheduler))
             x0, text = (x.repeat_interleave(budget.draws, 0) for x in (latents[images], text))
             rates = [rate[timesteps].view(-1, 1, 1, 1) for rate in all_rates]
-            x = noised(x0, noise, *rates).to(pipe.unet.dtype)
+            x = noisy_latents(x0, noise, *rates).to(pipe.unet.dtype)
             output = pipe.unet(x, timesteps, encoder_hidden_states=text.to(x.dtype)).sample
             error = at_least_float(output) - TARGETS[kind](x0, noise, *rates)
             to_eps = torch.as_tensor(eps_slope(kind, *rates)).flatten()

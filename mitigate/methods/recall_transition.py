@@ -19,7 +19,7 @@ from rotescope.mitigate.methods.training_image_guidance import clean_estimator
 from rotescope.mitigate.methods.training_images import different_images, identity_of
 from rotescope.mitigate.methods.transition import TransitionRun
 
-SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
+LATENT_SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
 _kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {identity of the training images: KnownImages}
 
 
@@ -36,7 +36,7 @@ class KnownImages:
 
 def describe_latents(latents):
     """Latents (n, C, h, w) -> (n, d), rows of length 1: at 32 × 32 where they are larger, each channel less its mean."""
-    small = F.adaptive_avg_pool2d(latents.float(), SIDE) if latents.shape[-1] > SIDE else latents.float()
+    small = F.adaptive_avg_pool2d(latents.float(), LATENT_SIDE) if latents.shape[-1] > LATENT_SIDE else latents.float()
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 

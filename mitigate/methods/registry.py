@@ -22,7 +22,7 @@ JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
 OURS = f"this project, after {JAIN}"
 SD = ("sd",)
 GRADIENTS, ATTENTION = frozenset((Need.GRADIENTS,)), frozenset((Need.ATTENTION,))
-SCHEDULES = ("invlinear", "linear", "cosine", "sine", "v-shape", "a-shape")
+_SHAPES = ("invlinear", "linear", "cosine", "sine", "v-shape", "a-shape")
 
 
 def _transition(name, paper=JAIN, cost="1 ×", **changed):
@@ -51,7 +51,7 @@ ENTRIES = {entry.name: entry for entry in (
     _transition("og-dtp", before=-7.5, transition="dynamic"),
     _transition("og-stp-layout", OURS, before=-2.0, transition=650, colour=1.0),
     _transition("dtp-released", before=1.0, transition="dynamic", latest=-1, min_drop=0.0),
-    Entry(name="og-dtp-released", home="methods.probed_transition:ProbedTransition",
+    Entry(name="og-dtp-released", home="methods.probe_transition:ProbeTransition",
           settings={"before": -7.5, "fallback_index": 5}, paper=JAIN, cost="2 ×, half of it a probe"),
     Entry(name="dtp-calibrated", home="methods.calibrated_transition:CalibratedTransition",
           settings={"calibration": "", "before": -2.0, "transition": 650, "quantile": 0.95}, paper=OURS, cost="1 ×",
@@ -61,7 +61,7 @@ ENTRIES = {entry.name: entry for entry in (
                     "threshold": 0.0},
           paper=OURS, cost="1 ×, and an encoding of each training image", needs=frozenset((Need.TRAINING_IMAGES,)),
           families=("sd", "sdxl")),
-    *map(_schedule, SCHEDULES),
+    *map(_schedule, _SHAPES),
     Entry(name="beta-cfg", home="methods.guidance_schedules:BetaGuidance", settings={"a": 2.0, "b": 3.0, "gamma": 1.0},
           paper="Malarz et al. 2025, arXiv 2502.10574", cost="1 ×"),
     Entry(name="tcfg", home="methods.guidance_schedules:TangentialGuidance",
@@ -185,5 +185,5 @@ def with_training(mitigation: str | Mitigation, training: str | Path | Manifest)
             given["training"] = training
         return get_mitigation(entry.make(**given))
     if getattr(mitigation, "training", None) == "":
-        return get_mitigation(replace(mitigation, training=training))
+        return get_mitigation(replace(mitigation, **{"training": training}))
     return get_mitigation(mitigation)

@@ -20,12 +20,12 @@ from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
 from rotescope.mitigate.methods.training_images import different_images, identity_of
 
-SIDE = 32
+COLOUR_SIDE = 32
 
 
 def describe_colours(images):
     """images (n, 3, H, W), of whatever range -> (n, 3 · 32 · 32), rows of length 1 (0 for one flat colour)."""
-    small = F.interpolate(images, size=(SIDE, SIDE), mode="area")
+    small = F.interpolate(images, size=(COLOUR_SIDE, COLOUR_SIDE), mode="area")
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 
@@ -36,7 +36,7 @@ def load_descriptors(training):
 
 @lru_cache(maxsize=2)
 def _descriptors(identity):
-    return torch.cat([describe_colours(to_pixels(example.open(), SIDE * 2)[None]) for example in different_images(identity)])
+    return torch.cat([describe_colours(to_pixels(example.open(), COLOUR_SIDE * 2)[None]) for example in different_images(identity)])
 
 
 @dataclass(frozen=True)

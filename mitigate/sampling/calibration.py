@@ -9,7 +9,7 @@ from rotescope.common.outputs import check_apart, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import guided
+from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.prompts.prompt import load_prompts
@@ -37,7 +37,7 @@ def first_gaps(pipe, prompts, seeds, *, watch, guidance_scale, num_inference_ste
     pipe.set_progress_bar_config(disable=True)
     for batch in batches(prompts, seeds, batch_size):
         with mitigated(pipe, "none") as run:
-            pipe([prompts[i].text for i, _, _ in batch], **guided(pipe, len(batch), guidance_scale),
+            pipe([prompts[i].text for i, _, _ in batch], **guidance_arguments(pipe, len(batch), guidance_scale),
                  num_inference_steps=num_inference_steps,
                  generator=[torch.Generator().manual_seed(seed) for _, _, seed in batch], output_type="latent",
                  callback_on_step_end=stop_after(watch))

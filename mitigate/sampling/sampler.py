@@ -18,11 +18,11 @@ from rotescope.common.parquet import read_table, write_table
 from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import guided
+from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 
-SCHEMA = pa.schema([
+RECORD_SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
     ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
@@ -87,7 +87,7 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guided(pipe, len(batch), guidance_scale),
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guidance_arguments(pipe, len(batch), guidance_scale),
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
@@ -151,14 +151,14 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
         rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
                      "image_id": prompt.image_id})
     shard.parent.mkdir(exist_ok=True)
-    _write_table(pa.Table.from_pylist(rows, SCHEMA), shard)
+    _write_table(pa.Table.from_pylist(rows, RECORD_SCHEMA), shard)
 
 
 def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        tables = (read_table(shard).cast(SCHEMA) for shard in shards)
-        _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
+        tables = (read_table(shard).cast(RECORD_SCHEMA) for shard in shards)
+        _write_table(pa.concat_tables([RECORD_SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
 

@@ -38,7 +38,7 @@ def rates_at(scheduler, timestep):
     return diffusion_rates(scheduler.alphas_cumprod[int(timestep)].item())
 
 
-def noised(x0, noise, alpha, sigma):
+def noisy_latents(x0, noise, alpha, sigma):
     """x_t = α x₀ + σ ε."""
     return alpha * x0 + sigma * noise
 

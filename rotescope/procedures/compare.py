@@ -2,6 +2,7 @@
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,8 +120,8 @@ def _every(config, pipe, manifest, heldout, folder):
     """Whatever serves the model -> {name: mitigation}. nemo and dtp-calibrated get held-out captions that no training image
     bears, the latter a calibration on them, where there are eight or more."""
     kind = family(pipe)
-    named = {n: with_training(n, own_manifest(config)) for n, e in ENTRIES.items()
-             if kind in e.families and (e.ready or Need.TRAINING_IMAGES in e.needs)}
+    named: dict[str, Any] = {n: with_training(n, own_manifest(config)) for n, e in ENTRIES.items()
+                             if kind in e.families and (e.ready or Need.TRAINING_IMAGES in e.needs)}
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["nemo"].families:
         write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))

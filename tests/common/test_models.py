@@ -12,9 +12,9 @@ from tiny_families import tiny_family
 from rotescope.common.errors import InputError
 from rotescope.common.model_options import ModelOptions
 from rotescope.common.models import check_model, find_model, load_pipeline, open_model
-from rotescope.mitigate.contract.families import guided
+from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.detectors.options import DetectConfig
-from rotescope.mitigate.detectors.scores import detect
+from rotescope.mitigate.detectors.scores import write_scores
 from rotescope.mitigate.sampling.generation import generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.sampler import noise_seed
@@ -40,7 +40,7 @@ def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_
     pipe.set_progress_bar_config(disable=True)
     for record in pq.read_table(out / "records.parquet").to_pylist():
         if record["method"] == "none":
-            alone = pipe(record["prompt"], **guided(pipe, 1, 7.5), num_inference_steps=3, height=16, width=16,
+            alone = pipe(record["prompt"], **guidance_arguments(pipe, 1, 7.5), num_inference_steps=3, height=16, width=16,
                          generator=torch.Generator().manual_seed(noise_seed(record["prompt"], 3))).images[0]
             made = np.asarray(Image.open(out / record["image"]), int)
             assert np.abs(made - np.asarray(alone, int)).max() <= 1
@@ -59,9 +59,9 @@ def test_an_audit_of_another_family_at_another_size_and_precision(bases, images,
 
 def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
     config = DetectConfig(prompts, str(tmp_path / "out"), model=str(bases("flux")), detector=("edges:n=2",), device="cpu")
-    assert len(detect(config)) == 2
+    assert len(write_scores(config)) == 2
     with pytest.raises(InputError, match="serves sd, sdxl, not FluxPipeline"):
-        detect(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), device="cpu"))
+        write_scores(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), device="cpu"))
     assert not (tmp_path / "other").exists()
 
 

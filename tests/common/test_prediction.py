@@ -10,7 +10,7 @@ from rotescope.common.prediction import (
     eps_at,
     eps_of,
     eps_slope,
-    noised,
+    noisy_latents,
     prediction_kind,
     rates_at,
     slope_at,
@@ -32,7 +32,7 @@ def scheduler_of(kind):
 ])
 def test_by_hand(kind, alpha, sigma, target, slope):
     """x₀ = 3 and ε = 2: x_t = 3.4, or 2.75 under flow matching."""
-    x = noised(3.0, 2.0, alpha, sigma)
+    x = noisy_latents(3.0, 2.0, alpha, sigma)
     assert x == pytest.approx(2.75 if kind == "flow" else 3.4)
     assert TARGETS[kind](3.0, 2.0, alpha, sigma) == pytest.approx(target)
     assert eps_slope(kind, alpha, sigma) == pytest.approx(slope)
@@ -46,7 +46,7 @@ def test_there_and_back(kind, timestep):
     scheduler = scheduler_of(kind)
     assert prediction_kind(scheduler) == kind
     rates = rates_at(scheduler, timestep)
-    x, output = noised(X0, NOISE, *rates), TARGETS[kind](X0, NOISE, *rates)
+    x, output = noisy_latents(X0, NOISE, *rates), TARGETS[kind](X0, NOISE, *rates)
     torch.testing.assert_close(eps_at(scheduler, output, x, timestep), NOISE)
     torch.testing.assert_close(clean_of(kind, output, x, *rates), X0)
 
@@ -63,7 +63,7 @@ def test_diffusers_adds_noise_and_asks_alike(kind):
     scheduler = DDPMScheduler(prediction_type=kind)
     t = torch.tensor([0, 400, 999])
     rates = [rate[t].view(-1, 1, 1, 1) for rate in diffusion_rates(scheduler.alphas_cumprod.double())]
-    torch.testing.assert_close(noised(X0, NOISE, *rates), scheduler.add_noise(X0, NOISE, t))
+    torch.testing.assert_close(noisy_latents(X0, NOISE, *rates), scheduler.add_noise(X0, NOISE, t))
     expected = {"epsilon": NOISE, "v_prediction": scheduler.get_velocity(X0, NOISE, t), "sample": X0}[kind]
     torch.testing.assert_close(TARGETS[kind](X0, NOISE, *rates), expected)
     assert [r[1].item() for r in rates] == pytest.approx(rates_at(scheduler, 400))
@@ -82,7 +82,7 @@ def test_diffusers_flows_alike():
     scheduler = FlowMatchEulerDiscreteScheduler()
     alpha, sigma = rates_at(scheduler, 250)
     assert (alpha, sigma) == (0.75, 0.25)
-    torch.testing.assert_close(noised(X0, NOISE, alpha, sigma), scheduler.scale_noise(X0, torch.tensor([250.0]), NOISE))
+    torch.testing.assert_close(noisy_latents(X0, NOISE, alpha, sigma), scheduler.scale_noise(X0, torch.tensor([250.0]), NOISE))
     scheduler.set_timesteps(sigmas=[0.25])
     step = scheduler.step(NOISE, scheduler.timesteps[0], X0).prev_sample
     torch.testing.assert_close(clean_of("flow", NOISE, X0, alpha, sigma), step)

@@ -38,8 +38,8 @@ def noise_schedule(scheduler):
         flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
         return NoiseSchedule(1 - flow.sigmas, flow.sigmas, flow.timesteps, "flow")
     ddpm = DDPMScheduler.from_config(scheduler.config)
-    alpha_bar = ddpm.alphas_cumprod
-    return NoiseSchedule(*diffusion_rates(alpha_bar), torch.arange(len(alpha_bar)), ddpm.config.prediction_type)
+    alpha, sigma = diffusion_rates(ddpm.alphas_cumprod)
+    return NoiseSchedule(alpha, sigma, torch.arange(len(alpha)), ddpm.config.prediction_type)
 
 
 def draw_levels(schedule, scheme="none", logit_mean=0.0, logit_std=1.0, mode_scale=1.29):

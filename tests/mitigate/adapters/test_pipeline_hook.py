@@ -24,7 +24,7 @@ from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.methods.calibrated_transition import CalibratedTransition, Calibration
 from rotescope.mitigate.methods.guidance_schedules import SHAPES, beta_density, damp
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum, local_minima
-from rotescope.mitigate.methods.probed_transition import ProbedTransition
+from rotescope.mitigate.methods.probe_transition import ProbeTransition
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 from rotescope.mitigate.methods.transition import TransitionGuidance
 from rotescope.mitigate.prompts.prompt import Prompt, read_prompts
@@ -203,7 +203,7 @@ def test_the_probe_of_the_released_variant_by_hand(pipe):
 
 def test_where_the_probe_finds_its_step():
     assert local_minima([1, 3, 2, 4, 1, 1, 0]) == [2]
-    index = ProbedTransition()._index
+    index = ProbeTransition()._index
     assert [index(c) for c in ([3, 1, 2, 0, 4], [3, 1, 2], [3, 2, 1], [3, 2, 1, 2, 0, 1])] == [3, 1, 5, 2]
 
 

@@ -22,7 +22,7 @@ from rotescope.mitigate.methods.cross_attention import (
     mask_summary,
 )
 from rotescope.mitigate.methods.initial_noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
-from rotescope.mitigate.methods.probed_transition import ProbedTransition
+from rotescope.mitigate.methods.probe_transition import ProbeTransition
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.text_embedding import (
     CaptionNoise,
@@ -127,7 +127,7 @@ def test_two_in_a_chain_are_the_one_by_hand_and_then_the_other(pipe, name):
     ("rta", "attention-mask"), ("rta", "probe"), ("attention-mask", "probe"), ("spike-attenuation", "probe")])
 def test_a_chain_is_the_same_in_either_order(pipe, one, other):
     """The end of a prompt is looked up, and a probe is sent, when all the others have done what they do."""
-    named = RIVALS | {"probe": ProbedTransition()}
+    named = RIVALS | {"probe": ProbeTransition()}
     (found, run), (turned, again) = (sample(pipe, tuple(named[n] for n in order), num_inference_steps=7)
                                      for order in ((one, other), (other, one)))
     assert torch.equal(found, turned)
