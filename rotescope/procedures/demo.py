@@ -12,8 +12,8 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.generate import GenerateConfig, generate
-from rotescope.mitigate.sampling.options import check_sampling, named_policies
+from rotescope.mitigate.sampling.generation import generate_to_folder
+from rotescope.mitigate.sampling.options import GenerateConfig, check_sampling, named_policies
 from rotescope.procedures.finetune import finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 
@@ -38,12 +38,12 @@ def demo(config):
                      partial_plan=bool(config.max_train_steps))
     finetune(recipe)
     _say(2, "sample the duplicated captions and untouched controls, plainly and under each method")
-    samples = generate(sampling)
+    samples = generate_to_folder(sampling)
     sweep = None
     if config.sweep:
         _say(3, "sweep the transition timestep of delayed and of opposite guidance")
         half = config.seeds[:max(1, len(config.seeds) // 2)]
-        sweep = generate(replace(sampling, output_dir=str(out / "sweep"), mitigation=SWEEP, groups=("duplicated",), seeds=half))
+        sweep = generate_to_folder(replace(sampling, output_dir=str(out / "sweep"), mitigation=SWEEP, groups=("duplicated",), seeds=half))
     _say(4, "retrieve each image's nearest training images")
     manifest = load_source(checkpoint / "manifest.parquet")
     heldout = load_source(Path(EMBEDDED["train_data"]).with_name("heldout.parquet"))

@@ -23,7 +23,7 @@ from rotescope.datasets.readers.sources import load_source, read_source
 from rotescope.evaluate import index_images as indexing
 from rotescope.evaluate import score
 from rotescope.mitigate.budget import budgeted_sampling as planned
-from rotescope.mitigate.sampling.sampler import SCHEMA
+from rotescope.mitigate.sampling.sampler import RECORD_SCHEMA
 from rotescope.procedures import audit
 
 
@@ -239,7 +239,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
         (folder / method / "images").mkdir(parents=True, exist_ok=True)
         for i, seed, _ in batch:
             (part / rows[i, seed]["image"]).rename(folder / rows[i, seed]["image"])
-        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], SCHEMA), file)
+        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], RECORD_SCHEMA), file)
     monkeypatch.setattr(planned, "score_prompts", scores)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
