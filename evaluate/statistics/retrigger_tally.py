@@ -11,7 +11,7 @@ from scipy.stats import fisher_exact
 
 from rotescope.common.wording import name
 from rotescope.evaluate.inputs.samples import Record
-from rotescope.evaluate.statistics.replication import LEVEL, clopper_pearson
+from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
 
 ROUTES = {"caption": "own captions", "paraphrase": "paraphrases", "embedding": "found embeddings"}
 HELDOUT, PLAIN = "heldout", "none"
