@@ -7,9 +7,7 @@
 
 An interrupted run goes on where it was, and data that grew are embedded only where they are new.
 """
-import json
-import sys
-
+from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.processes import is_first_process
 from rotescope.common.settings import parse
@@ -18,11 +16,11 @@ from rotescope.evaluate.options import IndexConfig
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(IndexConfig, sys.argv[1:] if argv is None else argv, prog="rotescope index", description=__doc__)
-    from rotescope.evaluate.neighbours.index_folder import index_folder  # torch is slow to load: only once the arguments are right
+    config = parse(IndexConfig, argv, prog="rotescope index", description=__doc__)
+    from rotescope.evaluate.neighbours.index_folder import index_folder  # after parse, since torch loads slowly
     n = index_folder(config)
     if is_first_process():
-        print(json.dumps({"index": config.index_dir, "pictures": n}))
+        answer(index=config.index_dir, pictures=n)
 
 
 if __name__ == "__main__":

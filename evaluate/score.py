@@ -3,8 +3,6 @@
     rotescope score --generated runs/samples --train_data runs/demo/checkpoint/manifest.parquet --output_dir runs/report
     rotescope score --generated pictures --train_data photos --heldout_data other_photos --output_dir runs/report
 """
-import sys
-
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
 from rotescope.evaluate.options import ScoreConfig
@@ -12,8 +10,8 @@ from rotescope.evaluate.options import ScoreConfig
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(ScoreConfig, sys.argv[1:] if argv is None else argv, prog="rotescope score", description=__doc__)
-    from rotescope.evaluate.report.evaluation import score_folder  # torch is slow to load: only once the arguments are right
+    config = parse(ScoreConfig, argv, prog="rotescope score", description=__doc__)
+    from rotescope.evaluate.report.evaluation import score_folder  # after parse, since torch loads slowly
     from rotescope.evaluate.report.terminal import show_and_judge
     show_and_judge(score_folder(config), config.output_dir, config.fail_on)
 

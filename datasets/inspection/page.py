@@ -49,8 +49,8 @@ def _cluster(found, images):
 def _shown(found, i):
     e = found.manifest[i]
     width, height = found.pictures.looks[e.sha256].size
-    return {"uri": data_uri(e.open(), THUMBNAIL), "caption": _short(e.captions[0]) if e.captions else "", "where": Path(e.name).name,
-            "size": f"{width} × {height}"}
+    return {"uri": data_uri(e.open(), THUMBNAIL), "caption": _short(e.captions[0]) if e.captions else "",
+            "where": Path(e.name).name, "size": f"{width} × {height}"}
 
 
 def _short(text):

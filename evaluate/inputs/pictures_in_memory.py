@@ -37,8 +37,8 @@ def samples_of(images):
     Parameters
     ----------
     images : str, Path, Samples or iterable
-        A folder; or PIL images, (image, prompt) pairs, or objects with .image and .prompt, perhaps also .method, .group, .seed and
-        .image_id.
+        A folder; or PIL images, (image, prompt) pairs, or objects with .image and .prompt, perhaps also .method,
+        .group, .seed and .image_id.
 
     Returns
     -------
@@ -77,7 +77,8 @@ def _taken_apart(one):
         prompt = getattr(one, "prompt", None)
         for key in ("group", "image_id"):  # a Prompt knows these
             known[key] = known[key] or getattr(prompt, key, None)
-        return one.image, {key: v for key, v in known.items() if v not in (None, "")} | ({"prompt": _text(prompt)} if prompt else {})
+        known["prompt"] = _text(prompt) if prompt else ""
+        return one.image, {key: value for key, value in known.items() if value not in (None, "")}
     raise InputError(f"a {type(one).__name__} is no generated image: {WANTED}")
 
 

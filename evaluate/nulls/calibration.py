@@ -59,9 +59,9 @@ class Layer:
     @property
     def background(self):
         """What the nulls look like, numbers alone."""
-        others = {name: ForeignSpread(**vars(spread(values)), copy_rate=self._share(values) if len(values) else None)
-                  for name, values in self.nulls.items() if name != "train"}
-        return Background(**vars(spread(self.nulls["train"])), **others)
+        heldout, base = (ForeignSpread(**vars(spread(values)), copy_rate=self._share(values) if len(values) else None)
+                         for values in (self.nulls["heldout"], self.nulls["base"]))
+        return Background(**vars(spread(self.nulls["train"])), heldout=heldout, base=base)
 
 
 def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.99):

@@ -117,7 +117,7 @@ def _pictures(images):
     if images.dim() != 4 or images.shape[1] != 3:
         raise InputError(f"a tensor of shape {tuple(images.shape)} is no batch of images: {WANTED}")
     if images.dtype != torch.uint8:
-        if not images.is_floating_point() or len(images) and not (0 <= images.min() and images.max() <= 1):
+        if not images.is_floating_point() or len(images) and not (images.min() >= 0 and images.max() <= 1):
             raise InputError(f"the pixels are {images.dtype} and not all from 0 to 1: {WANTED}")
         images = (images.double() * 255).round().to(torch.uint8)
     return [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).cpu().contiguous().numpy()]

@@ -14,8 +14,9 @@ DIGITS = 6
 def as_json(value, digits=DIGITS):
     """Any value of a report -> JSON types.
 
-    A dataclass becomes an object with a key for each field, and for each property that its `derived` names. A field's metadata may
-    give another key (`key`), leave it out (`json` False), or write an Estimate as value and interval (`interval`).
+    A dataclass becomes an object with a key for each field, and for each property that its `derived` names. A
+    field's metadata may give another key (`key`), leave it out (`json` False), or write an Estimate as value and
+    interval (`interval`).
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def _object_schema(cls, definitions):
 def _schema(hint, definitions):
     if hint in PLAIN:
         return PLAIN[hint]
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         if hint.__name__ not in definitions:
             definitions[hint.__name__] = {}  # in case it holds itself
             definitions[hint.__name__] = _object_schema(hint, definitions)

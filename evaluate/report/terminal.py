@@ -39,9 +39,10 @@ def columns_that_fit(rows, width, least=4):
 
 
 def row(method, group, found):
-    """sim95: 95th percentile of similarity; captions: share recognised; rows: images that pass through the denoiser for one."""
-    return (printable(method), printable(group), f"{found.copies:,}/{found.n:,}", share(found.copy_rate), number(found.sim95.value, 3),
-            number(found.alignment, 3), percent(found.caption_accuracy), number(found.denoiser_rows, 0))
+    """sim95: 95th percentile of similarity; captions: share recognised; rows: images through the denoiser for one."""
+    return (printable(method), printable(group), f"{found.copies:,}/{found.n:,}", share(found.copy_rate),
+            number(found.sim95.value, 3), number(found.alignment, 3), percent(found.caption_accuracy),
+            number(found.denoiser_rows, 0))
 
 
 def number(value, digits):

@@ -75,7 +75,8 @@ def _line(head, cells):
 
 
 def _share(cell):
-    return share(Estimate(cell["copy_rate"], *cell["copy_rate_interval"], cell["n"], 0))
+    low, high = cell["copy_rate_interval"]
+    return share(Estimate(cell["copy_rate"], low, high, cell["n"], 1))
 
 
 def _alignment(groups):

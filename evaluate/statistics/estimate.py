@@ -37,4 +37,5 @@ def clopper_pearson(k, n, level=LEVEL):
 
 def share_estimate(k, n, n_prompts):
     """k of n images, of so many prompts -> Estimate of the share."""
-    return Estimate(k / n, *clopper_pearson(k, n), n, n_prompts)
+    low, high = clopper_pearson(k, n)
+    return Estimate(k / n, low, high, n, n_prompts)

@@ -71,7 +71,8 @@ def sim95_interval(top1, prompt, rounds=1000, level=LEVEL, seed=0):
 
 def sim95_estimate(top1, prompt, n_prompts):
     """top1 (n,), whose prompt each is (n,), how many prompts there are -> Estimate."""
-    return Estimate(sim95(top1), *sim95_interval(top1, prompt), len(top1), n_prompts)
+    low, high = sim95_interval(top1, prompt)
+    return Estimate(sim95(top1), low, high, len(top1), n_prompts)
 
 
 def shares_over(top1):

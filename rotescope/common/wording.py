@@ -3,7 +3,8 @@ NAMES = {  # one name for one method, wherever it is spoken of
     "none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout", "dtp": "DTP",
     "og-dtp": "OG + DTP"}
 MEANINGS = {  # what such a name means
-    "stp": "delayed guidance", "og-stp": "opposite, then plain guidance", "og-stp-layout": "opposite guidance, of the layout only",
+    "stp": "delayed guidance", "og-stp": "opposite, then plain guidance",
+    "og-stp-layout": "opposite guidance, of the layout only",
     "dtp": "delayed guidance", "og-dtp": "opposite, then plain guidance"}
 PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
