@@ -77,7 +77,6 @@ def build_index(manifest, descriptor, on_image=None, folder=None, engine="exact"
         return Index(descriptor, examples, copies, rows, embed(openers, descriptor, on_image=on_image)[0], engine)
     store = Store(folder, descriptor.name, descriptor.dim)
     vectors = store.embed(shas, openers, descriptor, on_image)
-    store.describe(examples, copies, rows)
     queries = Store(store.folder / "queries", descriptor.name, descriptor.dim)
     return Index(descriptor, examples, copies, rows, vectors, engine, queries)
 

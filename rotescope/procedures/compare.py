@@ -14,7 +14,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.score import score_samples, totals
+from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
@@ -106,8 +107,8 @@ def compare(config):
         plots.draw_pareto(rows, draft / "pareto.png")
         (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
-        write_json(draft / "compare.json", {"methods": rows, **{k: report[k] for k in kept}, "config": plain(config),
-                                            "versions": versions()})
+        about = {key: as_json(getattr(report, key)) for key in kept}
+        write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
     return rows, report
 
 
@@ -149,8 +150,7 @@ def _sample_all(config, pipe, prompts, methods, folder):
 
 
 def _rows(report, costs):
-    rows = {name: {g: cell for g, cell in groups.items() if g != "settings"} | {"cost": costs[name]}
-            for name, groups in report["methods"].items()}
+    rows = {name: as_json(found.groups) | {"cost": costs[name]} for name, found in report.methods.items()}
     front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values()])
     return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
 
@@ -166,5 +166,5 @@ def markdown(rows, report):
     n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
     return "\n".join(lines) + (
         f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
-        f"{report['descriptor']} at {report['copy_threshold']:.3f} ({report['threshold_rule']}), 95 % Clopper-Pearson intervals; "
-        f"alignment by the {report['alignment_metric']}; front: no other row has fewer copies at no less alignment.\n")
+        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
+        f"alignment by the {report.alignment_metric}; front: no other row has fewer copies at no less alignment.\n")
