@@ -1,4 +1,4 @@
-"""A clean environment for the package, and a copy of the tree that can be built without touching the clone."""
+"""A clean environment for the package, and a copy of the tree, so that a build does not touch the clone."""
 import os
 import shutil
 import subprocess
@@ -17,9 +17,11 @@ from pathlib import Path
 from rotescope.datasets.emoji.scenes import HERE, compose
 from rotescope.datasets.readers.sources import load_source
 scene = compose(("cat", "bus"), "blue", numpy.random.default_rng(0))
-print(json.dumps({"home": rotescope.__file__, "hub": hf_datasets.load_dataset.__module__,
-                  "metrics": Path(find_spec("evaluate").origin).parts[-3:], "contract": find_spec("rotescope.mitigate.contract.mitigation").origin,
-                  "caption": scene.caption, "size": scene.image.size, "heldout": len(load_source(HERE / "heldout.parquet"))}))
+print(json.dumps({
+    "home": rotescope.__file__, "contract": find_spec("rotescope.mitigate.contract.mitigation").origin,
+    "hub": hf_datasets.load_dataset.__module__, "metrics": Path(find_spec("evaluate").origin).parts[-3:],
+    "caption": scene.caption, "size": scene.image.size,
+    "heldout": len(load_source(HERE / "heldout.parquet"))}))
 """
 FIRST_SEEN = {"hub": "datasets.load", "metrics": ["site-packages", "evaluate", "__init__.py"],
               "caption": "a cat and a bus on a blue background", "size": [64, 64], "heldout": 800}
@@ -34,12 +36,15 @@ def run(*command, **options):
 
 def copied_tree(folder):
     """The tree as a clone has it: links stay links, and nothing that was built comes along."""
-    return Path(shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT)))
+    ignored = shutil.ignore_patterns(*LEFT_OUT)
+    return Path(shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored))
 
 
 def clean_environment(folder):
-    """-> its Python. What Rotescope depends on comes from the test's own environment by a line in a .pth file. Packages that
-    are installed there as links to a clone do not come along, since their .pth files are not read from such a line."""
+    """-> its Python. What Rotescope depends on comes from the test's own environment, by a .pth file.
+
+    A package that is installed there as a link to a clone does not come along: its own .pth file is not read.
+    """
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
@@ -49,9 +54,11 @@ def clean_environment(folder):
 
 def installed(python, *what):
     """Install by pip, without a network and without dependencies."""
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *what, env=bare())
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    run(python, "-m", "pip", "install", *options, *what, env=bare())
 
 
-def bare(**more):
+def bare():
     """The environment's variables without a path to the clone."""
-    return {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "PYTHONDONTWRITEBYTECODE": "1", **more}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}

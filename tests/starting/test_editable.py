@@ -29,7 +29,8 @@ def test_a_file_added_to_the_clone_is_there_at_once(clone, tmp_path):
     source, python = clone
     (source / "evaluate/new_room").mkdir()
     (source / "evaluate/new_room/new_file.py").write_text("ANSWER = 42\n")
-    assert run(python, "-c", "from rotescope.evaluate.new_room.new_file import ANSWER; print(ANSWER)", cwd=tmp_path, env=bare()) == "42\n"
+    code = "from rotescope.evaluate.new_room.new_file import ANSWER; print(ANSWER)"
+    assert run(python, "-c", code, cwd=tmp_path, env=bare()) == "42\n"
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["root", "elsewhere"])

@@ -1,7 +1,7 @@
-"""Every way of starting finds Hugging Face's `datasets` and `evaluate` by their bare names, and this tree's four folders.
+"""Every way of starting finds the four folders of this tree, and Hugging Face's packages by their bare names.
 
-Each way runs as a process of its own. A module that Python loads at every start notes, when the process ends, what the names mean
-there: with the path that this way of starting has laid out.
+Each way runs as a process of its own. A module that Python loads at every start writes down, when the process
+ends, what the names mean on the path that this way of starting has laid out.
 """
 import json
 import os
@@ -21,15 +21,16 @@ NAMES = ("datasets", "evaluate", "rotescope.mitigate.contract.mitigation")
 
 
 def note():
-    Path(os.environ["NOTES"], f"{os.getpid()}.json").write_text(json.dumps([find_spec(name).origin for name in NAMES]))
+    found = [find_spec(name).origin for name in NAMES]
+    Path(os.environ["NOTES"], f"{os.getpid()}.json").write_text(json.dumps(found))
 
 
 atexit.register(note)
 """
 PYTHON = sys.executable
 SCRIPTS = Path(PYTHON).parent  # the console scripts of this environment
-LAUNCH = (SCRIPTS / "accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-          "--dynamo_backend", "no")
+LAUNCH = (SCRIPTS / "accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no")
 FINETUNE, GENERATE = ROOT / "train/finetune.py", ROOT / "mitigate/generate.py"
 ONE_FILE = ("--collect-only", "-q", "-p", "no:cacheprovider", ROOT / "tests/common/test_settings.py")
 WAYS = {  # name -> command, and a word of what it must print
@@ -39,7 +40,8 @@ WAYS = {  # name -> command, and a word of what it must print
     "-m of a layer": ((PYTHON, "-m", "rotescope.train.finetune", "--help"), "usage: rotescope finetune"),
     "console script": ((SCRIPTS / "rotescope", "finetune", "--help"), "usage: rotescope finetune"),
     "accelerate launch": ((*LAUNCH, FINETUNE, "--help"), "usage: rotescope finetune"),
-    "accelerate launch -m": ((*LAUNCH, "-m", "rotescope.train.finetune", "--help"), "usage: rotescope finetune"),
+    "accelerate launch -m": (
+        (*LAUNCH, "-m", "rotescope.train.finetune", "--help"), "usage: rotescope finetune"),
     "pytest": ((SCRIPTS / "pytest", *ONE_FILE), "test_settings.py"),
     "-m pytest": ((PYTHON, "-m", "pytest", *ONE_FILE), "test_settings.py"),
 }
@@ -50,14 +52,14 @@ def started(command, cwd, folder):
     (folder / "sitecustomize.py").write_text(NOTE_AT_EXIT, encoding="utf-8")
     (notes := folder / "notes").mkdir()
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "NOTES": str(notes), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    env = {**os.environ, "PYTHONPATH": path, "NOTES": str(notes), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout, [json.loads(note.read_text()) for note in notes.glob("*.json")]
 
 
 def each_way_from_each_place():
-    """The first process of each kind from the root at every run of the tests; what takes as long again is left to the slow ones."""
+    """The ways that take seconds run once each by default, from the root; again as slow tests."""
     for way in WAYS:
         for place in ("root", "elsewhere"):
             seconds = "pytest" in way or "accelerate" in way

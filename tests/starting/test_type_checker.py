@@ -1,12 +1,18 @@
-"""A type checker follows `rotescope.mitigate…` in a clone: it knows the arguments of what it finds there."""
+"""A type checker follows `rotescope.mitigate…` in a clone: it knows the arguments of what lies there."""
 import subprocess
 import sys
 
 import pytest
 from places import ROOT
 
-RIGHT = "from rotescope.mitigate.methods.transition import TransitionGuidance\nTransitionGuidance(before=-2.0, transition=650)\n"
-WRONG = RIGHT + "TransitionGuidance(befor=-2.0)\nfrom rotescope.evaluate.report.nowhere import nothing\n"
+RIGHT = """
+from rotescope.mitigate.methods.transition import TransitionGuidance
+TransitionGuidance(before=-2.0, transition=650)
+"""
+WRONG = RIGHT + """
+TransitionGuidance(befor=-2.0)
+from rotescope.evaluate.report.nowhere import nothing
+"""
 
 
 def mypy(*arguments, cache):

@@ -1,6 +1,5 @@
-"""What a user installs: one wheel that holds everything, whole, and usable far from any clone; and the same from the sdist."""
+"""What a user installs: a wheel that holds every file and serves far from any clone; the same from the sdist."""
 import json
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,12 +15,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """-> the sdist, the wheel that `build` makes from it, and the wheel that pip makes from the tree: all from a copy of the clone."""
+    """-> the sdist, the wheel that `build` makes from it, the wheel that pip makes from a copied clone."""
     folder = tmp_path_factory.mktemp("archives")
     source = copied_tree(folder / "source")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "from_sdist", source)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
-    return next(folder.glob("from_sdist/*.tar.gz")), next(folder.glob("from_sdist/*.whl")), next(folder.glob("*.whl"))
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "built", source)
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    run(sys.executable, "-m", "pip", "wheel", *options, source)
+    return next(folder.glob("built/*.tar.gz")), next(folder.glob("built/*.whl")), next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def elsewhere(tmp_path):
 
 def shipped_files():
     """Each file that git knows in the four folders and in the package, by its path in the wheel."""
-    known = subprocess.run(["git", "ls-files", *LAYERS, "rotescope"], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [Path(name) for name in known.stdout.splitlines() if not (ROOT / name).is_symlink() and (ROOT / name).exists()]
+    known = [Path(name) for name in run("git", "ls-files", *LAYERS, "rotescope", cwd=ROOT).splitlines()]
+    files = [file for file in known if (ROOT / file).exists() and not (ROOT / file).is_symlink()]
     return {f.as_posix() if f.parts[0] == "rotescope" else f"rotescope/{f.as_posix()}" for f in files}
 
 
@@ -58,14 +58,17 @@ def test_wheel_has_one_top_level_name_and_every_file(wheel):
 
 def test_a_wheel_made_from_the_sdist_is_the_wheel_made_from_the_tree(archives):
     sdist, from_sdist, wheel = archives
-    assert "rotescope-0.1.0/pyproject.toml" in tarfile.open(sdist).getnames()
-    one, other = ({i.filename: i.CRC for i in zipfile.ZipFile(w).infolist() if "RECORD" not in i.filename} for w in (from_sdist, wheel))
+    with tarfile.open(sdist) as archive:
+        assert f"{sdist.name.removesuffix('.tar.gz')}/pyproject.toml" in archive.getnames()
+    one, other = ({i.filename: i.CRC for i in zipfile.ZipFile(file).infolist() if "RECORD" not in i.filename}
+                  for file in (from_sdist, wheel))
     assert one == other
 
 
 def test_wheel_states_its_licences(wheel):
     archive = zipfile.ZipFile(wheel)
-    texts = {n.rsplit("/licenses/")[1]: archive.read(n).decode() for n in archive.namelist() if "/licenses/" in n}
+    names = [n for n in archive.namelist() if "/licenses/" in n]
+    texts = {n.rsplit("/licenses/")[1]: archive.read(n).decode() for n in names}
     assert "Apache License" in texts["LICENSE"]
     assert "Noto Emoji" in texts["NOTICE"]
     assert "SIL OPEN FONT LICENSE" in texts["datasets/emoji/LICENSE"]
@@ -81,7 +84,8 @@ def test_installed_wheel_takes_the_first_step_far_from_the_clone(python, elsewhe
 
 @pytest.mark.parametrize("name", ["console script", "-m", "accelerate launch"])
 def test_installed_command_answers_far_from_the_clone(name, python, elsewhere):
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "rotescope.train.finetune", "--help")
-    command = {"console script": (python.parent / "rotescope", "finetune", "--help"), "accelerate launch": (python, *launch),
-               "-m": (python, "-m", "rotescope.cli", "finetune", "--help")}[name]
-    assert "usage: rotescope finetune" in run(*command, **elsewhere)
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m")
+    command = {"console script": (python.parent / "rotescope", "finetune"),
+               "-m": (python, "-m", "rotescope.cli", "finetune"),
+               "accelerate launch": (python, *launch, "rotescope.train.finetune")}[name]
+    assert "usage: rotescope finetune" in run(*command, "--help", **elsewhere)
