@@ -117,7 +117,7 @@ def check_place(config, min_free_mb=50):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
     replaced = config.overwrite or not unfinished  # else what lies there stays, beside the result
     check_output(out, config.overwrite or unfinished, min_free_mb, inputs=(
-        config.pretrained_model_name_or_path, config.train_data_dir, config.monitor_heldout) if replaced else ())
+        config.pretrained_model_name_or_path, config.train_data, config.monitor_heldout) if replaced else ())
     return resumed
 
 

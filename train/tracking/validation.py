@@ -124,7 +124,7 @@ def check_agreed(job):
     """InputError, in every process, if they do not all see the same model, images and checkpoint: each would train on its own."""
     seen = gather_object([(job.hashes["base"], job.manifest.hash, job.resume and sha256(job.resume / RECORD))])
     names = ("model: see that --pretrained_model_name_or_path is one to all of them",
-             "images: see that each of them can read the whole of --train_data_dir, and that nothing changes there",
+             "images: see that each of them can read the whole of --train_data, and that nothing changes there",
              "checkpoint: put the one to resume from where each of them finds it")
     for of_each, name in zip(zip(*seen, strict=True), names, strict=True):
         if len(set(of_each)) > 1:
