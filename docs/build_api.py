@@ -35,17 +35,18 @@ HEAD = """# The public Python names
 folder is given. Wrong input raises `rotescope.common.errors.InputError`, whose text says what is wrong and
 what to do.
 
-The examples below run in a test, from the root of a clone, on the embedded model. Their sizes show how a call
-looks and prove nothing. They share this beginning:
+The examples below run in a test, on the embedded model. Their sizes show how a call looks and prove nothing.
+`photos` is a folder of a few captioned pictures. They share this beginning:
 ```python
 {beginning}
 ```
 """
 BEGINNING = """\
 >>> from diffusers import StableDiffusionPipeline
->>> import rotescope
+>>> from rotescope import *
 >>> pipe = StableDiffusionPipeline.from_pretrained("train/base")
->>> pipe.set_progress_bar_config(disable=True)"""
+>>> pipe.set_progress_bar_config(disable=True)
+>>> images = pipe(["a cat on a blue background"] * 2, num_inference_steps=2).images"""
 
 
 def page():
@@ -162,13 +163,14 @@ def _entries(body):
         head, _, text = entry.partition("\n")
         name, _, kind = (part.strip() for part in head.partition(" : "))
         what = " ".join(textwrap.dedent(text).split())
-        yield f"- `{name}`" + (f" (`{kind}`)" if kind else "") + (f": {what}" if what else "")
+        shown = kind if "`" in kind else f"`{kind}`"
+        yield f"- `{name}`" + (f" ({shown})" if kind else "") + (f": {what}" if what else "")
 
 
 def fenced(body):
-    """Examples and indented blocks -> blocks of code; other lines as they are."""
+    """Examples and indented blocks -> blocks of code, without remarks to doctest; other lines as they are."""
     blocks = []
-    for block in re.split(r"\n\s*\n", body):
+    for block in re.split(r"\n\s*\n", re.sub(r" *# doctest:.*", "", body)):
         code = block.startswith(">>>") or all(line.startswith("    ") for line in block.splitlines())
         blocks.append(f"```python\n{textwrap.dedent(block)}\n```" if code else block)
     return "\n\n".join(blocks)

@@ -4,9 +4,10 @@ import importlib.util
 import inspect
 
 import pytest
-from places import ROOT
+from places import EMOJI, ROOT
 
 import rotescope
+from rotescope.datasets.readers.sources import load_source
 
 
 def load(name):
@@ -30,12 +31,18 @@ def docstrings(name):
 
 
 @pytest.fixture(scope="module")
-def beginning():
-    """What the page says that all examples share."""
-    names = {}
-    for example in doctest.DocTestParser().get_examples(build_api.BEGINNING):
-        exec(compile(example.source, "docs/api.md", "exec"), names)
-    return names
+def beginning(tmp_path_factory):
+    """What the page says that all examples share -> (names, folder): `photos` lies in the folder."""
+    folder, names = tmp_path_factory.mktemp("examples"), {}
+    (folder / "photos").mkdir()
+    for example in load_source(EMOJI / "heldout.parquet")[:8]:
+        example.open().save(folder / f"photos/{example.image_id}.png")
+        (folder / f"photos/{example.image_id}.txt").write_text(example.captions[0], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for example in doctest.DocTestParser().get_examples(build_api.BEGINNING):
+            exec(compile(example.source, "docs/api.md", "exec"), names)
+    return names, folder
 
 
 def test_the_page_is_what_the_docstrings_say():
@@ -51,11 +58,12 @@ def test_every_public_name_is_described(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_examples_run(name, beginning, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_examples_run(name, beginning, monkeypatch, capsys):
+    names, folder = beginning
+    monkeypatch.chdir(folder)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for where, text in docstrings(name):
-        test = doctest.DocTestParser().get_doctest(text, {**beginning, "folder": tmp_path}, where, "docs/api.md", 0)
+        test = doctest.DocTestParser().get_doctest(text, dict(names), where, "docs/api.md", 0)
         runner.run(test, out=lambda line: print(line, end=""))
     assert runner.failures == 0, capsys.readouterr().out
 
