@@ -1,7 +1,9 @@
 """docs/api.md is what the docstrings of the public names say, and their examples run on the embedded model."""
+import ast
 import doctest
 import importlib.util
 import inspect
+import re
 
 import pytest
 from places import EMOJI, ROOT
@@ -66,6 +68,25 @@ def test_examples_run(name, beginning, monkeypatch, capsys):
         test = doctest.DocTestParser().get_doctest(text, dict(names), where, "docs/api.md", 0)
         runner.run(test, out=lambda line: print(line, end=""))
     assert runner.failures == 0, capsys.readouterr().out
+
+
+# ----- what other pages say in Python
+
+def python_of_pages():
+    """The blocks of Python of the README and the pages, but for docs/api.md -> (page, node of the syntax tree)."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            if ">>>" not in block:
+                yield page.name, ast.parse(block)
+
+
+@pytest.mark.parametrize(("page", "tree"), python_of_pages())
+def test_pages_import_public_names_and_call_them_as_they_are(page, tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "rotescope":
+            assert {alias.name for alias in node.names} <= set(NAMES)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAMES:
+            inspect.signature(getattr(rotescope, node.func.id)).bind(*node.args, **{k.arg: k.value for k in node.keywords})
 
 
 # ----- the script, on docstrings made here
