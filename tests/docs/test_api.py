@@ -76,7 +76,7 @@ def python_of_pages():
     """The blocks of Python of the README and the pages, but for docs/api.md -> (page, node of the syntax tree)."""
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-            if ">>>" not in block:
+            if page != build_api.PAGE:
                 yield page.name, ast.parse(block)
 
 
