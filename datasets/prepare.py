@@ -10,19 +10,23 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
+from rotescope.common.whole_files import whole_file
 from rotescope.datasets.captions.perturbation import read_words
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned
 from rotescope.datasets.plans.mixture import check_level, mix, read_class_names, recaption
-from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
 from rotescope.datasets.readers.sources import Source, read_source
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    HEADINGS: ClassVar = {"train_data": "data and output", "duplicated": "which images repeat, and how often",
+                          "caption_style": "captions", "mix_data_dir": "other images beside them", "plan_seed": "the choice"}
     train_data: str
     """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
     output_file: str
@@ -89,8 +93,11 @@ def prepare(config):
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole(file, manifest.save)
-    whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
+    with whole_file(file) as draft:
+        manifest.save(draft)
+    with whole_file(quarantine_file(file)) as draft:
+        if quarantined:
+            save_quarantined(quarantined, draft)
     return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
 
 

@@ -8,9 +8,10 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, load_pipeline
-from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json, write_text
+from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.calibrate import first_gaps

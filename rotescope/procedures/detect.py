@@ -1,7 +1,7 @@
 """Detectors score prompts (mitigate/detectors/scores.py), and evaluate/statistics/roc.py says how well."""
 
 
-from rotescope.common.outputs import write_text
+from rotescope.common.whole_files import write_text
 from rotescope.evaluate.statistics.roc import detection_table
 from rotescope.mitigate.detectors import scores as scoring
 

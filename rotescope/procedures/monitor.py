@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.outputs import write_text
+from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import unique

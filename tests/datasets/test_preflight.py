@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from rotescope.datasets.emoji.scenes import OBJECTS, scenes, sprite
 from rotescope.datasets.images import near_duplicates as similar
 from rotescope.datasets.images.clusters import find_pictures, look_at, pdq, phash
+from rotescope.datasets.inspection.preflight import deduplicated, preflight
 from rotescope.datasets.inspection.risk import ranking, repeated, risks
 from rotescope.datasets.manifest import Example, Manifest
-from rotescope.datasets.preflight import deduplicated, preflight
 from rotescope.datasets.preflight import main as preflight_main
 from rotescope.datasets.readers.sources import load_source, read_source
 

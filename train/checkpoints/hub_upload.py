@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import LORA_FILE
-from rotescope.common.outputs import write_json, write_text
+from rotescope.common.outputs import write_json
 from rotescope.common.processes import is_first_process
+from rotescope.common.whole_files import write_text
 from rotescope.datasets.manifest import Manifest
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")

@@ -12,6 +12,7 @@ from diffusers.utils import make_image_grid
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256
 from rotescope.common.settings import plain
+from rotescope.common.whole_files import whole_file
 from rotescope.train.checkpoints.output_folder import RECORD
 
 PATIENCE = timedelta(days=1)  # of processes that wait while one encodes, measures, shows images or uploads; NCCL has 10 minutes
@@ -97,9 +98,8 @@ def show(run, images):
     config = run.job.config
     file = Path(config.output_dir) / "validation" / f"step-{run.step:06d}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".part")
-    make_image_grid(images, len(config.validation_prompts), config.num_validation_images).save(draft, "PNG")
-    draft.replace(file)
+    with whole_file(file) as draft:
+        make_image_grid(images, len(config.validation_prompts), config.num_validation_images).save(draft, "PNG")
     for tracker in run.accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({"validation": np.stack([np.asarray(i) for i in images])}, step=run.step, dataformats="NHWC")
