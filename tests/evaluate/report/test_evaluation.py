@@ -90,7 +90,8 @@ def test_every_mode_of_pil_is_taken(mode, data):
 @pytest.mark.parametrize(("wrong", "said"), [
     (([], "TRAIN"), "no generated images"), ((["a.png"], "TRAIN"), "a str is no generated image"),
     (([("a.png", "a cat")], "TRAIN"), "not a PIL image"), ((7, "TRAIN"), "holds no generated images"),
-    (([noise(0)], []), "no training pictures"), (([noise(0)], "nowhere"), "no data at"), (([noise(0)], None), "no training images"),
+    (([noise(0)], []), "no training pictures"), (([noise(0)], "nowhere"), "no data at"),
+    (([noise(0)], None), "no training images"),
     (("nowhere", "TRAIN"), "no folder of generated images")])
 def test_what_cannot_be_scored_is_said(wrong, said, train):
     made, training = wrong
