@@ -22,10 +22,9 @@ from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, 
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
-from rotescope.mitigate.generate import GenerateConfig, check
-from rotescope.mitigate.methods.registry import with_training
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
-from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.generation import check_generation
+from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
 from rotescope.options.retrigger import RetriggerConfig
@@ -39,7 +38,7 @@ COUNTS = ("leaked_prompts", "copies", "any_copies_of")
 def audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     check_places(config, config.base, config.prompts)
-    policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
+    policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
@@ -160,7 +159,7 @@ def sought_again(config, report, manifest, heldout, folder):
     if not ids:
         return {"images": 0}
     chosen = _shared(config, RetriggerConfig) | {
-        "mitigation": _with_training(config), "image_ids": ids, "max_images": config.retrigger}
+        "image_ids": ids, "max_images": config.retrigger}
     if config.copy_null == "base":  # whose pictures it does not have
         chosen |= {"copy_null": "train", "copy_threshold": report.copy_threshold}
     try:
@@ -178,14 +177,9 @@ def add_to_run(folder, **more):
 
 
 def _generate_config(config):
-    own = {"prompts": config.train_data, "mitigation": _with_training(config)}
-    return GenerateConfig(**_shared(config, GenerateConfig) | own)
+    return GenerateConfig(**_shared(config, GenerateConfig) | {"prompts": config.train_data})
 
 
 def _shared(config, other):
     """-> the options that this config and the class `other` have alike."""
     return {f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)}
-
-
-def _with_training(config):
-    return [with_training(m, config.train_data) for m in config.mitigation]

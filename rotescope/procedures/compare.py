@@ -2,6 +2,7 @@
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
-from rotescope.mitigate.calibrate import first_gaps
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.contract.catalogue import Need
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.methods.value_neurons import NO_THETA
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.procedures import plots
@@ -96,7 +98,7 @@ def compare(config):
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
     with output_folder(config.output_dir, config.overwrite) as draft:
-        methods = named_policies([own_training(m, config) for m in config.mitigation]) if config.mitigation else \
+        methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \
             _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
@@ -110,17 +112,17 @@ def compare(config):
     return rows, report
 
 
-def own_training(text, config):
-    """A mitigation that needs training images gets the checkpoint's own."""
-    return with_training(text, Path(config.checkpoint) / "manifest.parquet")
+def own_manifest(config):
+    """The training images for mitigations that need some: the checkpoint's own."""
+    return Path(config.checkpoint) / "manifest.parquet"
 
 
 def _every(config, pipe, manifest, heldout, folder):
     """Whatever serves the model -> {name: mitigation}. nemo and dtp-calibrated get held-out captions that no training image
     bears, the latter a calibration on them, where there are eight or more."""
     kind = family(pipe)
-    named = {n: own_training(n, config) for n, e in ENTRIES.items() if kind in e.families}
-    named = {n: text for n, text in named.items() if ENTRIES[n].ready or text != n}
+    named: dict[str, Any] = {n: with_training(n, own_manifest(config)) for n, e in ENTRIES.items()
+                             if kind in e.families and (e.ready or Need.TRAINING_IMAGES in e.needs)}
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["nemo"].families:
         write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
@@ -22,7 +22,7 @@ from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.dose_response import Outcome, caption, curves_of, markdown
-from rotescope.mitigate.prompts.prompt import prompts_of
+from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
@@ -85,7 +85,7 @@ def _sample(config, job, folder):
     """The batches that are there already stay."""
     if (folder / "samples" / "run.json").exists():
         return
-    checkpoint, prompts = folder / "checkpoint", prompts_of(job.plan)
+    checkpoint, prompts = folder / "checkpoint", caption_prompts(job.plan)
     pipe = load_pipeline(*((config.pretrained_model_name_or_path, checkpoint) if job.config.lora else (checkpoint,)))
     (folder / "samples").mkdir(exist_ok=True)
     pipe = pipe.to(chosen_device(config.device))
@@ -123,4 +123,4 @@ def _outcomes(draft, job, samples, measured):
 
 
 def _say(line):
-    Console(stderr=True).print(f"[bold]{line}[/]", highlight=False)
+    say(line, style="bold")

@@ -50,7 +50,7 @@ def check(config):
 
 def policies_of(config):
     """-> {name: policy}, plain guidance first."""
-    return named_policies(dict.fromkeys((PLAIN, *config.mitigation)))
+    return named_policies(dict.fromkeys((PLAIN, *config.mitigation)), config.train_data)
 
 
 def budget_of(config):

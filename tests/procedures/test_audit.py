@@ -26,7 +26,7 @@ from rotescope.evaluate.neighbours.index_folder import shard_of
 from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.report.evaluation import score_folder
 from rotescope.mitigate.budget import budgeted_sampling as planned
-from rotescope.mitigate.sampling.sampler import SCHEMA
+from rotescope.mitigate.sampling.sampler import RECORD_SCHEMA
 from rotescope.procedures import audit
 
 
@@ -242,7 +242,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
         (folder / method / "images").mkdir(parents=True, exist_ok=True)
         for i, seed, _ in batch:
             (part / rows[i, seed]["image"]).rename(folder / rows[i, seed]["image"])
-        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], SCHEMA), file)
+        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], RECORD_SCHEMA), file)
     monkeypatch.setattr(planned, "score_prompts", scores)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",

@@ -9,10 +9,8 @@ from places import ROOT
 from rotescope.common.errors import InputError
 from rotescope.common.settings import parse
 from rotescope.evaluate.options import ScoreConfig
-from rotescope.mitigate.calibrate import CalibrateConfig
 from rotescope.mitigate.detectors.options import DetectConfig
-from rotescope.mitigate.generate import GenerateConfig
-from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.options import CalibrateConfig, GenerateConfig, named_policies
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
 from rotescope.options.demo import DemoConfig

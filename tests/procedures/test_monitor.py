@@ -21,7 +21,7 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.methods.transition import PLAIN
-from rotescope.mitigate.prompts.prompt import Prompt, prompts_of
+from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.procedures.finetune import finetune
 from rotescope.procedures.monitor import heldout_prompts, monitor_of
@@ -81,7 +81,7 @@ def test_it_measures_what_score_does_on_the_average_that_is_saved(watched, tmp_p
     """The last measurement, against the saved model sampled and scored by the commands' own parts."""
     out, config = watched
     manifest, last = Manifest.load(out / "manifest.parquet"), lines_of(out)[-1]
-    prompts = prompts_of(manifest) + [Prompt(text, "heldout") for text in HELDOUT]
+    prompts = caption_prompts(manifest) + [Prompt(text, "heldout") for text in HELDOUT]
     sample_to_folder(load_pipeline(out), prompts, {"none": PLAIN}, (0, 1), tmp_path, num_inference_steps=2)
     report = score_samples(tmp_path, manifest)
     assert (last["descriptor"], last["threshold_rule"]) == (report.descriptor, report.threshold_rule)

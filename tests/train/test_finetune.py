@@ -25,6 +25,7 @@ from training import arguments, config_of, largest_difference, weights, with_bro
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import load_pipeline
+from rotescope.common.prediction import TARGETS, noisy_latents
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
@@ -36,7 +37,7 @@ from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, ShuffledP
 from rotescope.train.engine.training import finetune
 from rotescope.train.finetune import main
 from rotescope.train.objective.families import Predictor
-from rotescope.train.objective.objective import TARGETS, add_noise, draw_levels, loss_per_sample, min_snr_weight, noise_schedule
+from rotescope.train.objective.objective import draw_levels, loss_per_sample, min_snr_weight, noise_schedule
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 RECIPES = sorted((ROOT / "train/recipes").rglob("*.yaml"))
@@ -65,7 +66,7 @@ def test_objective_agrees_with_diffusers(prediction_type):
     x0, noise = torch.randn(2, 8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 1, 10, 100, 400, 700, 998, 999])
     alpha, sigma = schedule.rates(t)
-    torch.testing.assert_close(add_noise(x0, noise, alpha, sigma), scheduler.add_noise(x0, noise, t))
+    torch.testing.assert_close(noisy_latents(x0, noise, alpha, sigma), scheduler.add_noise(x0, noise, t))
     expected = {"epsilon": noise, "v_prediction": scheduler.get_velocity(x0, noise, t), "sample": x0}[prediction_type]
     torch.testing.assert_close(TARGETS[prediction_type](x0, noise, alpha, sigma), expected)
 

@@ -104,7 +104,6 @@ def test_the_search_takes_half_precision_from_disk(tmp_path):
 
 
 def test_faiss_finds_what_exact_search_finds_and_says_how_often():
-    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     reference = unit(rng, 2000, 32)
     query = reference[:300] + rng.normal(size=(300, 32)).astype(np.float32) * 0.02
