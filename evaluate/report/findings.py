@@ -1,4 +1,5 @@
 """Two sets of images -> Report: the measuring half, for score, audit and demo."""
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from rotescope.common.outputs import versions
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import choose, get_descriptor
-from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
 from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
@@ -232,6 +233,12 @@ def _hashes(samples, manifest, heldout, aligner, index):
     known = {"heldout_data": heldout and heldout.hash, "alignment_model": aligner and aligner.sha256,
              "descriptor_weights": index.descriptor.sha256}
     return found | {name: value for name, value in known.items() if value}
+
+
+def report_from(report, folder, kept=None):
+    """The same report, whose generated pictures lie in `folder` now. kept: what must live as long as the report does."""
+    folder = Path(folder)
+    return replace(report, pictures=replace(report.pictures, generated=lambda image, _=kept: open_image(folder / image)))
 
 
 def _pictures(samples, manifest):

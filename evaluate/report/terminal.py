@@ -1,6 +1,5 @@
 """The few lines that a terminal shows: for people on stderr, for machines on stdout."""
 import json
-import sys
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rotescope.common.console import say
 from rotescope.common.wording import percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
 
@@ -52,11 +52,11 @@ def number(value, digits):
 def announce(rules, config, images=1):
     """Print the rules before anything is measured, and which of them chance alone would break in a group of so many images."""
     for rule in rules:
-        print(f"rule, fixed before the run: fail if {rule}", file=sys.stderr)
+        say(f"rule, fixed before the run: fail if {rule}")
     for rule in rules if config.copy_threshold is None else ():
         if rule.by_chance(config.copy_quantile, images):
-            print(f"note: about {percent(1 - config.copy_quantile)} of pictures that copy nothing are over this threshold, so "
-                  f"{rule} breaks by chance: leaked_prompts>0 counts what chance does not explain", file=sys.stderr)
+            say(f"note: about {percent(1 - config.copy_quantile)} of pictures that copy nothing are over this threshold, so "
+                f"{rule} breaks by chance: leaked_prompts>0 counts what chance does not explain")
 
 
 def show_and_judge(report, output_dir, fail_on):

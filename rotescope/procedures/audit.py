@@ -35,7 +35,7 @@ RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked sample
 COUNTS = ("leaked_prompts", "copies", "any_copies_of")
 
 
-def audit(config):
+def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     check_places(config, config.base, config.prompts)
     policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)

@@ -85,7 +85,7 @@ def _peak_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def compare(config):
+def run_comparison(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
                  inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
@@ -105,7 +105,7 @@ def compare(config):
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
         plots.draw_pareto(rows, draft / "pareto.png")
-        (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
+        (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
         about = {key: as_json(getattr(report, key)) for key in kept}
         write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
@@ -159,7 +159,7 @@ def _interval(cell):
     return "–".join(f"{v:.2f}" for v in cell["copy_rate_interval"])
 
 
-def markdown(rows, report):
+def comparison_table(rows, report):
     """The table, with what its numbers mean under it."""
     lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]

@@ -28,7 +28,7 @@ from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.procedures import plots
 from rotescope.procedures.dose_plan import jobs, recipe_of
-from rotescope.procedures.finetune import finetune
+from rotescope.procedures.finetune import run_finetune
 from rotescope.train.engine.job import check
 
 
@@ -77,7 +77,7 @@ def _train(job, folder, cache):
         return
     folder.mkdir(parents=True, exist_ok=True)
     job.manifest.save(folder / "plan.parquet")
-    finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
+    run_finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
                      cache_dir=job.config.cache_dir or str(cache), resume_from_checkpoint="latest"))  # of a killed dose
 
 

@@ -26,7 +26,7 @@ from rotescope.train.options.limits import check_schedule
 from rotescope.train.tracking.validation import accelerator_of, check_agreed, report, tracked, visiting
 
 
-def finetune(config, on_step=None, progress=True, monitor=None):
+def train_model(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
     `on_step(StepResult)` is called after each step. `monitor(Job, say)` -> a function of the Run, which is called in every
