@@ -19,7 +19,7 @@ from rotescope.evaluate.neighbours import int8_prefilter as coarse
 from rotescope.evaluate.neighbours.descriptor_store import Rows, Store, merge, read_about
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.neighbours.nearest import approximate, nearest, nearest_other
-from rotescope.evaluate.score import score_samples
+from rotescope.evaluate.report.findings import score_samples
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """`score` and `CopyRate` in memory: against the folder, each other, and themselves in several updates and processes."""
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,7 +156,16 @@ def _one_process(rank, folder, train):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
+def test_states_of_all_processes_are_joined(images, data):
+    """As if another process had seen the same."""
+    metric = CopyRate(reference=data, distributed_available_fn=lambda: True, dist_sync_fn=lambda x, group=None: [x, x])
+    metric.update(images[:4])
+    metric.update(images[4:])
+    assert metric.compute()[::3] == (6 / 16, 16)
+    assert len(metric.copied) == 2  # its own again
+
+
+@pytest.mark.slow
 def test_two_processes_agree_on_the_rate_of_all_images(train, tmp_path):
     torch.multiprocessing.spawn(_one_process, (tmp_path, train), nprocs=2)
     one, other = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
