@@ -58,7 +58,8 @@ class GeneratedImage:
     timesteps: list[float]
 
 
-def generate(pipe: Any, prompts: str | Iterable[str | Prompt], mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
+def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
+             mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
              seeds: Iterable[int] = (0,), *, guidance_scale: float = 7.5, num_inference_steps: int = 50,
              resolution: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
     """Images of prompts under mitigations, one after the other; nothing is written.

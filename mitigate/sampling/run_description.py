@@ -33,7 +33,8 @@ def hashes_of(config, prompts):
 
 def files_of(policies):
     """-> SHA-256 of each file that a setting names: a calibration, a manifest, ordinary prompts."""
-    named = {str(value) for policy in policies.values() for value in vars(policy).values() if isinstance(value, str | Path) and str(value)}
+    named = {str(value) for policy in policies.values() for value in vars(policy).values()
+             if isinstance(value, str | Path) and str(value)}
     return {f"file {name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
 
 

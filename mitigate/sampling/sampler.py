@@ -87,7 +87,8 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guidance_arguments(pipe, len(batch), guidance_scale),
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
+                      **guidance_arguments(pipe, len(batch), guidance_scale),
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)

@@ -14,7 +14,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.score import score_samples, totals
+from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
@@ -84,7 +85,7 @@ def _peak_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def compare(config):
+def run_comparison(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
                  inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
@@ -104,10 +105,10 @@ def compare(config):
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
         plots.draw_pareto(rows, draft / "pareto.png")
-        (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
+        (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
-        write_json(draft / "compare.json", {"methods": rows, **{k: report[k] for k in kept}, "config": plain(config),
-                                            "versions": versions()})
+        about = {key: as_json(getattr(report, key)) for key in kept}
+        write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
     return rows, report
 
 
@@ -149,8 +150,7 @@ def _sample_all(config, pipe, prompts, methods, folder):
 
 
 def _rows(report, costs):
-    rows = {name: {g: cell for g, cell in groups.items() if g != "settings"} | {"cost": costs[name]}
-            for name, groups in report["methods"].items()}
+    rows = {name: as_json(found.groups) | {"cost": costs[name]} for name, found in report.methods.items()}
     front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values()])
     return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
 
@@ -159,12 +159,12 @@ def _interval(cell):
     return "–".join(f"{v:.2f}" for v in cell["copy_rate_interval"])
 
 
-def markdown(rows, report):
+def comparison_table(rows, report):
     """The table, with what its numbers mean under it."""
     lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]
     n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
     return "\n".join(lines) + (
         f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
-        f"{report['descriptor']} at {report['copy_threshold']:.3f} ({report['threshold_rule']}), 95 % Clopper-Pearson intervals; "
-        f"alignment by the {report['alignment_metric']}; front: no other row has fewer copies at no less alignment.\n")
+        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
+        f"alignment by the {report.alignment_metric}; front: no other row has fewer copies at no less alignment.\n")

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
@@ -28,7 +28,7 @@ from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.procedures import plots
 from rotescope.procedures.dose_plan import jobs, recipe_of
-from rotescope.procedures.finetune import finetune
+from rotescope.procedures.finetune import run_finetune
 from rotescope.train.engine.job import check
 
 
@@ -77,7 +77,7 @@ def _train(job, folder, cache):
         return
     folder.mkdir(parents=True, exist_ok=True)
     job.manifest.save(folder / "plan.parquet")
-    finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
+    run_finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
                      cache_dir=job.config.cache_dir or str(cache), resume_from_checkpoint="latest"))  # of a killed dose
 
 
@@ -123,4 +123,4 @@ def _outcomes(draft, job, samples, measured):
 
 
 def _say(line):
-    Console(stderr=True).print(f"[bold]{line}[/]", highlight=False)
+    say(line, style="bold")

@@ -20,8 +20,10 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import unique
 from rotescope.evaluate.options import Measuring
-from rotescope.evaluate.report import per_image as m
 from rotescope.evaluate.report.findings import make_layers
+from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.report.per_group import group_findings
+from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.paper_claims import mean_interval
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
@@ -170,14 +172,15 @@ def measured(run, prompts, layers):
                              guidance_scale=config.monitor_guidance_scale, num_inference_steps=config.monitor_inference_steps,
                              resolution=run.job.preprocessing.resolution)
         samples = read_samples(folder)
-        cells = m.cells(samples, m.measure(samples, layers, run.job.manifest), layers["descriptor"])["none"]
+        groups = group_findings(samples, measure(samples, layers, run.job.manifest), layers["descriptor"])["none"]
     found = {}
-    for group, cell in cells.items():
+    for group, findings in groups.items():
         gaps = [first_gap(r) for r in samples.records if r.group == group]
         if not np.isfinite(gaps).all():
             raise RunError(f"the predictions are no numbers at step {run.step}: lower --learning_rate")
         gap, *interval = mean_interval(gaps)
-        found[group] = {k: cell[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (
+        known = as_json(findings, digits=None)
+        found[group] = {k: known[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (
             {"served": served(run, group)} if group in DOSED else {})
     return found
 

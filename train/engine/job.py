@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.common.outputs import check_apart
@@ -129,8 +129,7 @@ def _warn_of_long_captions(manifest, pipe):
     tokenizer, limit = longest_reader(pipe)
     long = too_long(manifest.captions(), tokenizer, limit)
     if long and is_first_process():
-        line = f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}"
-        Console(stderr=True).print(line, markup=False, soft_wrap=True)
+        say(f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}")
 
 
 def _trainable(config, pipe):
