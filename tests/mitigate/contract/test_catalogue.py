@@ -43,8 +43,9 @@ def test_a_text_says_what_an_object_does(text, expected):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("og-stpp", "did you mean 'og-stp'"), ("og-stp:befor=1", "did you mean 'before'"), ("og-stp:before=1,before=2", "given twice"),
-    ("tcfg:x=1", "has no settings"), ("stp:before=inf", "no finite number"), ("pad-change:zero_end=maybe", "not a bool"),
+    ("og-stpp", "did you mean 'og-stp'"), ("og-stp:befor=1", "did you mean 'before'"),
+    ("og-stp:before=1,before=2", "given twice"), ("tcfg:x=1", "has no settings"),
+    ("stp:before=inf", "no finite number"), ("pad-change:zero_end=maybe", "not a bool"),
 ])
 def test_a_wrong_text_is_told(text, said):
     with pytest.raises(InputError, match=said):
@@ -61,7 +62,8 @@ def test_names_and_keys_are_told_before_anything_is_loaded(text):
 
 
 def test_objects_have_names_too():
-    mitigations = ["none", TransitionGuidance(-2.0, 650), TransitionGuidance(-3.0), TransitionGuidance(-4.0, "dynamic")]
+    mitigations = ["none", TransitionGuidance(-2.0, 650), TransitionGuidance(-3.0),
+                   TransitionGuidance(-4.0, "dynamic")]
     assert list(named_policies(mitigations)) == ["none", "og-stp", "TransitionGuidance_before=-3.0",
                                                  "TransitionGuidance_before=-4.0_transition=dynamic"]
 
@@ -105,7 +107,8 @@ def test_a_run_says_where_its_training_set_came_from(photos):
     assert json.loads(json.dumps(settings_of(policies["og-recall"])))["training"] == str(photos)
     assert settings_of(with_training("amg", manifest))["training"] == f"a manifest of 6 images, {manifest.hash}"
     manifest.save(photos.parent / "m.parquet")
-    assert list(files_of({"amg": with_training("amg", photos.parent / "m.parquet")})) == [f"file {photos.parent / 'm.parquet'}"]
+    found = files_of({"amg": with_training("amg", photos.parent / "m.parquet")})
+    assert list(found) == [f"file {photos.parent / 'm.parquet'}"]
 
 
 # ----- the list
@@ -125,7 +128,8 @@ def test_the_list_as_json(capsys):
     assert list(rows) == list(ENTRIES)
     assert rows["amg"]["needs"] == ["gradients", "training images"]
     assert rows["og-stp"]["settings"] == settings_of(TransitionGuidance(-2.0, 650))
-    assert [rows[name]["ready"] for name in ("og-stp", "amg", "nemo", "dtp-calibrated")] == [True, False, True, False]
+    ready = [name for name in ("og-stp", "amg", "nemo", "dtp-calibrated") if rows[name]["ready"]]
+    assert ready == ["og-stp", "nemo"]
 
 
 @pytest.mark.parametrize("code", [
@@ -140,11 +144,13 @@ def test_nothing_heavy_is_loaded_for_a_name(code):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("wrong", [["--mitigation", "og-stpp"], ["--seeds", "1", "1"], ["--guidance_scale", "1"], ["--nothing"]])
+@pytest.mark.parametrize("wrong", [["--mitigation", "og-stpp"], ["--seeds", "1", "1"], ["--guidance_scale", "1"],
+                                   ["--nothing"]])
 def test_a_wrong_option_is_told_before_anything_heavy_is_loaded(wrong, tmp_path):
-    code = f"import rotescope.cli as c, sys; c.main({['generate', '--prompts', 'p', '--output_dir', str(tmp_path / 'o'), *wrong]})"
-    command = f"import sys\ntry:\n    {code}\nexcept SystemExit as left:\n    sys.exit(3 if 'torch' in sys.modules else left.code)"
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    argv = ["generate", "--prompts", "p", "--output_dir", str(tmp_path / "o"), *wrong]
+    code = (f"import sys, rotescope.cli\ntry:\n    rotescope.cli.main({argv})\nexcept SystemExit as left:\n"
+            "    sys.exit(3 if 'torch' in sys.modules else left.code)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert not Path(tmp_path / "o").exists()

@@ -31,11 +31,12 @@ def test_it_makes_what_the_command_writes(base, tmp_path, monkeypatch):
     """A folder for a model, as the command has it; the same pictures and records, image by image."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
-    out = generate_to_folder(GenerateConfig("prompts.txt", "out", model=str(base), mitigation=("none", "og-stp:transition=700"),
+    mitigations = ("none", "og-stp:transition=700")
+    out = generate_to_folder(GenerateConfig("prompts.txt", "out", model=str(base), mitigation=mitigations,
                                             seeds=(0, 1), num_inference_steps=STEPS, device="cpu"))
     before = sorted(tmp_path.rglob("*"))
     rows = pq.read_table(out / "records.parquet").to_pylist()
-    found = list(generate(base, TEXTS, ["none", "og-stp:transition=700"], [0, 1], num_inference_steps=STEPS))
+    found = list(generate(base, TEXTS, mitigations, [0, 1], num_inference_steps=STEPS))
     assert len(found) == len(rows) == 12
     for image, row in zip(found, rows, strict=True):
         assert same(image.image, Image.open(io.BytesIO((out / row["image"]).read_bytes())))
@@ -74,8 +75,9 @@ def test_it_yields_as_it_goes_and_leaves_the_pipeline_as_it_was(pipe):
 
 
 @pytest.mark.parametrize(("changed", "said"), [
-    ({"mitigations": ["og-stpp"]}, "did you mean"), ({"mitigations": ["none", "none"]}, "named twice"), ({"seeds": []}, "a seed"),
-    ({"guidance_scale": 1.0}, "above 1"), ({"prompts": []}, "nothing to generate"), ({"mitigations": []}, "nothing to generate"),
+    ({"mitigations": ["og-stpp"]}, "did you mean"), ({"mitigations": ["none", "none"]}, "named twice"),
+    ({"seeds": []}, "a seed"), ({"guidance_scale": 1.0}, "above 1"), ({"prompts": []}, "nothing to generate"),
+    ({"mitigations": []}, "nothing to generate"),
     ({"mitigations": ["amg"]}, "holds no images"), ({"pipe": "no/such/model/anywhere"}, "no model"),
 ])
 def test_what_is_wrong_is_told_at_the_call(pipe, changed, said):
