@@ -28,7 +28,7 @@ def score(images, train_data, *, heldout_data=None, base_images=None, sweep=None
     ----------
     images : str, Path or list
         The generated images: a folder (what ``rotescope generate`` wrote, or any other), or PIL images, (image, prompt) pairs or
-        objects with .image and .prompt, perhaps also .method, .group, .seed and .image_id.
+        objects with .image and .prompt, as ``generate`` yields them.
     train_data : str, Path, Manifest or list of PIL images
         The training images, two or more.
     heldout_data : str, Path, Manifest or list of PIL images, optional

@@ -1,10 +1,9 @@
 """`score` and `CopyRate` in memory: against the folder, each other, and themselves in several updates and processes."""
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from instruments import noise, samples_folder, training_folder
+from instruments import STEPS, noise, samples_folder, training_folder
 from PIL import Image
 
 from rotescope.common.errors import InputError
@@ -12,6 +11,8 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.copy_rate import CopyRate
 from rotescope.evaluate.report.evaluation import score
 from rotescope.evaluate.report.findings import score_samples
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.generation import GeneratedImage
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,13 @@ def test_pictures_in_memory_give_the_figures_of_the_folder(images, train, data, 
 def test_prompts_in_memory_are_those_of_records(data, tmp_path):
     folder = samples_folder(tmp_path / "s", data[:6], lambda method, i, seed: i < 2, groups=("duplicated", "control"))
     recorded = score(folder, data, partial=False)
-    made = [SimpleNamespace(image=data[i].open() if i < 2 else noise(0, i, seed), prompt=data[i].captions[0], seed=seed,
-                            group=("duplicated", "control")[i % 2], image_id=data[i].image_id)
-            for i in range(6) for seed in (0, 1)]
+    made = [GeneratedImage(data[i].open() if i < 2 else noise(0, i, seed),
+                           Prompt(data[i].captions[0], ("duplicated", "control")[i % 2], data[i].image_id), "none", seed,
+                           noise_seed=0, denoiser_rows=20, denoiser_calls=10, transition_timestep=None, prediction_gaps=gaps,
+                           timesteps=STEPS) for i in range(6) for seed in (0, 1) for gaps in [[1.0 + i] * len(STEPS)]]
     told = score(made, data, partial=False)
-    known = ("copies", "copy_rate", "own_copy_rate", "sim95", "n_prompts", "prompts_copied", "leaked_prompts")
+    known = ("copies", "copy_rate", "own_copy_rate", "sim95", "n_prompts", "prompts_copied", "leaked_prompts", "denoiser_rows")
+    assert told.prediction_gaps["none"]["duplicated"].median == (3.0,) * len(STEPS)
     for group in ("duplicated", "control"):
         one, other = recorded["none"][group], told["none"][group]
         assert [getattr(one, key) for key in known] == [getattr(other, key) for key in known]
