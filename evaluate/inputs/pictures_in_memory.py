@@ -1,4 +1,5 @@
-"""Images and training data that need no folder: PIL images become Samples and a Manifest, as if they had been read."""
+"""Images and training data that need no folder: PIL images become Samples and a Manifest, as
+if they had been read."""
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
@@ -83,7 +84,8 @@ def _known(one):
     found = {key: getattr(one, key, None) for key in ("seed", "denoiser_rows", "transition_timestep")}
     found |= {key: tuple(getattr(one, key, None) or ()) for key in ("prediction_gaps", "timesteps")}
     found |= {key: getattr(one, key, None) or getattr(prompt, key, None) for key in ("group", "image_id")}
-    found |= {"method": getattr(one, "method", None) or getattr(one, "mitigation", None), "prompt": prompt and _text(prompt)}
+    found |= {"method": getattr(one, "method", None) or getattr(one, "mitigation", None),
+              "prompt": prompt and _text(prompt)}
     return {key: value for key, value in found.items() if value not in (None, "", ())}
 
 
