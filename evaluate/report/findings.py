@@ -85,7 +85,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     points = measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
-    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values.needed is None)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
+                            resolved=p_values.needed is None)
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
@@ -93,12 +94,17 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         notes=(*left_out_notes(left_out), *warnings(layer), *_not_sought(how, index)), left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
-        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))), methods=_methods(samples, groups),
-        prompts=prompts, **_partial(samples, measured, index, how), conventions=conventions(samples, measured, layer),
-        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest), prompts) if unadapted else None,
+        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
+        methods=_methods(samples, groups),
+        prompts=prompts, **_partial(samples, measured, index, how),
+        conventions=conventions(samples, measured, layer),
+        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest),
+                          prompts) if unadapted else None,
         sweep=sweep_points(swept, points, layer) if swept else (),
-        hashes=_hashes(samples, manifest, heldout, aligner, index), versions=samples.run.get("versions", {}) | versions(),
-        config={"sampling": samples.run.get("config", {}), "scoring": config or {}}, prediction_gaps=gap_curves(samples),
+        hashes=_hashes(samples, manifest, heldout, aligner, index),
+        versions=samples.run.get("versions", {}) | versions(),
+        config={"sampling": samples.run.get("config", {}), "scoring": config or {}},
+        prediction_gaps=gap_curves(samples),
         histogram=histogram(samples, measured, layer), pairs=pairs_of(samples, measured, layer),
         pictures=_pictures(samples, manifest))
 
@@ -113,7 +119,8 @@ def _check_rules(rules, samples, manifest):
 def _methods(samples, groups):
     """{method: {group: GroupFindings}} -> {method: MethodFindings}."""
     told = samples.run or set(groups) != {"none"}
-    return {method: MethodFindings(name(method) if told else "generated images", samples.run.get("methods", {}).get(method, {}),
+    return {method: MethodFindings(name(method) if told else "generated images",
+                                   samples.run.get("methods", {}).get(method, {}),
                                    found) for method, found in groups.items()}
 
 
@@ -149,10 +156,12 @@ def make_layers(side, manifest, heldout, base, how, on_image=None):
 
 
 def _similarity(layers, samples, chosen):
-    """What similarity and copies are measured by -> fields of Report; chosen: whether auto chose the descriptor."""
+    """What similarity and copies are measured by -> fields of Report; chosen: whether auto
+    chose the descriptor."""
     layer, exact = layers["descriptor"], layers.get("exact")
     side = min(samples.side, *layer.index.examples[0].open().size)
-    return {"descriptor": layer.index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
+    return {"descriptor": layer.index.descriptor.name,
+            "descriptor_choice": choose(side)[1] if chosen else "user's choice",
             "search": layer.index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
             "background": layer.background, "exact": exact and exact_rule(exact)}
 
@@ -171,7 +180,8 @@ def _partial(samples, measured, index, how):
     copies = []
     for f in found:
         r = samples.records[f.position]
-        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, index.examples[f.row].image_id,
+        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image,
+                                  index.examples[f.row].image_id,
                                   f.kind, f.similarity, f.regions))
     return {"partial": tuple(copies), "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
@@ -236,9 +246,11 @@ def _hashes(samples, manifest, heldout, aligner, index):
 
 
 def report_from(report, folder, kept=None):
-    """The same report, whose generated pictures lie in `folder` now. kept: what must live as long as the report does."""
+    """The same report, whose generated pictures lie in `folder` now. kept: what must live as
+    long as the report does."""
     folder = Path(folder)
-    return replace(report, pictures=replace(report.pictures, generated=lambda image, _=kept: open_image(folder / image)))
+    return replace(report, pictures=replace(report.pictures,
+                                            generated=lambda image, _=kept: open_image(folder / image)))
 
 
 def _pictures(samples, manifest):

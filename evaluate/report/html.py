@@ -1,4 +1,5 @@
-"""Report -> files: report.html, one page that needs no network, for screen, phone and paper, and what lies beside it."""
+"""Report -> files: report.html, one page that needs no network, for screen, phone and paper,
+and what lies beside it."""
 import base64
 import hashlib
 from dataclasses import replace
@@ -20,7 +21,8 @@ HERE = Path(__file__).parent
 
 
 def write_files(report, folder, redact=False):
-    """Everything that people and machines read of a Report, into a folder that is there; redact: as render has it."""
+    """Everything that people and machines read of a Report, into a folder that is there;
+    redact: as render has it."""
     write_report(report, folder, redact)
     write_pairs(report, Path(folder) / "pairs.parquet")
     write_text(Path(folder) / "model_card.md", model_card(report))
@@ -43,7 +45,8 @@ def render(report, redact=False):
     report = withheld(report) if redact else report
     script = (HERE / "report.js").read_text(encoding="utf-8")
     return printable(_environment().get_template("report.html.j2").render(
-        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
+        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report),
+        tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
         parts=shown_parts(report), part_words=PARTS, routes=ROUTES, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()))
@@ -55,7 +58,8 @@ def summary(report):
 
 
 def _environment():
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
     return environment

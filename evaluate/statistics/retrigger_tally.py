@@ -34,7 +34,8 @@ class Shot:
 # ----- per sample
 
 def shots_of(route, samples, layers, targets):
-    """Samples whose records name their targets, layers as make_layers has them, targets {image_id: Example} -> Shots."""
+    """Samples whose records name their targets, layers as make_layers has them, targets
+    {image_id: Example} -> Shots."""
     own = {layer_name: own_similarity(samples, layer, targets) for layer_name, layer in layers.items()}
     copied = np.any([own[layer_name] >= layer.threshold for layer_name, layer in layers.items()], axis=0)
     return [Shot(route, *shot) for shot in zip(samples.records, own["descriptor"].tolist(), copied.tolist(), strict=True)]
