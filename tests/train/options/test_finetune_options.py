@@ -125,7 +125,7 @@ def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     assert earlier.exists()
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("another_launch")
 def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, images, tmp_path, lora, monkeypatch):
     """`accelerate launch --dynamo_backend …`; this one traces the model and leaves its kernels alone."""
