@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from rotescope.common.outputs import write_json
 from rotescope.common.wording import PARTS, PROMPTS, percent, printable, share, short
 from rotescope.evaluate.report import svg as charts
+from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
 from rotescope.evaluate.report.terminal import cells_of, number
 from rotescope.evaluate.statistics.retrigger_tally import ROUTES
 from rotescope.evaluate.verdict.verdict import best
@@ -72,6 +73,7 @@ def render(report, redact=False):
                               trim_blocks=True, lstrip_blocks=True)
     script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
+    environment.globals |= {f.__name__: f for f in (chance_hits, prompts_together, method_words)}
     return environment.get_template("report.html.j2").render(
         r=report, heading=heading(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
@@ -206,7 +208,7 @@ def marked(picture, regions):
     for x, y, w, h in regions:
         box = [left + x * edge, top + y * edge, left + (x + w) * edge - 1, top + (y + h) * edge - 1]
         draw.rectangle(box, outline="white", width=2 * line)
-        draw.rectangle(box, outline="#b23c17", width=line)
+        draw.rectangle(box, outline="black", width=line)
     return picture
 
 
