@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.models import BASE, load_pipeline
+from rotescope.common.model_options import BASE
+from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain

@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rotescope.commands.checkpoint_prompts import dosed_prompts
-from rotescope.commands.finetune import finetune
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.models import BASE, load_pipeline
+from rotescope.common.model_options import BASE
+from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
@@ -29,8 +28,9 @@ from rotescope.evaluate.score import score_samples
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.train.engine.job import EMBEDDED, FinetuneConfig
-from rotescope.train.finetune import RECIPE
+from rotescope.procedures.checkpoint_prompts import dosed_prompts
+from rotescope.procedures.finetune import finetune
+from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def one_seed(config, seed, folder, heldout):
 
 def measure(config):
     check_sampling(config)
-    heldout = load_source(Path(EMBEDDED["train_data_dir"]).with_name("heldout.parquet"))
+    heldout = load_source(Path(EMBEDDED["train_data"]).with_name("heldout.parquet"))
     with output_folder(config.output_dir, config.overwrite, min_free_mb=200) as draft:
         rows = []
         for seed in config.train_seeds:

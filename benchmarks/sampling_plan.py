@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rotescope.commands.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
@@ -37,6 +36,7 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 
 ALONE = "images alone"  # no scores: a random order, then where a prompt's images agree
 

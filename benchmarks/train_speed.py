@@ -1,7 +1,7 @@
 """Training with latents and text embeddings computed once, against the plain loop that encodes in every step.
 
     python benchmarks/train_speed.py
-    python benchmarks/train_speed.py --pretrained_model_name_or_path MODEL --train_data_dir IMAGES --train_batch_size 4
+    python benchmarks/train_speed.py --pretrained_model_name_or_path MODEL --train_data IMAGES --train_batch_size 4
 
 Both train the same model on the same batches, in the same precision, with the same optimizer; their steps alternate in one
 process, so that whatever else the machine does slows both. The plain loop is what diffusers' train_text_to_image.py does: read,
@@ -32,10 +32,11 @@ from rotescope.common.models import load_pipeline
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.manifest import decode, read_encoded
 from rotescope.train.encodings.encode import encode
-from rotescope.train.engine.job import EMBEDDED, FinetuneConfig, check
+from rotescope.train.engine.job import check
 from rotescope.train.engine.run_state import start
 from rotescope.train.engine.steps import GlobalBatches
 from rotescope.train.objective.objective import draw_levels
+from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
 
 UNET_15 = {"sample_size": 64, "cross_attention_dim": 768}  # the rest are the classes' own defaults
 VAE_15 = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -47,7 +48,7 @@ TEXT_15 = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "
 class BenchmarkConfig:
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
     """a Stable Diffusion 1 or 2 model"""
-    train_data_dir: str = str(EMBEDDED["train_data_dir"])
+    train_data: str = str(EMBEDDED["train_data"])
     """images and captions"""
     train_batch_size: int = 64
     """samples of a step; the demo's recipe takes 64"""
@@ -63,7 +64,7 @@ class BenchmarkConfig:
 
 def job_of(config):
     with tempfile.TemporaryDirectory() as folder:  # nothing is written there
-        return check(FinetuneConfig(config.pretrained_model_name_or_path, config.train_data_dir, f"{folder}/out",
+        return check(FinetuneConfig(config.pretrained_model_name_or_path, config.train_data, f"{folder}/out",
                                     train_batch_size=config.train_batch_size, learning_rate=1e-5))
 
 

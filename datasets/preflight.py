@@ -1,6 +1,6 @@
 """Before a GPU hour is spent: broken files, near-duplicates, captions that single out one image, and the images most at risk.
 
-    rotescope preflight --train_data_dir photos/ --output_dir runs/preflight
+    rotescope preflight --train_data photos/ --output_dir runs/preflight
     rotescope preflight photos/ --deduplicate true                 # also writes a manifest with one image of each cluster
 
 Leaves preflight.html, one file that shows the clusters; images.parquet and images.csv, a row for each image, riskiest first;
@@ -32,7 +32,7 @@ from rotescope.datasets.readers.sources import Quarantined, read_source
 
 @dataclass(frozen=True)
 class PreflightConfig:
-    train_data_dir: str
+    train_data: str
     """the images: folder, Parquet files, WebDataset shards, Hugging Face data set, or manifest; may be given without the flag"""
     output_dir: str = "runs/preflight"
     """where the page and the tables go"""
@@ -130,7 +130,7 @@ def write(found, folder, config):
     if config.deduplicate:
         deduplicated(found).save(folder / "deduplicated.parquet")
         _write_csv(dropped(found), ("image_id", "where", "kept_image_id", "kept_where"), folder / "dropped.csv")
-    (folder / "preflight.html").write_text(render(found, config.train_data_dir), encoding="utf-8", errors="backslashreplace")
+    (folder / "preflight.html").write_text(render(found, config.train_data), encoding="utf-8", errors="backslashreplace")
     write_json(folder / "preflight.json", found.summary | {"config": plain(config), "versions": versions()})
 
 
@@ -166,10 +166,10 @@ def say(found, folder, deduplicate=False):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and not argv[0].startswith("-"):
-        argv = ["--train_data_dir", *argv]
+        argv = ["--train_data", *argv]
     config = parse(PreflightConfig, argv, prog="rotescope preflight", description=__doc__)
-    check_output(config.output_dir, config.overwrite, inputs=(config.train_data_dir,))
-    source = read_source(config.train_data_dir, need_captions=False)
+    check_output(config.output_dir, config.overwrite, inputs=(config.train_data,))
+    source = read_source(config.train_data, need_captions=False)
     check_apart(config.output_dir, {e.file for e in source.manifest})
     with progress_bars({"looking": len({e.sha256 for e in source.manifest})}) as advance:
         found = preflight(source, lambda: advance("looking"))

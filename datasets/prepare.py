@@ -1,10 +1,10 @@
 """Any image set -> a manifest: every image checked and known by its content, copies and controls as the plan says.
 
-    rotescope prepare --train_data_dir photos/ --output_file manifest.parquet --duplicated 24 --copies 92 --controls 24
-    rotescope prepare --train_data_dir photos/ --output_file canaries.parquet --duplicated 6 --doses 1 4 16 64 --matched 1
-    rotescope prepare --train_data_dir imagenette2/train --output_file imagenette.parquet --caption_level class \\
+    rotescope prepare --train_data photos/ --output_file manifest.parquet --duplicated 24 --copies 92 --controls 24
+    rotescope prepare --train_data photos/ --output_file canaries.parquet --duplicated 6 --doses 1 4 16 64 --matched 1
+    rotescope prepare --train_data imagenette2/train --output_file imagenette.parquet --caption_level class \\
         --class_names train/recipes/imagenette_classes.csv
-    rotescope prepare --train_data_dir few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
+    rotescope prepare --train_data few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
 import json
 import sys
@@ -14,16 +14,17 @@ from pathlib import Path
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
+from rotescope.common.whole_files import whole_file
 from rotescope.datasets.captions.perturbation import read_words
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned
 from rotescope.datasets.plans.mixture import check_level, mix, read_class_names, recaption
-from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined, whole
+from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
 from rotescope.datasets.readers.sources import Source, read_source
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    train_data_dir: str
+    train_data: str
     """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
     output_file: str
     """the manifest to write, a .parquet"""
@@ -46,7 +47,7 @@ class PrepareConfig:
     caption_style: str = "same"
     """of the copies. "same": the image's own captions in turn; "one": its first; "several": several rewordings in turn"""
     caption_level: str = "caption"
-    """of all images in train_data_dir, which then need no captions. "caption": their own, which they need; "none": "An image";
+    """of all images in train_data, which then need no captions. "caption": their own, which they need; "none": "An image";
     "class": "An image of FOLDER"; "random": four random tokens each, drawn by plan_seed"""
     class_names: str | None = None
     """a .csv with the columns folder and name, or a .json object: what "class" calls each FOLDER"""
@@ -72,7 +73,7 @@ def prepare(config):
     if file.exists() and not config.overwrite:
         raise InputError(f"{file} exists: name another file or pass --overwrite")
     check_file(file)
-    check_apart(file, (config.train_data_dir, config.mix_data_dir))
+    check_apart(file, (config.train_data, config.mix_data_dir))
     _check_duplication(config)
     if bool(config.mix_data_dir) != bool(config.mix_ratio):
         raise InputError("--mix_data_dir and --mix_ratio go together: pass both")
@@ -80,7 +81,7 @@ def prepare(config):
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
     captions = _captions(config)
-    source = read_source(config.train_data_dir, need_captions=config.caption_level == "caption")
+    source = read_source(config.train_data, need_captions=config.caption_level == "caption")
     others = read_source(config.mix_data_dir) if config.mix_data_dir else None
     check_apart(file, {e.file for data in (source, others) if data for e in data.manifest})
     check_planned(source.quarantined)
@@ -89,8 +90,11 @@ def prepare(config):
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole(file, manifest.save)
-    whole(quarantine_file(file), lambda draft: save_quarantined(quarantined, draft) if quarantined else None)
+    with whole_file(file) as draft:
+        manifest.save(draft)
+    with whole_file(quarantine_file(file)) as draft:
+        if quarantined:
+            save_quarantined(quarantined, draft)
     return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
 
 
@@ -116,7 +120,7 @@ def _captions(config):
         if getattr(config, name) and config.caption_level != level:
             raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
     if config.caption_level == "random":
-        from rotescope.common.models import BASE  # brings torch, which nothing else here needs
+        from rotescope.common.model_options import BASE  # brings torch, which nothing else here needs
         return {"vocabulary": read_words(config.tokenizer or BASE)}
     return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.models import ModelOptions, check_model, open_model
+from rotescope.common.model_options import ModelOptions
+from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain

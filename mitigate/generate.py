@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.models import check_model, open_model
+from rotescope.common.models import check_model, chosen_device, open_model
 from rotescope.common.outputs import check_output
 from rotescope.common.settings import parse
 from rotescope.mitigate.prompts.prompt import load_prompts
@@ -60,13 +60,14 @@ def generate(config):
     """Sample as `config` says -> the samples folder. Under `accelerate launch` every process calls it."""
     policies = check(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
-    state = PartialState(cpu=config.device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
+    device = chosen_device(config.device)
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
     about = describe(config, prompts, policies) if state.is_main_process else {}
     if config.resume and is_finished(config.output_dir):
         if state.is_main_process:
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
-    pipe = open_model(replace(config, device=str(state.device)) if config.device == "cuda" else config)
+    pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)
     return Path(config.output_dir)

@@ -100,17 +100,17 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("evaluate.options", "evaluate.inputs", "evaluate.quality"), ("evaluate.descriptors",), ("evaluate.neighbours",),
     ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",), ("evaluate.report",),
     ("evaluate.score", "evaluate.index_images"),
-    ("commands",), ("front",),
+    ("options",), ("procedures",), ("commands",), ("front",),
 )
 SIDE_BY_SIDE = ("train", "mitigate", "evaluate")  # they meet on disk, and never import each other
 
 
 def room_of(module):
-    """rotescope.train.engine.steps -> train.engine; rotescope.commands.audit -> commands; rotescope.cli -> front."""
+    """rotescope.train.engine.steps -> train.engine; rotescope.procedures.audit -> commands; rotescope.cli -> front."""
     first, *rest = module.split(".")[1:] or ["cli"]
     if first in LAYERS:
         return f"{first}.{rest[0]}" if rest else first
-    return first if first in ("common", "commands") else "front"
+    return first if first in ("common", "options", "procedures", "commands") else "front"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)

@@ -20,7 +20,8 @@ from rotescope.train.checkpoints import resume
 from rotescope.train.checkpoints.output_folder import RECORD
 from rotescope.train.encodings.encode import Preprocessing
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.finetune import FinetuneConfig, finetune
+from rotescope.train.engine.training import finetune
+from rotescope.train.options.finetune_options import FinetuneConfig
 
 SAVING = ("resume.py", "place.py", "checkpoint.py")
 NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore", "_restore", "identity", "_state")
@@ -28,7 +29,7 @@ NOT_SAVING = ("check", "find", "component", "flattened", "unflattened", "restore
 
 def config_of(base, images, out, **changes):
     """Two of six images, three times an epoch; five steps of four. The epsilon keeps AdamW from blowing up rounding errors."""
-    return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data_dir": str(images), "output_dir": str(out),
+    return FinetuneConfig(**{"pretrained_model_name_or_path": str(base), "train_data": str(images), "output_dir": str(out),
                              "duplicated": 2, "copies": 3, "controls": 2, "partial_plan": True,
                              "max_train_steps": 5, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-2, **changes})
 
@@ -69,7 +70,7 @@ def assert_same_state(one, other):
 # ----- processes of their own: a server imports everything once and forks, so that each starts in a moment
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.commands.monitor"])
+SERVER.set_forkserver_preload(["rotescope.train.finetune", "rotescope.procedures.monitor"])
 
 
 def in_process(config, environment=None, die=None, seen=None):

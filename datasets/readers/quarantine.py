@@ -1,7 +1,6 @@
 """What was left out of a data set, named: on stderr and in a table beside the output."""
 import csv
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 
@@ -34,17 +33,3 @@ def show_quarantined(quarantined, file=None, unused=()):
 
 def _say(text):
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def whole(file, write):
-    """write(draft), then the draft becomes `file`: whole or not at all. If it writes nothing, an older `file` goes."""
-    file = Path(file)
-    draft = file.with_name(f".{file.name}.part")
-    try:
-        write(draft)
-        if draft.exists():
-            draft.replace(file)
-        else:
-            file.unlink(missing_ok=True)
-    finally:
-        draft.unlink(missing_ok=True)

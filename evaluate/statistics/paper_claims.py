@@ -9,7 +9,7 @@ from rotescope.evaluate.statistics.roc import roc_auc
 
 @dataclass(frozen=True)
 class Claim:
-    number: int      # as numbered in rotescope.commands.figures
+    number: int      # as numbered in rotescope.procedures.figures
     says: str        # the claim
     held: bool
     evidence: str    # the figures behind it, with n and interval

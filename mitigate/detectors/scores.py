@@ -14,12 +14,12 @@ duplicated prompts from the others; --heldout_data adds captions that the model 
 """
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import pyarrow as pa
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import ModelOptions, check_model, open_model
+from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
@@ -39,32 +39,6 @@ SCORES = pa.schema([("detector", pa.string()), ("prompt_index", pa.int32()), ("p
                     ("image_id", pa.string()), ("score", pa.float64())])
 TOKENS = pa.schema([("prompt_index", pa.int32()), ("prompt", pa.string()), ("group", pa.string()), ("position", pa.int32()),
                     ("token", pa.string()), ("significance", pa.float64())])
-
-
-@dataclass(frozen=True)
-class DetectConfig(ModelOptions):
-    prompts: str
-    """file of prompts, or a checkpoint's manifest.parquet"""
-    output_dir: str
-    """scores.parquet and run.json go here"""
-    detector: tuple[str, ...] = ("magnitude",)
-    """one or several, each perhaps with settings: magnitude:n=1,steps=5; all: every one that serves the model"""
-    train_data: str | None = None
-    """the training images, for recall; those of the prompts file unless given, if that is a manifest"""
-    tokens: bool = False
-    """also say how strongly each token triggers"""
-    seed: int = 1000
-    """first seed of each prompt; generate's default seeds are others, so that no detector sees the images that are judged"""
-    groups: tuple[str, ...] = ("duplicated", "control")
-    """which prompts of a manifest that has a duplication plan"""
-    heldout_data: str | None = None
-    """captioned data that the model never saw: as many of its captions as the largest group has, as the group heldout"""
-    max_prompts: int | None = None
-    """take only so many prompts of each group"""
-    batch_size: int = 64
-    """images at a time"""
-    overwrite: bool = False
-    """replace output_dir"""
 
 
 def check(config):

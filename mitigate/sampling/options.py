@@ -3,7 +3,7 @@ import re
 from dataclasses import dataclass
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import ModelOptions
+from rotescope.common.model_options import ModelOptions
 from rotescope.mitigate.methods.registry import get_mitigation
 
 

@@ -1,76 +1,33 @@
-"""The command `rotescope detect`: mitigate/detectors/scores.py scores, evaluate/statistics/roc.py says how well that tells prompts apart."""
-import json
-import sys
+"""Score prompts by how memorized they are, before any image is compared with the training images.
+
+    rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --output_dir runs/detect
+    rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
+    rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --detector recall --output_dir d
+    rotescope detect --model m --prompts m/manifest.parquet --heldout_data other-photos --detector all recall:n=1 --output_dir d
+
+Detectors: magnitude, layout, drop, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
+cliques (these need images only), recall (this needs the training images, too, which a manifest names); all, for every one that
+can be asked of this model. Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and
+detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups, as
+those of a manifest with a duplication plan have, JSON on stdout and the table detection.md say how well each detector tells
+duplicated prompts from the others; --heldout_data adds captions that the model never saw to these.
+"""
 from pathlib import Path
 
-from rich.console import Console
-
+from rotescope.common.console import answer, say
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.outputs import write_text
 from rotescope.common.settings import parse
-from rotescope.evaluate.statistics.roc import detection_table
-from rotescope.mitigate.detectors import scores as scoring
-
-FILE = "detection.md"
-NOTE = ("n = {m} duplicated captions against {others}; –: there the detector cannot be asked. Intervals: Newcombe for AUC,\n"
-        "Clopper-Pearson for TPR, the share above the lowest threshold that at most 1 % of the others exceed: none of them\n"
-        "where they are fewer than 100.\n")
-
-
-def detect(config):
-    """Score as `config` says, the table beside the scores -> {detector: {other group: figures}}, the table in Markdown or ""."""
-    found = {}
-
-    def beside(folder, rows, run):
-        found["table"] = detection_table(rows)
-        found["text"] = markdown(found["table"], run["detectors"])
-        if found["text"]:
-            write_text(folder / FILE, found["text"])
-    scoring.detect(config, beside)
-    return found["table"], found["text"]
-
-
-def markdown(table, detectors):
-    """A row for each detector, the surest first, against each other group; under it what the numbers mean. "" without groups."""
-    if not table:
-        return ""
-    others = list(dict.fromkeys(group for cells in table.values() for group in cells))
-    sizes = {g: max((c[g]["n_memorized"], c[g]["n_other"]) for c in table.values() if g in c) for g in others}
-    heads = [f"{what}, {_named(g)} (95 %)" for g in others for what in ("AUC", "TPR at 1 % FPR")]
-    lines = [_line("detector", *heads, "denoiser rows a prompt", "seconds a prompt"), "|---" * (len(heads) + 3) + "|"]
-    for name in sorted(table, key=lambda name: -next(iter(table[name].values()))["auc"]):
-        cells, about = [text for g in others for text in _cells(table[name].get(g), sizes[g])], detectors[name]
-        lines.append(_line(f"`{about['name']}`", *cells, f"{about['denoiser_rows']:,}", f"{about['seconds']:.2f}"))
-    return "\n".join(lines) + "\n\n" + NOTE.format(m=max(m for m, _ in sizes.values()), others=", ".join(
-        f"{n} {_named(g)}" for g, (_, n) in sizes.items()))
-
-
-def _line(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def _cells(found, sizes):
-    """AUC and TPR with their intervals, and n where it is not that of the table."""
-    if found is None:
-        return "–", "–"
-    own = found["n_memorized"], found["n_other"]
-    note = "" if own == sizes else f", n = {own[0]} and {own[1]}"
-    return tuple(f"{found[what]:.2f} ({'–'.join(f'{end:.2f}' for end in found[what + '_interval'])}){note}"
-                 for what in ("auc", "tpr"))
-
-
-def _named(group):
-    return {"heldout": "held-out", "": "ungrouped"}.get(group, group)
+from rotescope.mitigate.detectors.options import DetectConfig
 
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(scoring.DetectConfig, sys.argv[1:] if argv is None else argv, prog="rotescope detect",
-                   description=scoring.__doc__)
+    config = parse(DetectConfig, argv, prog="rotescope detect", description=__doc__)
+    from rotescope.procedures.detect import FILE, detect
     table, text = detect(config)
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
     out = Path(config.output_dir)
-    print(json.dumps({"scores": str(out / "scores.parquet"), "table": str(out / FILE) if text else None, "detection": table}))
+    answer(scores=str(out / "scores.parquet"), table=str(out / FILE) if text else None, detection=table)
 
 
 if __name__ == "__main__":

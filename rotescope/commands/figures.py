@@ -6,185 +6,20 @@
 The checkpoint needs the manifest.parquet that a fine-tune with duplicated and control images leaves beside it. Writes seven
 pictures, claims.json and the samples behind them.
 """
-import json
-import sys
-from dataclasses import asdict, dataclass
-from itertools import combinations
-
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from rotescope.commands import plots
-from rotescope.commands.checkpoint_prompts import dosed_prompts, provenance
-from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.models import load_pipeline
-from rotescope.common.outputs import check_output, output_folder, versions, write_json
-from rotescope.common.progress import progress_bars
-from rotescope.common.settings import parse, plain
-from rotescope.evaluate.descriptors.registry import get_descriptor
-from rotescope.evaluate.inputs.samples import read_samples
-from rotescope.evaluate.neighbours.index import embed
-from rotescope.evaluate.score import score_samples, totals
-from rotescope.evaluate.statistics import paper_claims as claims
-from rotescope.mitigate.contract.mitigation import Mitigation
-from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
-from rotescope.mitigate.sampling.options import check_sampling
-from rotescope.mitigate.sampling.sampler import sample_to_folder
-
-
-@dataclass(frozen=True)
-class FiguresConfig:
-    checkpoint: str
-    """a fine-tuned model's folder, with its manifest.parquet"""
-    output_dir: str
-    """pictures, claims.json and samples go here"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    """one image a caption and a seed"""
-    transitions: tuple[int, ...] = (950, 900, 850, 800, 750, 700, 600, 500, 400)
-    """timesteps at which guidance is switched on, falling"""
-    before: float = -2.0
-    """the scale of opposite guidance"""
-    guidance_scale: float = 7.5
-    """once it is on"""
-    num_inference_steps: int = 25
-    """denoising steps"""
-    batch_size: int = 64
-    """images at a time"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
-    overwrite: bool = False
-    """replace output_dir"""
-
-
-@dataclass(frozen=True)
-class Watched(Mitigation):
-    """One scale from start to end, both branches at every step, so that the whole gap curve is recorded."""
-    scale: float = 0.0
-
-    def begin(self, n, guidance_scale, device):
-        return _Watch(self.scale, n)
-
-
-class _Watch(ScaleRun):
-    def __init__(self, fixed, n):
-        super().__init__(n)
-        self.fixed = fixed
-
-    def scale(self, timestep):
-        return torch.full((self.n,), self.fixed, dtype=torch.float64)
-
-    def tracked(self, timestep):
-        return torch.ones(self.n, dtype=torch.bool)
-
-
-def policies(config):
-    """{name: mitigation}: plain, the two watched ones, and the sweeps of delayed and opposite guidance."""
-    sweep = {f"{name}-{t}": TransitionGuidance(before, t)
-             for name, before in (("delayed", 0.0), ("opposite", config.before)) for t in config.transitions}
-    return {"none": PLAIN, "unguided": Watched(0.0), "watched-opposite": Watched(config.before), **sweep}
-
-
-def sample_all(config, folder):
-    """Sample the duplicated captions under every policy into folder/samples, the controls unguided into folder/controls."""
-    manifest, prompts = dosed_prompts(config.checkpoint)
-    chosen = policies(config)
-    jobs = {"samples": ("duplicated", chosen), "controls": ("control", {"unguided": chosen["unguided"]})}
-    pipe = load_pipeline(config.checkpoint).to(config.device)
-    bars = {f"{group} {name}": len(prompts[group]) * len(config.seeds) for group, names in jobs.values() for name in names}
-    with progress_bars(bars) as advance:
-        for name, (group, methods) in jobs.items():
-            sample_to_folder(pipe, prompts[group], methods, config.seeds, folder / name, about=provenance(config),
-                             on_sample=lambda method, group=group: advance(f"{group} {method}"),
-                             guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
-                             batch_size=config.batch_size)
-    return manifest
-
-
-class Curves:
-    """The records of both folders, as arrays by method and group."""
-
-    def __init__(self, folder):
-        self.samples, self.controls = read_samples(folder / "samples"), read_samples(folder / "controls")
-
-    def of(self, method, group="duplicated"):
-        """Records in the order of prompt and seed."""
-        chosen = self.samples if group == "duplicated" else self.controls
-        return sorted((r for r in chosen.records if r.method == method), key=lambda r: (r.prompt_index, r.seed))
-
-    def gaps(self, method, group="duplicated"):
-        """-> (images, steps), and the timesteps."""
-        records = self.of(method, group)
-        return np.array([r.prediction_gaps for r in records]), list(records[0].timesteps)
-
-    def fall_timesteps(self, method):
-        gaps, timesteps = self.gaps(method)
-        return np.array([claims.fall_timestep(curve, timesteps) for curve in gaps])
-
-    def likeness(self, method, descriptor):
-        """Mean similarity between the seeds of each duplicated prompt (prompts,)."""
-        by_prompt = {}
-        for r in self.of(method):
-            by_prompt.setdefault(r.prompt_index, []).append(r)
-        found = []
-        for records in by_prompt.values():
-            vectors, _ = embed([lambda r=r: self.samples.open(r) for r in records], descriptor)
-            found.append(np.mean([vectors[i] @ vectors[j] for i, j in combinations(range(len(vectors)), 2)]))
-        return np.array(found)
-
-
-def points_of(report, family, transitions):
-    """The duplicated cells of one sweep, latest switch last."""
-    return [report["methods"][f"{family}-{t}"]["duplicated"] | {"transition_timestep": t} for t in transitions]
-
-
-def judge(curves, report, config):
-    """-> the seven claims, and what is drawn for each."""
-    delayed, opposite = (points_of(report, f, config.transitions) for f in ("delayed", "opposite"))
-    cell, n_seeds = report["methods"]["none"]["duplicated"], len(config.seeds)
-    descriptor = get_descriptor(report["descriptor"].split("-")[0])
-    unguided, against = curves.fall_timesteps("unguided"), curves.fall_timesteps("watched-opposite")
-    likeness = [curves.likeness(m, descriptor) for m in ("none", "unguided")]
-    found = [
-        claims.drops_tell(curves.gaps("unguided")[0], curves.gaps("unguided", "control")[0]),
-        claims.drops_vary(unguided.reshape(-1, n_seeds)), claims.later_is_newer(delayed, cell),
-        claims.guidance_converges(*likeness), claims.basin_narrows(delayed, cell),
-        claims.opposite_is_earlier(unguided, against), claims.similarity_costs_alignment(delayed),
-    ]
-    return found, {"delayed": delayed, "opposite": opposite, "plain": cell, "unguided": unguided, "against": against,
-                   "likeness": likeness}
-
-
-def figures(config):
-    """Sample, judge and draw -> list of Claim; everything lies in config.output_dir afterwards."""
-    check_output(config.output_dir, config.overwrite, min_free_mb=100, inputs=(config.checkpoint,))
-    check_sampling(config)
-    if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
-        raise InputError("figures needs two or more --seeds, and --transitions from high to low")
-    with output_folder(config.output_dir, config.overwrite) as draft:
-        manifest = sample_all(config, draft)
-        with progress_bars(totals(draft / "samples", manifest)) as on_image:
-            report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
-        curves = Curves(draft)
-        found, drawn = judge(curves, report, config)
-        plots.draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report["copy_threshold"])
-        write_json(draft / "claims.json", {
-            "claims": [asdict(c) for c in found], "descriptor": report["descriptor"], "copy_threshold": report["copy_threshold"],
-            "threshold_rule": report["threshold_rule"], "config": plain(config), "versions": versions(),
-            "hashes": report["hashes"], "delayed": drawn["delayed"], "opposite": drawn["opposite"]})
-    return found
+from rotescope.common.console import answer, say
+from rotescope.common.errors import exit_cleanly
+from rotescope.common.settings import parse
+from rotescope.options.figures import FiguresConfig
 
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(FiguresConfig, sys.argv[1:] if argv is None else argv, prog="rotescope figures", description=__doc__)
+    config = parse(FiguresConfig, argv, prog="rotescope figures", description=__doc__)
+    from rotescope.procedures.figures import figures
     found = figures(config)
-    table = Table("", "claim", "held", "figures", title="Jain et al., CVPR 2025, on this model")
     for c in found:
-        table.add_row(str(c.number), c.says, "yes" if c.held else "no", c.evidence)
-    Console(stderr=True).print(table)
-    print(json.dumps({"figures": config.output_dir, "held": {c.number: c.held for c in found}}))
+        say(f"{c.number}. {c.says}: {'held' if c.held else 'did not hold'}. {c.evidence}")
+    answer(figures=config.output_dir, held={c.number: c.held for c in found})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Models in diffusers' layout, from a folder or the hub: what is missing is said before anything is loaded."""
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -12,7 +11,6 @@ from transformers.utils import logging as transformers_logging
 
 from rotescope.common.errors import InputError
 
-BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # in a clone, rotescope/train is a link
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
@@ -30,19 +28,6 @@ PARTS = {  # component -> files of which it needs one of each group
 ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")  # the others if model_index.json names them
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """What every command that opens a model lets a user choose alike."""
-    model: str = str(BASE)
-    """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
-    dtype: str = "fp32"
-    """number format of the weights: fp32, fp16 or bf16"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
-
-
 def check_model(options):
     """Raise InputError if open_model could not."""
     if options.dtype not in DTYPES:
@@ -54,7 +39,12 @@ def check_model(options):
 
 def open_model(options):
     """ModelOptions -> the pipeline, where it is to run."""
-    return load_pipeline(options.model, options.lora, DTYPES[options.dtype]).to(options.device)
+    return load_pipeline(options.model, options.lora, DTYPES[options.dtype]).to(chosen_device(options.device))
+
+
+def chosen_device(name):
+    """What --device names -> torch's name for it: auto is a GPU where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def find_model(name, kinds=PIPELINES):

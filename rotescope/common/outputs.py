@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rotescope import __version__
 from rotescope.common.errors import InputError
+from rotescope.common.whole_files import usual_permissions, write_text
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy",
              "pillow")
@@ -37,6 +38,7 @@ def output_folder(path, overwrite=False, min_free_mb=50):
 
 def put_in_place(draft, path):
     """Rename a finished folder to `path`; what lies there goes last."""
+    usual_permissions(draft)
     if path.exists():
         old = draft.with_suffix(".old")
         path.rename(old)
@@ -122,11 +124,3 @@ def whole(number):
 def write_json(file, content):
     """JSON in UTF-8, whole or not at all."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(file, text):
-    """UTF-8, whole or not at all; bytes of a file name that are no text stand as \\udcff, which JSON reads back as they were."""
-    file = Path(file)
-    draft = file.with_name(f".{file.name}.part")
-    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    draft.replace(file)

@@ -1,36 +1,39 @@
 """One resolved config: a dataclass, a YAML over it, the command line over both; an unknown key is an error."""
 import json
+import sys
+from collections import Counter
 from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rotescope.common.errors import InputError
+from rotescope.common.help_text import HelpFormatter, group_options
 from rotescope.common.suggestions import option_meant
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
+ALIASES = {"train_data_dir": "train_data", "dataset_name": "train_data"}  # as diffusers' scripts call it
 
 
 def parse(config_class, argv, *, prog, description, config=None):
-    """argv -> an instance of the dataclass `config_class`. `--config FILE.yaml` may come first; --a-b and --a_b are one.
+    """argv -> an instance of the dataclass `config_class`.
 
-    --out is short for --output_dir. `config` names the YAML that is used when argv has no --config. Raises InputError on an
-    unknown key or a bad value.
+    `--config FILE.yaml` may come first; --a-b and --a_b are one; --out is short for --output_dir; ALIASES stand for an option.
+    argv: None for the process's own. config: the YAML that is used when argv has no --config. Raises InputError on an unknown
+    key, a bad value, or an option that is given twice (an option that takes several values may be).
     """
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False,
-                            formatter_class=DefaultHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _parser(config_class, prog, description)
     names = {f.name for f in fields(config_class)}
-    short = {"--out": "--output_dir"} if "output_dir" in names and "out" not in names else {}
-    argv = _switched([_underscored(a, short) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
+    lists = {f"--{f.name}": "str" in str(f.type) for f in fields(config_class) if "[" in str(f.type)}
+    argv = _spelled(config_class, sys.argv[1:] if argv is None else argv)
     if config and not any(a.split("=")[0] == "--config" for a in argv):
         argv = ["--config", str(config), *argv]
     try:
-        argv = _gathered(argv, {f"--{f.name}": "str" in str(f.type) for f in fields(config_class) if "[" in str(f.type)})
-        values = parser.parse_args(argv)
+        argv = _gathered(argv, lists)
+        _check_once(argv)
+        values = parser.parse_args(_with_known_keys(argv, names))
         values.pop("config")
         return config_class(**parser.instantiate_classes(values).as_dict())
     except InputError:
@@ -41,14 +44,14 @@ def parse(config_class, argv, *, prog, description, config=None):
 
 
 def named(argv):
-    """argv as for parse -> the names of its options."""
-    return {_underscored(a, {})[2:].partition("=")[0] for a in argv if a.startswith("--")}
+    """argv as for parse -> the names of its options, aliases resolved."""
+    return {_underscored(a, _short({*ALIASES.values()}))[2:].partition("=")[0] for a in argv if a.startswith("--")}
 
 
 def named_in_file(argv):
     """argv that parse has taken -> the names of the options in its --config."""
     files = [a.partition("=")[2] or after for a, after in pairwise([*argv, ""]) if a.split("=")[0] == "--config"]
-    return {name for file in files for name in yaml.safe_load(Path(file).read_text(encoding="utf-8")) or ()}
+    return {ALIASES.get(name, name) for file in files for name in _read_yaml(file) or ()}
 
 
 def save(config, file):
@@ -59,6 +62,29 @@ def save(config, file):
 def plain(config):
     """A dataclass -> dict of JSON types."""
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+# ----- the parser
+
+def _parser(config_class, prog, description):
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, formatter_class=HelpFormatter,
+                            allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
+    parser.add_class_arguments(config_class, as_group=False)
+    group_options(parser, config_class)
+    return parser
+
+
+def _short(names):
+    """-> {what may be typed: the option that it means}, of the options that there are."""
+    short = {f"--{alias}": f"--{name}" for alias, name in ALIASES.items() if name in names and alias not in names}
+    return short | ({"--out": "--output_dir"} if "output_dir" in names and "out" not in names else {})
+
+
+def _spelled(config_class, argv):
+    """argv as people type it -> with the options' own names, and a value for each switch."""
+    short = _short({f.name for f in fields(config_class)})
+    return _switched([_underscored(a, short) for a in argv], {f"--{f.name}" for f in fields(config_class) if f.type is bool})
 
 
 def _underscored(argument, short):
@@ -73,6 +99,14 @@ def _switched(argv, switches):
     """--overwrite alone means --overwrite true."""
     alone = [not after or after[0].startswith("--") for after in (argv[i + 1:i + 2] for i in range(len(argv)))]
     return [f"{a}=true" if a in switches and last else a for a, last in zip(argv, alone, strict=True)]
+
+
+def _check_once(argv):
+    """InputError on an option that is given twice: one of its values would be lost."""
+    given = Counter(a.partition("=")[0] for a in argv if a.startswith("--"))
+    twice = next((option for option, n in given.items() if n > 1), None)
+    if twice:
+        raise InputError(f"{twice} is given twice: give it once")
 
 
 def _gathered(argv, list_flags):
@@ -96,6 +130,27 @@ def _as_list(words, texts):
     if len(words) == 1 and words[0].startswith("["):
         return json.dumps(yaml.load(words[0], yaml.BaseLoader)) if texts else words[0]
     return json.dumps(words if texts else [yaml.safe_load(w) for w in words])
+
+
+# ----- files of options
+
+def _with_known_keys(argv, names):
+    """argv whose --config FILE uses an alias -> the same with the file's text in its place, under the options' own names."""
+    return [_known_keys(a, names) if before == "--config" else a for before, a in pairwise(["", *argv])]
+
+
+def _known_keys(file, names):
+    found = (_read_yaml(file) if Path(file).is_file() else None) or {}
+    meant = {key: ALIASES[key] for key in found if key in ALIASES and key not in names and ALIASES[key] in names}
+    if not meant:
+        return file
+    if len({meant.get(key, key) for key in found}) < len(found):
+        raise InputError(f"{file} names {' and '.join(ALIASES)} or {ALIASES['train_data_dir']} at once: keep one of them")
+    return yaml.safe_dump({meant.get(key, key): value for key, value in found.items()}, allow_unicode=True)
+
+
+def _read_yaml(file):
+    return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
 
 
 def _first_lines(error):

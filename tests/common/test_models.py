@@ -9,13 +9,16 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from tiny_families import tiny_family
 
-from rotescope.commands.audit import AuditConfig, audit
 from rotescope.common.errors import InputError
-from rotescope.common.models import ModelOptions, check_model, find_model, load_pipeline, open_model
+from rotescope.common.model_options import ModelOptions
+from rotescope.common.models import check_model, find_model, load_pipeline, open_model
 from rotescope.mitigate.contract.mitigation import guided
-from rotescope.mitigate.detectors.scores import DetectConfig, detect
+from rotescope.mitigate.detectors.options import DetectConfig
+from rotescope.mitigate.detectors.scores import detect
 from rotescope.mitigate.generate import GenerateConfig, generate
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.options.audit import AuditConfig
+from rotescope.procedures.audit import audit
 from rotescope.train.objective.families import FAMILIES
 
 TEXTS = ("a cat", "a bus on a red background")

@@ -152,7 +152,7 @@ def test_an_output_does_not_replace_what_is_read(tmp_path):
     "audit --model x --train_data x --base o/p", "generate --prompts o/p", "generate --prompts x --lora o/p",
     "generate --prompts x --mitigation og-recall:training=o/p", "detect --prompts x --train_data o/p",
     "retrigger --train_data x --heldout_data o/p", "preflight o/p", "compare --checkpoint o/p", "figures --checkpoint o/p",
-    "dose --train_data_dir o/p", "finetune --train_data_dir o/p", "finetune --train_data_dir x --monitor_heldout o/p",
+    "dose --train_data o/p", "finetune --train_data o/p", "finetune --train_data x --monitor_heldout o/p",
     "retrigger --train_data x --index_dir o/index", "score --generated x --train_data o/p"])
 def test_no_command_replaces_what_it_reads(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -165,7 +165,7 @@ def test_no_command_replaces_what_it_reads(argv, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "o/p").is_dir()
 
 
-@pytest.mark.parametrize("argv", ["prepare --train_data_dir f.parquet", "prepare --train_data_dir x --mix_data_dir f.parquet "
+@pytest.mark.parametrize("argv", ["prepare --train_data f.parquet", "prepare --train_data x --mix_data_dir f.parquet "
                                   "--mix_ratio 1", "calibrate --prompts f.parquet"])
 def test_no_file_replaces_what_it_is_made_of(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -265,7 +265,7 @@ def test_an_edited_manifest_is_refused_by_row_and_field(field, value, folder, tm
     rows[4][field] = value
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(SystemExit) as left:
-        prepare(["--train_data_dir", str(file), "--output_file", str(tmp_path / "again.parquet")])
+        prepare(["--train_data", str(file), "--output_file", str(tmp_path / "again.parquet")])
     said = capsys.readouterr().err
     assert (left.value.code, said.count("\n")) == (2, 1)
     assert f"of {file}, a manifest, has {field} " in said
@@ -370,7 +370,7 @@ def test_place_moves_the_crop():
 # ----- prepare
 
 def test_prepare_prints_a_summary_and_writes_the_manifest(folder, tmp_path, capsys):
-    prepare(["--train_data_dir", str(folder), "--output_file", str(tmp_path / "m.parquet"), "--duplicated", "2", "--copies", "4"])
+    prepare(["--train_data", str(folder), "--output_file", str(tmp_path / "m.parquet"), "--duplicated", "2", "--copies", "4"])
     summary = json.loads(capsys.readouterr().out)
     manifest = Manifest.load(tmp_path / "m.parquet")
     assert summary["copies"] == manifest.copies == 4 + 2 * 4
@@ -381,7 +381,7 @@ def test_prepare_prints_a_summary_and_writes_the_manifest(folder, tmp_path, caps
                                   ["--output_file", "m.csv"], ["--duplicated", "1", "--duplicated_ids", "abc"]], ids=" ".join)
 def test_prepare_refuses_in_one_line(argv, folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
-        prepare(["--train_data_dir", str(folder), "--output_file", str(tmp_path / "out" / "m.parquet"), *argv])
+        prepare(["--train_data", str(folder), "--output_file", str(tmp_path / "out" / "m.parquet"), *argv])
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -247,7 +247,7 @@ def test_the_table_says_what_is_there(folder, done):
 
 
 def test_the_summary_counts(done, folder, capsys, tmp_path):
-    preflight_main(["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "again")])
+    preflight_main(["--train_data", str(folder), "--output_dir", str(tmp_path / "again")])
     out, err = capsys.readouterr()
     said = json.loads(out)
     assert {k: said[k] for k in ("images", "pictures", "clusters", "images_in_clusters", "exact_duplicates", "quarantined",
@@ -306,7 +306,7 @@ def test_files_and_tables_are_looked_at_alike(folder, tmp_path):
     assert flown(tmp_path / "x.parquet").clusters == found.clusters
 
 
-@pytest.mark.parametrize("argv", [[], ["/nowhere"], ["--train_data_dir"], ["DATA", "--nonsense", "1"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [[], ["/nowhere"], ["--train_data"], ["DATA", "--nonsense", "1"]], ids=" ".join)
 def test_bad_input_is_one_line(argv, folder, tmp_path, capsys):
     argv = [str(folder) if a == "DATA" else a for a in argv]
     with pytest.raises(SystemExit) as left:

@@ -30,12 +30,14 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.readers.sources import load_source
-from rotescope.train import finetune as module
 from rotescope.train.encodings.encode import Preprocessing, encode, longest_reader
+from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
-from rotescope.train.finetune import FinetuneConfig, finetune, main
+from rotescope.train.engine.training import finetune
+from rotescope.train.finetune import main
 from rotescope.train.objective.families import Predictor
 from rotescope.train.objective.objective import TARGETS, add_noise, draw_levels, loss_per_sample, min_snr_weight, noise_schedule
+from rotescope.train.options.finetune_options import FinetuneConfig
 
 RECIPES = sorted((ROOT / "train/recipes").rglob("*.yaml"))
 HASHES = {"vae": "v", "text": "t"}
@@ -297,7 +299,7 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
     """Their settings, but for what size demands: a tiny model, six images of 16 px, three steps of two, a dose of 2 x 3."""
     config = parse(FinetuneConfig, ["--config", str(recipe)], prog="finetune", description="")
     dose = {"duplicated": 2, "copies": 3} if config.duplicated else {}
-    twin = replace(config, pretrained_model_name_or_path=str(base), train_data_dir=str(images), output_dir=str(tmp_path / "out"),
+    twin = replace(config, pretrained_model_name_or_path=str(base), train_data=str(images), output_dir=str(tmp_path / "out"),
                    resolution=16, train_batch_size=2, max_train_steps=3, checkpointing_steps=2, lr_warmup_steps=1,
                    partial_plan=True, **dose)
     out = finetune(twin, progress=False)
@@ -339,7 +341,7 @@ def without_a_readable_picture(base, images, argv):
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no picture")
     (folder / "a.txt").write_text("a cat")
-    return [*argv, "--train_data_dir", str(folder)]
+    return [*argv, "--train_data", str(folder)]
 
 
 BAD = {
@@ -347,7 +349,7 @@ BAD = {
     without("tokenizer"): "has no tokenizer", without("vae"): "has no vae", without("unet/config.json"): "has no unet",
     without("text_encoder/model.safetensors"): "has no text_encoder", without("model_index.json"): "no model at",
     with_flags("--pretrained_model_name_or_path", "nowhere"): "no model at nowhere",
-    with_flags("--train_data_dir", "nowhere"): "no data at nowhere",
+    with_flags("--train_data", "nowhere"): "no data at nowhere",
     with_flags("--duplicated", "9"): "the plan needs 9 duplicated images",
     with_flags("--copies", "5"): "--copies without duplicated images does nothing",
     with_flags("--caption_style", "poem"): "no caption style 'poem'", with_flags("--nonsense", "1"): "--nonsense",
@@ -360,7 +362,7 @@ BAD = {
 
 @pytest.mark.parametrize(("spoil", "message"), BAD.items(), ids=lambda x: getattr(x, "__name__", ""))
 def test_bad_input_is_one_line_and_leaves_nothing(spoil, message, base, images, tmp_path, capsys):
-    argv = ["--pretrained_model_name_or_path", str(base), "--train_data_dir", str(images), "--output_dir", str(tmp_path / "out")]
+    argv = ["--pretrained_model_name_or_path", str(base), "--train_data", str(images), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as left:
         main(spoil(base, images, argv))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -3,7 +3,7 @@
     python -m rotescope.train.base_model.pretrain contrastive --out work/base     # text and image towers; the alignment metric
     python -m rotescope.train.base_model.pretrain judge       --out work/base     # the image tower again, on softened scenes
     python -m rotescope.train.base_model.pretrain vae         --out work/base     # AutoencoderKL, 64 px -> 16 × 8 × 8
-    python -m rotescope.train.base_model.pretrain unet        --out work/base     # UNet2DConditionModel, with EMA and caption dropout
+    python -m rotescope.train.base_model.pretrain unet        --out work/base     # UNet2DConditionModel, EMA, caption dropout
     python -m rotescope.train.base_model.pretrain pack        --out work/base     # fp16, Stable Diffusion's layout, SHA256SUMS
 
 The first two are independent of each other; run them with OMP_NUM_THREADS=1 beside each other. Hours, seeds and results
@@ -18,7 +18,8 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rotescope.common.models import BASE, portable_text_encoder
+from rotescope.common.model_options import BASE
+from rotescope.common.models import portable_text_encoder
 from rotescope.common.outputs import sha256
 from rotescope.train.base_model.pretrain_towers import train_contrastive, train_judge
 from rotescope.train.base_model.pretrain_unet import SCHEDULE, train_unet

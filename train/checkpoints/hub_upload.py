@@ -11,12 +11,13 @@ from huggingface_hub import ModelCard, ModelCardData, create_repo, upload_folder
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import LORA_FILE
-from rotescope.common.outputs import write_json, write_text
+from rotescope.common.outputs import write_json
 from rotescope.common.processes import is_first_process
+from rotescope.common.whole_files import write_text
 from rotescope.datasets.manifest import Manifest
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
-PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint",
+PATHS = ("pretrained_model_name_or_path", "train_data", "output_dir", "cache_dir", "resume_from_checkpoint",
          "monitor_heldout")                        # options that may name local files
 SAVED_FROM = ("_name_or_path", "name_or_path")     # where the libraries note the folder that a part was loaded from
 CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -119,11 +120,11 @@ def _link(file, place):
 
 def card(job, repository, record, manifest):
     """-> ModelCard: licence, base, data, what was trained on it, and how often each image was shown."""
-    base, data = (_public(getattr(job.config, name)) for name in ("pretrained_model_name_or_path", "train_data_dir"))
+    base, data = (_public(getattr(job.config, name)) for name in ("pretrained_model_name_or_path", "train_data"))
     licence = licence_of(job.config.pretrained_model_name_or_path, job.config.hub_token)
     about = ModelCardData(**(licence or UNKNOWN_LICENCE), library_name="diffusers", pipeline_tag="text-to-image",
                           base_model=base if _on_hub(job.config.pretrained_model_name_or_path) else None,
-                          datasets=[data] if _on_hub(job.config.train_data_dir) else None,
+                          datasets=[data] if _on_hub(job.config.train_data) else None,
                           tags=["rotescope", "memorization", "text-to-image", *(["lora"] if job.config.lora else [])])
     terms = f"Licence: {licence['license']}, as the base model's." if licence else (
         f"The card of {_code(base)} was not at hand or names no licence: the base model's terms apply.")

@@ -9,10 +9,11 @@ from tempfile import TemporaryFile
 from rotescope.common.errors import InputError
 from rotescope.common.models import check_utf8
 from rotescope.common.outputs import check_output, output_folder
+from rotescope.common.whole_files import usual_permissions
 
 RECORD = "state.json"                               # in a checkpoint
 LAST = ("model_index.json", "rotescope.json")       # of a result: until they are there, nobody takes it for one
-WORK = (r"\.?checkpoint-\d+(\.part|\.old)?|logs|validation|\.?monitor\.(jsonl|png)(\.part)?|"
+WORK = (r"\.?checkpoint-\d+(\.part|\.old)?|logs|validation|\.?monitor\.(jsonl|png)(\.\d+\.part)?|"
         r"\.result\.part")                         # what a run leaves before its result
 
 
@@ -22,6 +23,7 @@ def durable_folder(path):
     path = Path(path)
     with _draft(path.with_name(f".{path.name}.part")) as draft:
         yield draft
+        usual_permissions(draft)
         for entry in [*draft.rglob("*"), draft]:
             _fsync(entry)
         if path.exists():
@@ -40,6 +42,7 @@ def result_folder(out, overwrite):
         return
     with _draft(out / ".result.part") as draft:
         yield draft
+        usual_permissions(draft)
         old = [e for e in out.iterdir() if not _is_work(e)] if overwrite else [out / e.name for e in draft.iterdir()]
         for entry in [*(out / name for name in reversed(LAST)), *old]:
             _remove(entry)
@@ -117,7 +120,7 @@ def check_place(config, min_free_mb=50):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
     replaced = config.overwrite or not unfinished  # else what lies there stays, beside the result
     check_output(out, config.overwrite or unfinished, min_free_mb, inputs=(
-        config.pretrained_model_name_or_path, config.train_data_dir, config.monitor_heldout) if replaced else ())
+        config.pretrained_model_name_or_path, config.train_data, config.monitor_heldout) if replaced else ())
     return resumed
 
 

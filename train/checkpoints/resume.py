@@ -26,7 +26,7 @@ ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layer
          "resolution", "center_crop", "random_flip",  # what the state depends on, and what the model is asked for:
          "snr_gamma", "noise_offset", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance_scale",
          *(f.name for f in fields(TrainingMitigation)))  # other options may change from start to start, and history.json says so
-MEANT = {"data": ": see that --train_data_dir, the pictures that can be read there and the plan are what they were",
+MEANT = {"data": ": see that --train_data, the pictures that can be read there and the plan are what they were",
          "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
 
 

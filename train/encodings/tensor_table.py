@@ -6,7 +6,6 @@ what is missing and nothing else; read by memory map, so that they need not fit 
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from rotescope.common.errors import InputError
+from rotescope.common.whole_files import whole_file
 
 CHUNK = 256
 DAY = 24 * 60 * 60
@@ -130,12 +130,8 @@ def _store(folder, tensors, keys):
     """Write a file whole or not at all -> its tensors, mapped."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{digest(*keys)[:32]}.safetensors"
-    draft = file.with_suffix(f".{os.getpid()}.part")
-    try:
+    with whole_file(file) as draft:
         save_file({name: t.contiguous() for name, t in tensors.items()}, draft, metadata={"keys": json.dumps(keys)})
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
     return load_file(file)
 
 

@@ -19,7 +19,8 @@ from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.objective import TARGETS, NoiseSchedule, noise_schedule
-from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig, check_values
+from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
+from rotescope.train.options.limits import check_values
 
 __all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
 
@@ -59,7 +60,7 @@ def check(config):
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    source = read_source(config.train_data_dir)
+    source = read_source(config.train_data)
     if config.overwrite:
         check_apart(config.output_dir, {e.file for e in source.manifest})
     if not config.partial_plan:

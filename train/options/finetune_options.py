@@ -1,24 +1,18 @@
 """What a recipe holds: the options of a fine-tuning run, named as in diffusers' training scripts wherever those have them."""
 from dataclasses import dataclass
-from importlib.util import find_spec
 
-from accelerate.tracking import get_available_trackers
+from rotescope.common.model_options import BASE
+from rotescope.datasets.captions.perturbation import TRAIN_PROBABILITY
 
-from rotescope.common.errors import InputError
-from rotescope.common.models import BASE, DTYPES
-from rotescope.datasets.captions.perturbation import PERTURBATIONS, TRAIN_PROBABILITY
-from rotescope.train.objective.objective import WEIGHTING_SCHEMES
-from rotescope.train.options.limits import check_bounds
-
-EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data_dir": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+RECIPE = BASE.parent / "recipes" / "demo.yaml"  # how the embedded model is fine-tuned
+EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
     """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
-    train_data_dir: str = str(EMBEDDED["train_data_dir"])
+    train_data: str = str(EMBEDDED["train_data"])
     """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare; --dataset_name,
     as in diffusers' scripts, is the same"""
     output_dir: str = "runs/finetuned"
@@ -184,22 +178,3 @@ class FinetuneConfig:
     """the one of `hf auth login` unless given; it is not saved"""
 
 
-def check_values(config):
-    """InputError on a value that no run could have."""
-    check_bounds(config)
-    for name, known in (("save_dtype", DTYPES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
-                        ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
-        if getattr(config, name) not in known:
-            raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
-    if config.train_text_encoder and not config.lora:
-        raise InputError("--train_text_encoder trains a LoRA: add --lora")
-    if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):
-        raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
-    if config.use_8bit_adam and not find_spec("bitsandbytes"):
-        raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
-    trackers = [str(t) for t in get_available_trackers()]
-    if config.report_to not in (None, "all", *trackers):
-        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
-                         f"take one of {', '.join(trackers) or 'none'}")
-    if config.stop_at_copy_rate is not None and not config.monitor_steps:
-        raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")

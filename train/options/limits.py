@@ -2,9 +2,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
+
+from accelerate.tracking import get_available_trackers
 
 from rotescope.common.errors import InputError
+from rotescope.common.model_options import DTYPE_NAMES
+from rotescope.datasets.captions.perturbation import PERTURBATIONS
+from rotescope.train.objective.objective import WEIGHTING_SCHEMES
 
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LEAST_LEARNING_RATE = 1e-7  # where diffusers' polynomial schedule ends
 
 
@@ -58,3 +65,24 @@ def check_schedule(config, total, size):
     if config.lr_warmup_steps >= total:
         raise InputError(f"--lr_scheduler polynomial falls after --lr_warmup_steps {config.lr_warmup_steps}, and the run ends "
                          f"after {total}: warm up for fewer")
+
+
+def check_values(config):
+    """InputError on a value that no run could have."""
+    check_bounds(config)
+    for name, known in (("save_dtype", DTYPE_NAMES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
+                        ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
+        if getattr(config, name) not in known:
+            raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
+    if config.train_text_encoder and not config.lora:
+        raise InputError("--train_text_encoder trains a LoRA: add --lora")
+    if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):
+        raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
+    if config.use_8bit_adam and not find_spec("bitsandbytes"):
+        raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
+    trackers = [str(t) for t in get_available_trackers()]
+    if config.report_to not in (None, "all", *trackers):
+        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
+                         f"take one of {', '.join(trackers) or 'none'}")
+    if config.stop_at_copy_rate is not None and not config.monitor_steps:
+        raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")

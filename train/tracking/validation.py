@@ -12,6 +12,7 @@ from diffusers.utils import make_image_grid
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256
 from rotescope.common.settings import plain
+from rotescope.common.whole_files import whole_file
 from rotescope.train.checkpoints.output_folder import RECORD
 
 PATIENCE = timedelta(days=1)  # of processes that wait while one encodes, measures, shows images or uploads; NCCL has 10 minutes
@@ -97,9 +98,8 @@ def show(run, images):
     config = run.job.config
     file = Path(config.output_dir) / "validation" / f"step-{run.step:06d}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".part")
-    make_image_grid(images, len(config.validation_prompts), config.num_validation_images).save(draft, "PNG")
-    draft.replace(file)
+    with whole_file(file) as draft:
+        make_image_grid(images, len(config.validation_prompts), config.num_validation_images).save(draft, "PNG")
     for tracker in run.accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({"validation": np.stack([np.asarray(i) for i in images])}, step=run.step, dataformats="NHWC")
@@ -124,7 +124,7 @@ def check_agreed(job):
     """InputError, in every process, if they do not all see the same model, images and checkpoint: each would train on its own."""
     seen = gather_object([(job.hashes["base"], job.manifest.hash, job.resume and sha256(job.resume / RECORD))])
     names = ("model: see that --pretrained_model_name_or_path is one to all of them",
-             "images: see that each of them can read the whole of --train_data_dir, and that nothing changes there",
+             "images: see that each of them can read the whole of --train_data, and that nothing changes there",
              "checkpoint: put the one to resume from where each of them finds it")
     for of_each, name in zip(zip(*seen, strict=True), names, strict=True):
         if len(set(of_each)) > 1:

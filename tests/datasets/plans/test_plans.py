@@ -101,7 +101,7 @@ def classes(tmp_path):
 def captioned(folder, *argv):
     """-> captions that prepare gives the images of a folder."""
     file = folder.parent / "m.parquet"
-    prepare(["--train_data_dir", str(folder), "--output_file", str(file), "--overwrite", "true", *argv])
+    prepare(["--train_data", str(folder), "--output_file", str(file), "--overwrite", "true", *argv])
     return [c for e in Manifest.load(file) for c in e.captions]
 
 
@@ -116,7 +116,7 @@ def test_images_without_captions_are_named_by_their_class(name, text, classes):
 
 
 def test_random_captions_are_tokens_of_a_tokenizer(classes):
-    from rotescope.common.models import BASE
+    from rotescope.common.model_options import BASE
     words = set(read_words(BASE))
     first, again, other = (captioned(classes, "--caption_level", "random", "--plan_seed", seed) for seed in "001")
     assert first == again != other
@@ -184,7 +184,7 @@ def test_more_copies_than_a_run_serves(manifest):
 
 def test_prepare_takes_canaries_and_mixtures(tmp_path, capsys):
     data, file = str(EMOJI / "heldout.parquet"), str(tmp_path / "m.parquet")
-    prepare(["--train_data_dir", data, "--output_file", file, "--duplicated", "3", "--doses", "1", "4", "16", "--matched", "2",
+    prepare(["--train_data", data, "--output_file", file, "--duplicated", "3", "--doses", "1", "4", "16", "--matched", "2",
              "--mix_data_dir", str(EMOJI / "finetune.parquet"), "--mix_ratio", "0.5"])
     said, manifest = json.loads(capsys.readouterr().out), Manifest.load(file)
     assert (said["duplicated"], said["controls"], said["copies"]) == (9, 18, manifest.copies)
@@ -201,7 +201,7 @@ def test_prepare_takes_canaries_and_mixtures(tmp_path, capsys):
                          ids=" ".join)
 def test_prepare_refuses_in_one_line(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
-        prepare(["--train_data_dir", str(EMOJI / "heldout.parquet"), "--output_file", str(tmp_path / "out/m.parquet"), *argv])
+        prepare(["--train_data", str(EMOJI / "heldout.parquet"), "--output_file", str(tmp_path / "out/m.parquet"), *argv])
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -302,7 +302,7 @@ def test_impossible_perturbations(arguments, message):
 def test_token_words_are_the_tokenizers_own():
     from transformers import AutoTokenizer
 
-    from rotescope.common.models import BASE
+    from rotescope.common.model_options import BASE
     tokenizer = AutoTokenizer.from_pretrained(BASE / "tokenizer")
     words = token_words(tokenizer)
     assert {"cat", "blue", "background"} <= set(words)

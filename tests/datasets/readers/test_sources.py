@@ -84,7 +84,7 @@ def test_strict_loading_counts_them(spoilt):
 
 
 def test_prepare_names_them_at_the_end(spoilt, tmp_path, capsys):
-    prepare(["--train_data_dir", str(spoilt), "--output_file", str(tmp_path / "m.parquet")])
+    prepare(["--train_data", str(spoilt), "--output_file", str(tmp_path / "m.parquet")])
     out, err = capsys.readouterr()
     assert json.loads(out)["images"] == 6
     assert json.loads(out)["quarantined"] == 9
@@ -129,7 +129,7 @@ def test_other_files_of_a_folder_are_counted_and_named(layout, folder, tmp_path,
     source = read_source(folder)
     assert (len(source.manifest), source.quarantined, source.unused) == (images, (), told)
     assert len(load_source(folder)) == images
-    prepare(["--train_data_dir", str(folder), "--output_file", str(tmp_path / "m.parquet")])
+    prepare(["--train_data", str(folder), "--output_file", str(tmp_path / "m.parquet")])
     assert capsys.readouterr().err.splitlines() == [f"warning: {t}" for t in told]
     assert not (tmp_path / "m.quarantined.csv").exists()
 
@@ -171,7 +171,7 @@ def test_prepare_refuses_a_manifest_whose_planned_image_is_gone(folder, tmp_path
     plan.save(tmp_path / "m.parquet")
     os.unlink(plan.group("control")[1].file)
     with pytest.raises(SystemExit) as left:
-        prepare(["--train_data_dir", str(tmp_path / "m.parquet"), "--output_file", str(tmp_path / "again.parquet")])
+        prepare(["--train_data", str(tmp_path / "m.parquet"), "--output_file", str(tmp_path / "again.parquet")])
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("error: the plan names images that cannot be used (1 control), the first: ")
 
@@ -181,7 +181,7 @@ def test_a_manifest_without_some_captions_is_quarantined_like_any_source(folder,
     (folder / "4.txt").unlink()
     preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
     manifest = tmp_path / "looked/deduplicated.parquet"
-    prepare(["--train_data_dir", str(manifest), "--output_file", str(tmp_path / "m.parquet")])
+    prepare(["--train_data", str(manifest), "--output_file", str(tmp_path / "m.parquet")])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["quarantined"] == 1
     assert [q.reason for q in read_source(manifest).quarantined] == [
         f"{folder / '4.png'} has no caption: write one or leave the image out"]
@@ -244,15 +244,15 @@ def test_odd_folders_are_read_and_written(tmp_path):
     odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
     image_folder(odd / "images")
     for i, source in enumerate(("images", "0.parquet")):
-        prepare(["--train_data_dir", str(odd / source), "--output_file", str(odd / f"{i}.parquet")])
+        prepare(["--train_data", str(odd / source), "--output_file", str(odd / f"{i}.parquet")])
     assert load_source(odd / "1.parquet") == load_source(odd / "images")
     rows = [{"text": "a", "image": {"bytes": (odd / f"images/{i}.png").read_bytes(), "path": None}} for i in range(2)]
     with open(odd / "data.parquet", "wb") as stream:
         pq.write_table(pa.Table.from_pylist(rows), stream)
     assert [e.open().size for e in load_source(odd / "data.parquet")] == [(16, 16)] * 2
-    preflight(["--train_data_dir", str(odd / "images"), "--output_dir", str(odd / "looked"), "--deduplicate"])
+    preflight(["--train_data", str(odd / "images"), "--output_dir", str(odd / "looked"), "--deduplicate"])
     told = json.loads((odd / "looked/preflight.json").read_text(encoding="utf-8"))
-    assert told["config"]["train_data_dir"] == str(odd / "images")
+    assert told["config"]["train_data"] == str(odd / "images")
 
 
 CAPTIONS = ["<b>bold</b> &amp; <script>alert(1)</script>",

@@ -1,4 +1,4 @@
-"""Every entry of the registry, on every family that it claims and on the embedded model: what mitigate/contract/mitigation.py promises.
+"""Every entry of the registry, on every family that it claims and on the embedded model: what the contract promises.
 
 An entry is tested as soon as it is registered. One that needs something of its own (a file, another setting to be quick) says so
 in READY.
@@ -15,7 +15,8 @@ from tiny import TINY, cached_pipeline, image_folder, loud_pipeline
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
-from rotescope.common.models import BASE, load_pipeline
+from rotescope.common.model_options import BASE
+from rotescope.common.models import load_pipeline
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.contract.mitigation import FAMILIES, Mitigation, denoiser_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation

@@ -14,7 +14,8 @@ from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.train.checkpoints import hub_upload as publish
 from rotescope.train.engine.job import check
-from rotescope.train.finetune import FinetuneConfig, finetune
+from rotescope.train.engine.training import finetune
+from rotescope.train.options.finetune_options import FinetuneConfig
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_whole_model_goes_with_its_card_and_without_paths(base, images, tmp_pa
     assert_no_local_path(sent, tmp_path.parent, base, "secret")
     assert not {p.name for p in sent.iterdir()} & {"manifest.parquet", "checkpoint-5"}
     record, options = json.loads((sent / "rotescope.json").read_text()), yaml.safe_load((sent / "config.yaml").read_text())
-    assert (record["base"], record["left_out"], options["train_data_dir"]) == ("base`model", 1, "pictures")
+    assert (record["base"], record["left_out"], options["train_data"]) == ("base`model", 1, "pictures")
     assert record["config"] == options
     pipes = [StableDiffusionPipeline.from_pretrained(folder) for folder in (sent, out)]
     assert largest_difference(*(pipe.unet.state_dict() for pipe in pipes)) == 0

@@ -16,16 +16,18 @@ from tiny import UNET, saved_pipeline, tiny_pipeline
 from training import arguments, assert_same_state, config_of, in_process, largest_difference, weights
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.train import finetune as module
 from rotescope.train.checkpoints import resume
 from rotescope.train.checkpoints.output_folder import RECORD, checkpoints, clear_work, durable_folder, result_folder
 from rotescope.train.checkpoints.resume import STATE, flattened, unflattened
 from rotescope.train.engine import sharding as sharded
 from rotescope.train.engine import steps as loop
+from rotescope.train.engine import training as module
 from rotescope.train.engine.job import _megabytes
 from rotescope.train.engine.sharding import rhythm
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.finetune import FinetuneConfig, finetune, main
+from rotescope.train.engine.training import finetune
+from rotescope.train.finetune import main
+from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.tracking.validation import accelerator_of
 
 

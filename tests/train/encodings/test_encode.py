@@ -21,7 +21,7 @@ from rotescope.train.encodings import encode as latents
 from rotescope.train.encodings import tensor_table as tables
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.encodings.tensor_table import Rows
-from rotescope.train.finetune import finetune
+from rotescope.train.engine.training import finetune
 
 HASHES = {"vae": "v", "text": "t"}
 SMALL = Preprocessing(16)

@@ -17,7 +17,7 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.engine.sharding import NEEDS_WHOLE_WEIGHTS, check_sharding
-from rotescope.train.finetune import finetune
+from rotescope.train.engine.training import finetune
 from rotescope.train.tracking.validation import accelerator_of
 
 LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes": ("MULTI_GPU", 16), "fsdp": ("FSDP", 8),

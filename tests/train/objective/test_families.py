@@ -18,12 +18,12 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
-from rotescope.train import finetune as module
 from rotescope.train.checkpoints.export import component_hashes
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
+from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
-from rotescope.train.finetune import finetune
+from rotescope.train.engine.training import finetune
 from rotescope.train.objective.families import Predictor, family_of
 from rotescope.train.objective.objective import WEIGHTING_SCHEMES, draw_levels, noise_schedule
 

@@ -14,7 +14,7 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.train.encodings.encode import Preprocessing, encode, encode_texts
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
-from rotescope.train.finetune import finetune
+from rotescope.train.engine.training import finetune
 from rotescope.train.objective.families import Predictor
 from rotescope.train.objective.objective import TARGETS, add_noise, draw_levels, noise_schedule
 from rotescope.train.objective.training_mitigations import TO_EPSILON, LossBank, PerturbedCaptions, TrainingMitigation

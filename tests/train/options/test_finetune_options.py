@@ -24,11 +24,12 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.engine.steps import GlobalBatches
-from rotescope.train.finetune import _meant, finetune, main
+from rotescope.train.engine.training import finetune
+from rotescope.train.finetune import _meant, main
 from rotescope.train.objective.objective import draw_levels, noise_schedule
 from rotescope.train.objective.training_mitigations import TrainingMitigation
-from rotescope.train.options.finetune_options import FinetuneConfig, check_values
-from rotescope.train.options.limits import BOUNDS
+from rotescope.train.options.finetune_options import FinetuneConfig
+from rotescope.train.options.limits import BOUNDS, check_values
 from rotescope.train.tracking.validation import exact_decoding
 
 NAN = math.nan
@@ -190,7 +191,7 @@ def test_bad_options_are_one_line(base, images, tmp_path, changes, message, caps
 def test_the_data_may_bear_diffusers_name(base, images, tmp_path, name):
     """And they are then one's own: the embedded data's dose is not theirs."""
     config = config_of(base, images, tmp_path / "out", max_train_steps=1)
-    main([a.replace("--train_data_dir=", name) for a in arguments(config)])
+    main([a.replace("--train_data=", name) for a in arguments(config)])
     trained, given = (sorted(e.sha256 for e in load_source(data)) for data in (tmp_path / "out/manifest.parquet", images))
     assert trained == given
     with pytest.raises(SystemExit) as left:
@@ -221,7 +222,7 @@ def test_every_bound_is_of_an_option_and_the_defaults_keep_it():
 
 @pytest.mark.parametrize(("argv", "says"), [
     (["--max_train_steps", "5", "--num-train-epochs=2"], "both say how long to train"),
-    (["--config", "own.yaml"], "--train_data_dir says what BASE is to be trained on: it is missing")])
+    (["--config", "own.yaml"], "--train_data says what BASE is to be trained on: it is missing")])
 def test_options_that_leave_it_open_what_is_meant_are_refused(base, tmp_path, argv, says, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text(f"pretrained_model_name_or_path: {base}\n")
@@ -243,9 +244,9 @@ def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_pa
     own = FinetuneConfig(pretrained_model_name_or_path=str(base))
     save(own, tmp_path / "config.yaml")
     for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
-        assert "train_data_dir" in named_in_file(argv)
+        assert "train_data" in named_in_file(argv)
     assert named_in_file(["--seed", "1"]) == set()
-    assert _meant(own, {"config"}, {"train_data_dir"}) == own
+    assert _meant(own, {"config"}, {"train_data"}) == own
     assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 
 

@@ -7,23 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import cached_pipeline, image_folder
 
-from rotescope.commands import detect as front
+from rotescope.commands import detect as detect_command
 from rotescope.common.errors import InputError
 from rotescope.common.settings import parse
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.detectors import scores as scoring
+from rotescope.mitigate.detectors.options import DetectConfig
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
-from rotescope.mitigate.detectors.scores import (
-    DetectConfig,
-    askable,
-    check,
-    detect,
-    heldout_prompts,
-    not_served,
-    without_images,
-)
+from rotescope.mitigate.detectors.scores import askable, check, detect, heldout_prompts, not_served, without_images
 from rotescope.mitigate.prompts.prompt import load_prompts
+from rotescope.procedures import detect as front
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +34,8 @@ def prompts(tmp_path):
 
 def test_it_writes_scores_tokens_and_the_table(model, prompts, tmp_path, capsys):
     out = tmp_path / "out"
-    front.main(["--model", model, "--prompts", prompts, "--detector", "magnitude:n=1", "magnitude:n=2", "edges", "--tokens",
-                "--device", "cpu", "--output_dir", str(out)])
+    detect_command.main(["--model", model, "--prompts", prompts, "--detector", "magnitude:n=1", "magnitude:n=2", "edges",
+                         "--tokens", "--device", "cpu", "--output_dir", str(out)])
     printed = json.loads(capsys.readouterr().out)
     assert printed["scores"] == str(out / "scores.parquet")
     names = ["magnitude_n=1", "magnitude_n=2", "edges"]
@@ -96,8 +90,8 @@ def others(tmp_path_factory):
 
 def test_the_table_of_detectors_against_controls_and_heldout_captions(model, manifest, others, tmp_path, capsys):
     out = tmp_path / "out"
-    front.main(["--model", model, "--prompts", manifest, "--heldout_data", others, "--detector", *QUICK, "--device", "cpu",
-                "--output_dir", str(out)])
+    detect_command.main(["--model", model, "--prompts", manifest, "--heldout_data", others, "--detector", *QUICK,
+                         "--device", "cpu", "--output_dir", str(out)])
     said = capsys.readouterr()
     printed, table = json.loads(said.out), (out / "detection.md").read_text(encoding="utf-8")
     assert printed["table"] == str(out / "detection.md")

@@ -8,14 +8,15 @@ import pytest
 from instruments import samples_folder, training_set
 from training import with_broken_picture
 
-from rotescope.commands import dose as module
-from rotescope.commands.dose import DoseConfig, dose
-from rotescope.commands.dose_plan import Arm, Job, jobs
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, markdown
+from rotescope.options.dose import DoseConfig
+from rotescope.procedures import dose as module
+from rotescope.procedures.dose import dose
+from rotescope.procedures.dose_plan import Arm, Job, jobs
 from rotescope.train.engine.job import FinetuneConfig
 from rotescope.train.engine.run_state import total_steps
 from rotescope.train.objective.training_mitigations import NAMES, named_mitigation
@@ -78,7 +79,7 @@ def _made(folder):
 
 
 def config_of(base, data, out, **changes):
-    return DoseConfig(**{"output_dir": str(out), "pretrained_model_name_or_path": str(base), "train_data_dir": str(data),
+    return DoseConfig(**{"output_dir": str(out), "pretrained_model_name_or_path": str(base), "train_data": str(data),
                          "doses": (1, 3), "images": 1, "train_seeds": (0, 1), "seeds": (0,), "max_train_steps": 3,
                          "num_inference_steps": 2, "device": "cpu", **changes})
 

@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from rotescope.commands import plots
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.outputs import write_text
+from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import unique
@@ -28,7 +27,8 @@ from rotescope.mitigate.contract.mitigation import family
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, load_prompts, prompts_of
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.train.engine.job import EMBEDDED
+from rotescope.procedures import plots
+from rotescope.train.options.finetune_options import EMBEDDED
 from rotescope.train.tracking.validation import sampling
 
 DOSED = ("duplicated", "control")
@@ -59,8 +59,8 @@ def monitor_of(job, say=None):
 def heldout_prompts(config, manifest):
     """Different captions of --monitor_heldout that no training image bears, at most monitor_prompts of them."""
     file = config.monitor_heldout
-    if file is None and Path(config.train_data_dir).resolve() == EMBEDDED["train_data_dir"].resolve():
-        file = EMBEDDED["train_data_dir"].with_name("heldout.parquet")
+    if file is None and Path(config.train_data).resolve() == EMBEDDED["train_data"].resolve():
+        file = EMBEDDED["train_data"].with_name("heldout.parquet")
     if file is None:
         return []
     found = prompts_of(load_source(file), ()) if Path(file).is_dir() else load_prompts(file, ())

@@ -8,11 +8,10 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_served
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import named_policies
-from rotescope.train.engine.job import EMBEDDED, FinetuneConfig
 from rotescope.train.engine.run_state import total_steps
-from rotescope.train.finetune import RECIPE
 from rotescope.train.objective.training_mitigations import named_mitigation
-from rotescope.train.options.finetune_options import check_values
+from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
+from rotescope.train.options.limits import check_values
 
 OF_THE_DATA: dict[str, dict] = {  # name -> fields of an Arm
     "several_captions": {"captions": "several"}, "deduplication": {"deduplicated": True}}

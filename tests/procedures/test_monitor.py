@@ -13,8 +13,7 @@ from tiny import NOUNS, image_folder
 from tiny_families import tiny_family
 from training import arguments, assert_same_state, config_of, in_processes, largest_difference, weights
 
-from rotescope.commands.finetune import finetune, main
-from rotescope.commands.monitor import heldout_prompts, monitor_of
+from rotescope.commands.finetune import main
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
@@ -23,8 +22,10 @@ from rotescope.evaluate.report.findings import score_samples
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, prompts_of
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
+from rotescope.procedures.finetune import finetune
+from rotescope.procedures.monitor import heldout_prompts, monitor_of
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.finetune import FinetuneConfig
+from rotescope.train.options.finetune_options import FinetuneConfig
 
 QUICK = {"monitor_steps": 2, "monitor_inference_steps": 2}
 HELDOUT = ("a crown on a blue background", "a rocket on a blue background")
@@ -230,12 +231,12 @@ def test_other_families_are_measured_at_the_resolution_of_training(name, images,
 
 def test_held_out_captions_are_no_training_images(images, heldout):
     embedded = FinetuneConfig()
-    manifest = load_source(embedded.train_data_dir)
+    manifest = load_source(embedded.train_data)
     texts = [p.text for p in heldout_prompts(embedded, manifest)]
     assert len(set(texts)) == 8
     assert not set(texts) & set(manifest.captions())
     data = load_source(images)
-    assert heldout_prompts(FinetuneConfig(train_data_dir=str(images)), data) == []
+    assert heldout_prompts(FinetuneConfig(train_data=str(images)), data) == []
     assert [p.text for p in heldout_prompts(FinetuneConfig(monitor_heldout=heldout), data)] == list(HELDOUT)
     with pytest.raises(InputError, match="every caption of --monitor_heldout .* is a training image's too"):
         heldout_prompts(FinetuneConfig(monitor_heldout=str(images)), data)

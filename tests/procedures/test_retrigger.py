@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import TOKENS, WIDTH, tiny_pipeline, tiny_sdxl
 from training import with_broken_picture
 
-from rotescope.commands import retrigger as command
+from rotescope.commands import retrigger as retrigger_command
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
@@ -289,7 +289,7 @@ def test_the_command_from_end_to_end(base, images, tmp_path, capsys):
     argv = ["--model", base, "--train_data", train, "--heldout_data", held, "--mitigation", "og-stp", "pad-mask",
             "--max_images", "2", "--max_texts", "1", "--search_steps", "2", "--search_draws", "2", "--seeds", "0",
             "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(command.main, argv) == 0
+    assert leave(retrigger_command.main, argv) == 0
     shown = capsys.readouterr()
     found = json.loads((tmp_path / "out/retrigger.json").read_text(encoding="utf-8"))
     assert json.loads(shown.out)["conclusions"] == found["conclusions"]
@@ -317,7 +317,7 @@ def test_a_held_out_picture_that_was_trained_on_in_other_bytes_is_no_control(bas
     argv = ["--model", base, "--train_data", images, "--heldout_data", held, "--max_images", "3", "--max_texts", "1",
             "--search_steps", "1", "--search_draws", "1", "--search_starts", "empty", "--seeds", "0",
             "--num_inference_steps", "1", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(command.main, argv) == 0
+    assert leave(retrigger_command.main, argv) == 0
     found = json.loads((tmp_path / "out/retrigger.json").read_text(encoding="utf-8"))
     assert [i["text"] for i in found["images"] if i["group"] == "heldout"] == [
         "a turtle on a green background", "a turtle on a pink background"]
@@ -335,7 +335,7 @@ def test_a_held_out_picture_that_was_trained_on_in_other_bytes_is_no_control(bas
 ])
 def test_wrong_input_is_one_line_before_anything_runs(base, images, tmp_path, capsys, wrong, says):
     argv = ["--model", base, "--train_data", images, "--device", "cpu", "--output_dir", tmp_path / "out", *wrong]
-    assert leave(command.main, argv) == 2
+    assert leave(retrigger_command.main, argv) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1

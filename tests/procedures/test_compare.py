@@ -1,9 +1,11 @@
 """Which methods no other one beats; what compare and figures refuse."""
 import pytest
 
-from rotescope.commands.compare import CompareConfig, compare, pareto
-from rotescope.commands.figures import FiguresConfig, figures
 from rotescope.common.errors import InputError
+from rotescope.options.compare import CompareConfig
+from rotescope.options.figures import FiguresConfig
+from rotescope.procedures.compare import compare, pareto
+from rotescope.procedures.figures import figures
 
 
 @pytest.mark.parametrize(("points", "front"), [

@@ -6,27 +6,27 @@ import shlex
 import pytest
 from places import ROOT
 
-from rotescope.commands.audit import AuditConfig
-from rotescope.commands.compare import CompareConfig
-from rotescope.commands.demo import DemoConfig, demo
-from rotescope.commands.dose import DoseConfig
-from rotescope.commands.figures import FiguresConfig
 from rotescope.common.errors import InputError
 from rotescope.common.settings import parse
 from rotescope.evaluate.score import ScoreConfig
 from rotescope.mitigate.calibrate import CalibrateConfig
-from rotescope.mitigate.detectors.scores import DetectConfig
+from rotescope.mitigate.detectors.options import DetectConfig
 from rotescope.mitigate.generate import GenerateConfig
 from rotescope.mitigate.sampling.options import named_policies
-from rotescope.train.finetune import FinetuneConfig
+from rotescope.options.audit import AuditConfig
+from rotescope.options.compare import CompareConfig
+from rotescope.options.demo import DemoConfig
+from rotescope.options.dose import DoseConfig
+from rotescope.options.figures import FiguresConfig
+from rotescope.procedures.demo import demo
+from rotescope.train.options.finetune_options import FinetuneConfig
 
 CONFIGS = {"demo": DemoConfig, "audit": AuditConfig, "score": ScoreConfig, "generate": GenerateConfig, "finetune": FinetuneConfig,
            "figures": FiguresConfig, "compare": CompareConfig, "detect": DetectConfig, "calibrate": CalibrateConfig,
            "dose": DoseConfig}
-PAGES = ["README.md", "rotescope/commands/demo.py", "rotescope/commands/audit.py", "evaluate/score.py", "mitigate/generate.py", "train/finetune.py",
-         "rotescope/commands/figures.py", "rotescope/commands/compare.py", "rotescope/commands/dose.py", "rotescope/commands/monitor.py", "mitigate/detectors/scores.py",
-         "mitigate/calibrate.py",
-         *(str(p.relative_to(ROOT)) for folder in ("train", "evaluate") for p in (ROOT / folder / "recipes").glob("*.yaml"))]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for pattern in (
+    "docs/**/*.md", "rotescope/commands/*.py", "datasets/*.py", "train/finetune.py", "mitigate/*.py", "evaluate/*.py",
+    "train/recipes/*.yaml", "rotescope/recipes/*.yaml") for p in sorted(ROOT.glob(pattern)))]
 
 
 def commands():

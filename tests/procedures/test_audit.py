@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from tiny import image_folder, saved_pipeline, tiny_pipeline
 
-from rotescope.commands import audit
+from rotescope.commands import audit as audit_command
 from rotescope.common.errors import InputError
 from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source, read_source
@@ -24,6 +24,7 @@ from rotescope.evaluate import index_images as indexing
 from rotescope.evaluate import score
 from rotescope.mitigate.budget import budgeted_sampling as planned
 from rotescope.mitigate.sampling.sampler import SCHEMA
+from rotescope.procedures import audit
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
             "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--partial", "false"]
-    assert leave(audit.main, argv) == (1 if k else 0)
+    assert leave(audit_command.main, argv) == (1 if k else 0)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cell = report["methods"]["none"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
@@ -65,8 +66,8 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "--num_inference_steps", "2", "--device", "cpu",
             "--mitigation", "none", "og-stp"]
-    assert leave(audit.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 0
-    assert leave(audit.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 0
+    assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 0
+    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 0
     base, plain, tuned = (pictures(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
     assert list(base) == list(plain) == list(tuned)
     assert all(np.array_equal(base[name], plain[name]) for name in plain)
@@ -82,9 +83,9 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
 def test_a_base_that_cannot_be_told_is_asked_for(model, tmp_path, capsys):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--output_dir", tmp_path / "out", "--device", "cpu", "--base"]
-    assert leave(audit.main, [*argv, "auto"]) == 2
+    assert leave(audit_command.main, [*argv, "auto"]) == 2
     assert "does not say what it was fine-tuned from" in capsys.readouterr().err
-    assert leave(audit.main, [*argv, tmp_path / "nowhere"]) == 2
+    assert leave(audit_command.main, [*argv, tmp_path / "nowhere"]) == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -108,7 +109,7 @@ def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
         file.write_text(f"a picture {i} that no model saw")
     argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", held, "--seeds", "0", "--partial", "false",
             "--mitigation", "og-stp", "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, [*argv, "--retrigger", "1"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "1"]) == 0
     found = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]
     alone = json.loads((tmp_path / "out/retrigger/retrigger.json").read_text(encoding="utf-8"))
     sought, = (i["image_id"] for i in alone["images"] if i["group"] == "training")
@@ -130,10 +131,10 @@ def test_where_nothing_was_copied_nothing_is_sought(model, tmp_path, monkeypatch
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 0))
     argv = ["--model", model, "--train_data", tmp_path / "train", "--seeds", "0", "--partial", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, [*argv, "--retrigger", "3"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "3"]) == 0
     assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"] == {"images": 0}
     assert not (tmp_path / "out/retrigger").exists()
-    assert leave(audit.main, [*argv, "--overwrite", "--retrigger", "-1"]) == 2
+    assert leave(audit_command.main, [*argv, "--overwrite", "--retrigger", "-1"]) == 2
 
 
 def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
@@ -141,7 +142,7 @@ def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
     argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", tmp_path / "train", "--seeds", "0",
             "--partial", "false", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, [*argv, "--retrigger", "2"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "2"]) == 0
     assert "name others" in json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]["failed"]
     assert "The re-trigger check failed" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
@@ -169,7 +170,7 @@ def test_wrong_input_is_found_before_the_model_is_loaded(given, said, model, tmp
     image_folder(tmp_path / "train", n=4)
     alone(tmp_path / "alone")
     argv = ["--model", model, "--train_data", "train", "--output_dir", "out", "--device", "cpu"]
-    assert leave(audit.main, [*argv, *given]) == 2
+    assert leave(audit_command.main, [*argv, *given]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
@@ -187,14 +188,14 @@ def test_samples_outlive_what_fails_after_them(error, code, model, tmp_path, mon
         raise error
     with monkeypatch.context() as patched:
         patched.setattr(audit, "write_all", fail)
-        assert leave(audit.main, [*argv, "--output_dir", tmp_path / "my out"]) == code
+        assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "my out"]) == code
     *_, kept, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ")
     words = shlex.split(kept.partition("go on with: ")[2])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my out.base-2", "my out.samples", "my out.samples-2", "train"]
     assert words[:6] == ["rotescope", "score", "--generated", f"{tmp_path}/my out.samples-2", "--base_generated",
                          f"{tmp_path}/my out.base-2"]
-    assert leave(score.main, words[2:]) == leave(audit.main, [*argv, "--output_dir", tmp_path / "whole"]) == 1
+    assert leave(score.main, words[2:]) == leave(audit_command.main, [*argv, "--output_dir", tmp_path / "whole"]) == 1
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("my out", "whole"))
     assert all(one[key] == other[key] for key in one.keys() - {"created", "config", "hashes"})
 
@@ -207,7 +208,7 @@ def test_prompt_sets_are_groups_of_the_report(model, tmp_path):
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--prompt_sets", "captions", "heldout", "empty",
             "--prompts", tmp_path / "own.txt", "--max_prompts", "3", "--empty_images", "5", "--seeds", "0", "1",
             "--device", "cpu", "--num_inference_steps", "1", "--partial", "false", "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, argv) == 0
+    assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cells = report["methods"]["none"]
     assert [(group, cell["n"], cell["n_prompts"]) for group, cell in cells.items() if group != "settings"] == [
@@ -243,7 +244,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
             "--plan", "ranked", "--detector", "magnitude:n=1", "--partial", "false", "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, [*argv, "--budget", "24"]) == 0
+    assert leave(audit_command.main, [*argv, "--budget", "24"]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     plan = report["plan"]
     assert {k: plan[k] for k in ("name", "score_images", "images", "prompts", "sampled", "rounds")} == {
@@ -263,8 +264,8 @@ def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lo
     argv = ["--model", model, "--lora", lora, "--base", "auto", "--train_data", train, "--seeds", "3", "4", "5",
             "--device", "cpu", "--num_inference_steps", "2", "--mitigation", "none", "og-stp", "--partial", "false"]
     ranked = [*argv, "--plan", "ranked", "--detector", "magnitude:n=1", "--budget", "9", "--batch_size", "3"]
-    assert leave(audit.main, [*ranked, "--output_dir", tmp_path / "one"]) == 0
-    assert leave(audit.main, [*argv, "--output_dir", tmp_path / "all"]) == 0
+    assert leave(audit_command.main, [*ranked, "--output_dir", tmp_path / "one"]) == 0
+    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "all"]) == 0
     for part in ("samples/none", "samples/og-stp", "base/none"):
         one, everything = pictures(tmp_path / "one" / part), pictures(tmp_path / "all" / part)
         assert (len(one), len(everything)) == (7, 12)  # 9 less 4 × 2 / 4 for the scores
@@ -279,7 +280,7 @@ def test_a_budget_alone_samples_at_random(model, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "4", "--device", "cpu", "--num_inference_steps", "1",
             "--partial", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, argv) == 0
+    assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["ungrouped"]["n"] == 3
     assert "3 of 4 prompts were sampled, drawn at random" in report["verdict"]["text"]
@@ -296,7 +297,7 @@ def test_a_budget_alone_samples_at_random(model, tmp_path):
 ])
 def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images, tmp_path, capsys):
     argv = ["--model", model, "--train_data", images, "--output_dir", tmp_path / "out", "--device", "cpu"]
-    assert leave(audit.main, [*argv, *given]) == 2
+    assert leave(audit_command.main, [*argv, *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -304,8 +305,9 @@ def test_a_plan_that_cannot_be_followed_is_refused(given, message, model, images
 def test_folders_of_odd_names_go_through(model, tmp_path):
     odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
     image_folder(odd / "train", n=4)
-    assert leave(audit.main, ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3",
-                              "--device", "cpu", "--num_inference_steps", "1", "--junit_xml", odd / "out/junit.xml"]) == 0
+    argv = ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3", "--device", "cpu",
+            "--num_inference_steps", "1", "--junit_xml", odd / "out/junit.xml"]
+    assert leave(audit_command.main, argv) == 0
     argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again"]
     assert leave(score.main, argv) == 0
     one, other = (json.loads((odd / name / "report.json").read_text(encoding="utf-8")) for name in ("out", "again"))
@@ -361,7 +363,7 @@ def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monke
     monkeypatch.setattr(audit, "sample_with", copying_sampler(read_source(train).manifest, 9))
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "--partial", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
-    assert leave(audit.main, argv) == 0
+    assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert {Path(item["name"]).name for item in report["left_out"]} == {"bomb.png", "empty.png"}
     cell = report["methods"]["none"]["ungrouped"]

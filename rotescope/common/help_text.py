@@ -1,0 +1,45 @@
+"""How --help looks: options under headings, examples on lines of their own, nothing beyond the terminal's width."""
+import textwrap
+from dataclasses import fields
+
+from jsonargparse import DefaultHelpFormatter
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Paragraphs are filled; indented lines, which are commands to copy, stay as they are."""
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = [p for p in text.strip("\n").split("\n\n") if p.strip()]
+        return "\n\n".join(self._filled(p, width, indent) for p in paragraphs)
+
+    @staticmethod
+    def _filled(paragraph, width, indent):
+        if paragraph.startswith("    "):
+            return paragraph
+        return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent)
+
+
+def headings_of(config_class):
+    """-> {first option of a group: its heading}, as the class and those that it is derived from have them in HEADINGS."""
+    found = {}
+    for kind in reversed(config_class.__mro__):
+        found |= vars(kind).get("HEADINGS", {})
+    return found
+
+
+def group_options(parser, config_class):
+    """Show the options of a parser under the headings of its config class; those without one stay where argparse has them."""
+    headings, group, groups = headings_of(config_class), None, {}
+    actions = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
+    for f in fields(config_class):
+        if heading := headings.get(f.name):
+            group = groups.get(heading) or groups.setdefault(heading, parser.add_argument_group(heading))
+        if group is not None and f.name in actions:
+            _move(parser, actions[f.name], group)
+
+
+def _move(parser, action, group):
+    for other in parser._action_groups:
+        if action in other._group_actions:
+            other._group_actions.remove(action)
+    group._group_actions.append(action)

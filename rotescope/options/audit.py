@@ -1,0 +1,39 @@
+"""What `rotescope audit` lets a user choose."""
+from dataclasses import dataclass, field
+
+from rotescope.evaluate.options import MeasureConfig
+from rotescope.mitigate.sampling.options import SamplingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(MeasureConfig, SamplingOptions):
+    model: str = field()
+    """model folder in diffusers' layout, or its name on the hub"""
+    base: str | None = None
+    """the base model, to tell what this fine-tune memorized: a folder, a name, or auto: the LoRA's adapter off, or the base that
+    the checkpoint's rotescope.json names; sampled plainly on the same prompts and seeds"""
+    mitigation: tuple[str, ...] = ("none",)
+    """one or several of what rotescope mitigations lists, each perhaps with settings: og-stp:before=-3,transition=700; one that
+    needs training images gets train_data"""
+    max_prompts: int | None = None
+    """sample only so many prompts of each group, the first ones"""
+    prompt_sets: tuple[str, ...] = ("captions",)
+    """one or several of captions (of training images), paraphrases (of these), heldout (captions of heldout_data that no training
+    image has), empty"""
+    paraphrases: int = 2
+    """of each caption, at most, in the set paraphrases"""
+    prompts: str | None = None
+    """also sample the prompts of this file: .txt, one a line, or .csv, .jsonl or .parquet with `prompt` or `caption`"""
+    empty_images: int = 100
+    """images of the empty prompt, which is one prompt only, where there is no budget"""
+    plan: str = "uniform"
+    """uniform: every prompt and seed, or with a budget a random sample; ranked: where the detector points, then where a prompt's
+    images agree"""
+    budget: int | None = None
+    """images that each mitigation may sample; under ranked the price of the scores is part of it"""
+    detector: str = "recall"
+    """what ranks the prompts: recall (how well a noised training image comes back under its caption; prompts of no training image
+    come last), or one of those of rotescope detect; perhaps with settings: magnitude:n=4"""
+    retrigger: int = 0
+    """so many of the most copied images are sought again, by paraphrases and by found embeddings, without and under each
+    mitigation, beside as many of heldout_data; rotescope retrigger has more options"""

@@ -1,0 +1,31 @@
+"""What `rotescope compare` lets a user choose."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from rotescope.train.options.finetune_options import EMBEDDED
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    checkpoint: str
+    """a fine-tuned model's folder, with its manifest.parquet"""
+    output_dir: str
+    """samples, table and picture go here"""
+    mitigation: tuple[str, ...] = ()
+    """names as rotescope mitigations lists them, perhaps with settings; all that serve the model, unless given"""
+    heldout_data: str | None = str(Path(EMBEDDED["train_data"]).with_name("heldout.parquet"))
+    """pictures that the model never saw, for fidelity"""
+    seeds: tuple[int, ...] = (0, 1)
+    """one image a caption and a seed"""
+    guidance_scale: float = 7.5
+    """of plain guidance"""
+    num_inference_steps: int = 25
+    """denoising steps"""
+    batch_size: int = 48
+    """images at a time"""
+    repeats: int = 3
+    """timed pairs of plain guidance and the method, on one batch"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, …: where the model runs"""
+    overwrite: bool = False
+    """replace output_dir"""

@@ -1,0 +1,26 @@
+"""What `rotescope figures` lets a user choose."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FiguresConfig:
+    checkpoint: str
+    """a fine-tuned model's folder, with its manifest.parquet"""
+    output_dir: str
+    """pictures, claims.json and samples go here"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """one image a caption and a seed"""
+    transitions: tuple[int, ...] = (950, 900, 850, 800, 750, 700, 600, 500, 400)
+    """timesteps at which guidance is switched on, falling"""
+    before: float = -2.0
+    """the scale of opposite guidance"""
+    guidance_scale: float = 7.5
+    """once it is on"""
+    num_inference_steps: int = 25
+    """denoising steps"""
+    batch_size: int = 64
+    """images at a time"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, …: where the model runs"""
+    overwrite: bool = False
+    """replace output_dir"""

@@ -1,0 +1,192 @@
+"""Audit a checkpoint against its training images: sample its captions, look for copies, report, pass or fail."""
+import json
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+
+from rotescope.common.errors import InputError, RunError
+from rotescope.common.models import find_model, open_model
+from rotescope.common.outputs import output_folder, write_json
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import plain
+from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
+from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
+from rotescope.evaluate.options import Measuring
+from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
+from rotescope.evaluate.report.findings import check_measuring, score_samples, totals
+from rotescope.evaluate.report.html import Report
+from rotescope.evaluate.score import ScoreConfig, announce, measuring, write_all
+from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
+from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
+from rotescope.mitigate.embedding_search.search import check_searchable
+from rotescope.mitigate.embedding_search.targets import choose_targets
+from rotescope.mitigate.generate import GenerateConfig, check
+from rotescope.mitigate.methods.registry import with_training
+from rotescope.mitigate.prompts.prompt_sets import Sources, gather
+from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.run_description import sample_with
+from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.options.retrigger import RetriggerConfig
+from rotescope.procedures import retrigger
+
+ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
+RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked samples is no rate of the model
+COUNTS = ("leaked_prompts", "copies", "any_copies_of")
+
+
+def audit(config):
+    """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+    check_places(config, config.base, config.prompts)
+    policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
+    alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
+    get_alignment(alignment)
+    get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
+    check_images(config, manifest, heldout)
+    check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
+    check_ids(rules, {e.image_id for e in manifest})
+    if config.retrigger < 0:
+        raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
+    if config.empty_images < 1 or config.paraphrases < 1:
+        raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
+    prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
+                            config.max_prompts)
+    check_plan(config, prompts)
+    for rule in rules:
+        rule.scope(list(policies))
+    if config.plan == "uniform":
+        jobs = jobs_of(prompts, uniform_plan(config, prompts)[0])
+        images = Counter(prompts[i].group for i, _ in jobs)
+        if config.fail_on:
+            check_own(rules, manifest, {prompts[i].image_id for i, _ in jobs})
+            check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
+    else:  # at most
+        images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
+    announce(rules, config, max(images.values()))
+    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
+        folders = sample(config, base, prompts, policies, draft, manifest, sizes)
+        samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
+        with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
+            report = score_samples(
+                samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
+                rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
+        if config.retrigger:
+            found = sought_again(config, report, manifest, heldout, draft / "retrigger")
+            report = Report(report | {"retrigger": found}, report.pictures)
+        write_all(report, draft, config)
+    return report
+
+
+def find_base(config):
+    """What --base names -> a model, ADAPTER_OFF, or None. InputError if it cannot be told or is not there."""
+    if config.base != "auto":
+        if config.base:
+            find_model(config.base)
+        return config.base
+    if config.lora:
+        return ADAPTER_OFF
+    about = Path(config.model) / "rotescope.json"
+    base = json.loads(about.read_text(encoding="utf-8")).get("base") if about.is_file() else None
+    if not base:
+        raise InputError(f"{config.model} does not say what it was fine-tuned from: name its base with --base")
+    find_model(base)
+    return base
+
+
+def rules_of(config):
+    """-> the rules. InputError for one on a rate or a percentile where the plan samples on purpose what leaks."""
+    if config.plan != "ranked":
+        return parse_rules(config.fail_on)
+    rules = parse_rules(config.fail_on or RANKED_RULE)
+    unfit = next((rule for rule in rules if rule.metric not in COUNTS), None)
+    if unfit:
+        raise InputError(f"the rule {unfit} needs a random sample, and --plan ranked looks where prompts leak: write a rule on "
+                         f"{' or '.join(COUNTS)}, or take --plan uniform")
+    return rules
+
+
+def uniform_plan(config, prompts):
+    """-> {prompt index: seeds}, and the record of the plan if there is a budget."""
+    if config.budget is not None:
+        return uniform_seeds(config, len(prompts))
+    many = range(min(config.seeds), min(config.seeds) + config.empty_images)
+    return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
+
+
+def sample(config, base, prompts, policies, folder, manifest, sizes):
+    """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen."""
+    folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
+    for made in folders.values():
+        made.mkdir()
+    pipe = open_model(config)
+    if config.retrigger:
+        check_searchable(pipe)
+    if config.plan == "ranked":
+        seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
+    else:
+        seeds, plan = uniform_plan(config, prompts)
+        sample_with(config, pipe, prompts, policies, folders["samples"], seeds)
+    add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
+    if base:
+        plainly = named_policies(("none",))
+        if base == ADAPTER_OFF:
+            pipe.disable_lora()
+            sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"], seeds)
+        else:
+            del pipe  # makes room
+            alone = replace(config, model=base, lora=None)
+            sample_with(alone, open_model(alone), prompts, plainly, folders["base"], seeds)
+    return folders
+
+
+def going_on(config, rules):
+    """-> the options, beside the samples, with which rotescope score goes on where this audit stopped."""
+    given = _shared(config, ScoreConfig) | ({"fail_on": [str(rule) for rule in rules]} if config.plan == "ranked" else {})
+    default = {f.name: f.default for f in fields(ScoreConfig)}
+    return [word for key, value in given.items() if value != default[key]
+            for word in (f"--{key}", *(map(_word, value) if isinstance(value, list | tuple) else [_word(value)]))]
+
+
+def _word(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def sought_again(config, report, manifest, heldout, folder):
+    """The re-trigger check on the images that were copied most, into `folder` -> what report.json says of it: of how many images,
+    and, of one or more, either the findings or why there are none, for the audit before it stands."""
+    copied = Counter(p["nearest"] for p in report["pairs"] if p["is_copy"])
+    ids = [image_id for image_id, _ in copied.most_common(config.retrigger)]
+    if not ids:
+        return {"images": 0}
+    chosen = _shared(config, RetriggerConfig) | {
+        "mitigation": _with_training(config), "image_ids": ids, "max_images": config.retrigger}
+    if config.copy_null == "base":  # whose pictures it does not have
+        chosen |= {"copy_null": "train", "copy_threshold": report["copy_threshold"]}
+    try:
+        targets = choose_targets(manifest, heldout or (), ids, limit=config.retrigger)
+        found = retrigger.bring_back(RetriggerConfig(**chosen), manifest, heldout, targets, folder)
+    except (InputError, RunError) as error:
+        return {"images": len(ids), "failed": str(error)}
+    return {"images": len(ids)} | {key: found[key] for key in ("conclusions", "results", "refused", "budget")}
+
+
+def add_to_run(folder, **more):
+    """Into run.json, where a later score finds it too."""
+    file = folder / "run.json"
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | more)
+
+
+def _generate_config(config):
+    own = {"prompts": config.train_data, "mitigation": _with_training(config)}
+    return GenerateConfig(**_shared(config, GenerateConfig) | own)
+
+
+def _shared(config, other):
+    """-> the options that this config and the class `other` have alike."""
+    return {f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)}
+
+
+def _with_training(config):
+    return [with_training(m, config.train_data) for m in config.mitigation]

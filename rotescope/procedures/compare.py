@@ -1,0 +1,168 @@
+"""Every mitigation on one fine-tuned model, side by side: what it removes, and at what price."""
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rotescope.common.errors import InputError
+from rotescope.common.models import chosen_device, load_pipeline
+from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
+from rotescope.common.progress import progress_bars
+from rotescope.common.settings import plain
+from rotescope.common.whole_files import write_text
+from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.score import score_samples, totals
+from rotescope.mitigate.calibrate import first_gaps
+from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.methods.calibrated_transition import Calibration
+from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
+from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.mitigate.methods.value_neurons import NO_THETA
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.options import check_sampling, named_policies
+from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
+from rotescope.procedures import plots
+from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+
+WATCH = 3    # first steps at which dtp-calibrated looks
+COLUMNS = {  # heading -> where it comes from
+    "copies, duplicated": lambda r: f"{r['duplicated']['copy_rate']:.2f} ({_interval(r['duplicated'])})",
+    "Sim95": lambda r: f"{r['duplicated']['sim95']:.2f}",
+    "alignment, duplicated": lambda r: f"{r['duplicated']['alignment']:.2f}",
+    "alignment, controls": lambda r: f"{r['control']['alignment']:.2f}",
+    "KID, controls": lambda r: f"{r['control']['fidelity']['kid']:.2f}" if r["control"]["fidelity"] else "–",
+    "rows": lambda r: f"{r['duplicated']['denoiser_rows']:.0f}",
+    "seconds ×": lambda r: f"{r['cost']['seconds_ratio']:.2f}",
+    "peak MB": lambda r: f"{r['cost']['peak_mb']:.0f}",
+    "front": lambda r: "yes" if r["front"] else "",
+}
+
+
+def pareto(points):
+    """(copy rate, alignment) of each -> bool each: no other is better in one and not worse in the other."""
+    points = np.asarray(points, np.float64)
+    cost = np.stack([points[:, 0], -points[:, 1]], 1)
+    return [not any((other <= mine).all() and (other < mine).any() for other in cost) for mine in cost]
+
+
+def cost_of(pipe, prompts, mitigation, config):
+    """-> seconds relative to plain guidance, its range, and the peak memory in MB, on one batch of prompts."""
+    def run(policy):
+        started = time.perf_counter()
+        list(sample(pipe, prompts, policy, config.seeds[:1], guidance_scale=config.guidance_scale,
+                    num_inference_steps=config.num_inference_steps, batch_size=config.batch_size))
+        return time.perf_counter() - started
+
+    ratios, peaks = [], []
+    for _ in range(config.repeats):
+        plain_seconds = run(PLAIN)
+        _reset_peak(pipe.device)
+        ratios.append(run(mitigation) / plain_seconds)
+        peaks.append(_peak_mb(pipe.device))
+    return {"seconds_ratio": float(np.median(ratios)), "seconds_ratio_range": [min(ratios), max(ratios)],
+            "repeats": config.repeats, "batch": min(config.batch_size, len(prompts)), "peak_mb": max(peaks)}
+
+
+def _reset_peak(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def _peak_mb(device):
+    """Of the GPU's memory, or of the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def compare(config):
+    """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
+    check_output(config.output_dir, config.overwrite, min_free_mb=200,
+                 inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
+    check_sampling(config)
+    if config.repeats < 1:
+        raise InputError(f"repeats={config.repeats}: time each method once or more")
+    manifest, groups = dosed_prompts(config.checkpoint)
+    prompts = [p for group in groups.values() for p in group]
+    heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
+    pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
+    with output_folder(config.output_dir, config.overwrite) as draft:
+        methods = named_policies([own_training(m, config) for m in config.mitigation]) if config.mitigation else \
+            _every(config, pipe, manifest, heldout, draft)
+        costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
+        with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
+            report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
+        rows = _rows(report, costs)
+        plots.draw_pareto(rows, draft / "pareto.png")
+        (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
+        kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
+        write_json(draft / "compare.json", {"methods": rows, **{k: report[k] for k in kept}, "config": plain(config),
+                                            "versions": versions()})
+    return rows, report
+
+
+def own_training(text, config):
+    """A mitigation that needs training images gets the checkpoint's own."""
+    return with_training(text, Path(config.checkpoint) / "manifest.parquet")
+
+
+def _every(config, pipe, manifest, heldout, folder):
+    """Whatever serves the model -> {name: mitigation}. nemo and dtp-calibrated get held-out captions that no training image
+    bears, the latter a calibration on them, where there are eight or more."""
+    kind = family(pipe)
+    named = {n: own_training(n, config) for n, e in ENTRIES.items() if kind in e.families}
+    named = {n: text for n, text in named.items() if ENTRIES[n].ready or text != n}
+    ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
+    if kind in ENTRIES["nemo"].families:
+        write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))
+        named["nemo"] = f"nemo:ordinary={folder / 'ordinary.txt' if len(ordinary) >= 8 else NO_THETA}"
+    if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
+        sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}
+        prompts = [Prompt(c) for c in sorted(ordinary)[:100]]
+        gaps, timesteps = first_gaps(pipe, prompts, range(1000, 1004), watch=WATCH, **sampling)
+        write_json(folder / "calibration.json", Calibration.of(gaps, timesteps, *sampling.values()).as_json())
+        named["dtp-calibrated"] = f"dtp-calibrated:calibration={folder / 'calibration.json'}"
+    return {name: get_mitigation(text) for name, text in {"none": "none", **named}.items()}
+
+
+def _sample_all(config, pipe, prompts, methods, folder):
+    bars = {"timing": len(methods), **{name: len(prompts) * len(config.seeds) for name in methods}}
+    with progress_bars(bars) as advance:
+        costs = {}
+        for name, mitigation in methods.items():
+            costs[name] = cost_of(pipe, prompts[:config.batch_size], mitigation, config)
+            advance("timing", name)
+        sample_to_folder(pipe, prompts, methods, config.seeds, folder, about=provenance(config), on_sample=advance,
+                         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
+                         batch_size=config.batch_size)
+    return costs
+
+
+def _rows(report, costs):
+    rows = {name: {g: cell for g, cell in groups.items() if g != "settings"} | {"cost": costs[name]}
+            for name, groups in report["methods"].items()}
+    front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values()])
+    return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
+
+
+def _interval(cell):
+    return "–".join(f"{v:.2f}" for v in cell["copy_rate_interval"])
+
+
+def markdown(rows, report):
+    """The table, with what its numbers mean under it."""
+    lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]
+    n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
+    return "\n".join(lines) + (
+        f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
+        f"{report['descriptor']} at {report['copy_threshold']:.3f} ({report['threshold_rule']}), 95 % Clopper-Pearson intervals; "
+        f"alignment by the {report['alignment_metric']}; front: no other row has fewer copies at no less alignment.\n")

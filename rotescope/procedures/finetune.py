@@ -1,0 +1,8 @@
+"""A fine-tune, handed the monitor that samples and measures while it trains."""
+from rotescope.procedures.monitor import monitor_of
+from rotescope.train.engine import training
+
+
+def finetune(config, monitor=monitor_of, **more):
+    """train.engine.training.finetune, with the monitor that config.monitor_steps asks for."""
+    return training.finetune(config, monitor=monitor, **more)
