@@ -23,8 +23,8 @@ from rotescope.mitigate.methods.value_neurons import NO_THETA
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.pareto import draw_pareto
 
 WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
@@ -101,7 +101,7 @@ def compare(config):
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
-        plots.draw_pareto(rows, draft / "pareto.png")
+        draw_pareto(rows, draft / "pareto.png")
         (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
         write_json(draft / "compare.json", {"methods": rows, **{k: report[k] for k in kept}, "config": plain(config),

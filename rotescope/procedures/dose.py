@@ -26,9 +26,9 @@ from rotescope.mitigate.prompts.prompt import prompts_of
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.dose_plan import jobs, recipe_of
 from rotescope.procedures.finetune import finetune
+from rotescope.procedures.plots.dose import draw_dose
 from rotescope.train.engine.job import check
 
 
@@ -63,7 +63,7 @@ def dose(config):
             _sample(config, job, draft / job.folder)
         left_out = [asdict(q) for q in source.quarantined]
         found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
-        plots.draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
+        draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
         (draft / "dose.md").write_text(markdown(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)

@@ -19,8 +19,8 @@ from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.figures import draw_all
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def figures(config):
             report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
         curves = Curves(draft)
         found, drawn = judge(curves, report, config)
-        plots.draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report["copy_threshold"])
+        draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report["copy_threshold"])
         write_json(draft / "claims.json", {
             "claims": [asdict(c) for c in found], "descriptor": report["descriptor"], "copy_threshold": report["copy_threshold"],
             "threshold_rule": report["threshold_rule"], "config": plain(config), "versions": versions(),
