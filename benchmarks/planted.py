@@ -29,7 +29,7 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.procedures.checkpoint_prompts import dosed_prompts
-from rotescope.procedures.finetune import finetune
+from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 
 
@@ -82,7 +82,7 @@ def sampled(model, prompts, config, folder, name):
 def one_seed(config, seed, folder, heldout):
     """Fine-tune, sample, score -> {seed, held, threshold, descriptor, finetuned: counts, base: counts}."""
     recipe = parse(FinetuneConfig, [], prog="finetune", description="", config=RECIPE)
-    finetune(replace(recipe, output_dir=str(folder / "checkpoint"), seed=seed,
+    run_finetune(replace(recipe, output_dir=str(folder / "checkpoint"), seed=seed,
                      max_train_steps=config.max_train_steps or recipe.max_train_steps,
                      partial_plan=bool(config.max_train_steps)))
     manifest, groups = dosed_prompts(folder / "checkpoint")

@@ -26,7 +26,7 @@ from rotescope.common.settings import parse, plain
 from rotescope.evaluate.inputs.samples import open_image
 from rotescope.evaluate.score import score_samples, totals
 from rotescope.mitigate.budget.allocation import ranked, uniform
-from rotescope.mitigate.budget.budgeted_sampling import agreement, score_cost, scores_of
+from rotescope.mitigate.budget.budgeted_sampling import pair_agreement, score_cost, scores_of
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -88,9 +88,9 @@ def leaks_of(folder, prompts, manifest):
 
 
 def agreements_of(folder, n, seeds):
-    """-> {(prompt index, k): agreement of its first k images}, k from 2 on."""
+    """-> {(prompt index, k): pair_agreement of its first k images}, k from 2 on."""
     pictures = [[open_image(folder / f"none/images/P{i:05d}-S{s}.png") for s in seeds] for i in range(n)]
-    return {(i, k): agreement(some[:k]) for i, some in enumerate(pictures) for k in range(2, len(seeds) + 1)}
+    return {(i, k): pair_agreement(some[:k]) for i, some in enumerate(pictures) for k in range(2, len(seeds) + 1)}
 
 
 def found_ranked(scores, seeds, left, leaking, agreements):

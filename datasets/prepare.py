@@ -6,11 +6,11 @@
         --class_names train/recipes/imagenette_classes.csv
     rotescope prepare --train_data few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from rotescope.common.console import answer
 from rotescope.common.errors import InputError, exit_cleanly
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
@@ -24,6 +24,8 @@ from rotescope.datasets.readers.sources import Source, read_source
 
 @dataclass(frozen=True)
 class PrepareConfig:
+    HEADINGS: ClassVar = {"train_data": "data and output", "duplicated": "which images repeat, and how often",
+                          "caption_style": "captions", "mix_data_dir": "other images beside them", "plan_seed": "the choice"}
     train_data: str
     """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
     output_file: str
@@ -144,10 +146,10 @@ def summary(source):
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(PrepareConfig, sys.argv[1:] if argv is None else argv, prog="rotescope prepare", description=__doc__)
+    config = parse(PrepareConfig, argv, prog="rotescope prepare", description=__doc__)
     source = prepare(config)
     show_quarantined(source.quarantined, quarantine_file(config.output_file), source.unused)
-    print(json.dumps(summary(source) | {"manifest": config.output_file}))
+    answer(**summary(source), manifest=config.output_file)
 
 
 if __name__ == "__main__":

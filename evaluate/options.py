@@ -1,5 +1,5 @@
-"""What score and audit let a user choose alike."""
-from dataclasses import dataclass
+"""What score, audit and index let a user choose. Light: it is read before the arguments are right."""
+from dataclasses import dataclass, fields
 
 TITLE = "What did this model learn by rote?"
 
@@ -57,3 +57,34 @@ class MeasureConfig(Measuring):
     """heading of the report"""
     overwrite: bool = False
     """replace output_dir"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(MeasureConfig):
+    generated: str
+    """what rotescope generate wrote, or any folder of images"""
+    base_generated: str | None = None
+    """pictures by the base model on the same prompts and seeds: what it makes too, this fine-tune did not memorize"""
+    sweep: str | None = None
+    """a second samples folder with one method a transition, for the trade-off curves"""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    index_dir: str
+    """the index lies here; score and audit take it as --index_dir"""
+    train_data: str | None = None
+    """images to embed: a folder, a Parquet file or a manifest"""
+    merge: tuple[str, ...] = ()
+    """indexes of parts to join instead"""
+    shard: str | None = None
+    """embed only this part of the data, as 1/4 to 4/4"""
+    descriptor: str = "auto"
+    """as for score; auto: by the size of the first image"""
+    trust_sha256: tuple[str, ...] = ()
+    """as for score"""
+
+
+def measuring(config):
+    """The fields of Measuring in a larger config -> dict."""
+    return {f.name: getattr(config, f.name) for f in fields(Measuring)}

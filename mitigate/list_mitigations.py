@@ -1,49 +1,56 @@
-"""List every mitigation: its settings, its paper, what it costs and needs, and the model families that the tests run it on.
+"""List every mitigation: what it costs and needs, its settings, its paper, and the model families that the tests run it on.
 
     rotescope mitigations
     rotescope mitigations --json
 
-Take one with --mitigation NAME, or NAME:key=value,key=value for other settings than the authors'.
+Take one with --mitigation NAME, or NAME:key=value,key=value for other settings than the authors'. Costs are denoiser rows against
+plain guidance. Where no families are named, all of them are tested.
 """
 import json as as_json
-import sys
-from dataclasses import asdict, dataclass
-
-from rich.console import Console
-from rich.table import Table
+import textwrap
+from dataclasses import dataclass
 
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
-from rotescope.mitigate.methods.registry import ENTRIES
+from rotescope.mitigate.contract.catalogue import EVERY, words_of
+from rotescope.mitigate.methods.registry import list_mitigations
+
+WIDTH = 80
 
 
 @dataclass(frozen=True)
 class MitigationsConfig:
+    """Of rotescope mitigations."""
     json: bool = False
-    """as JSON, settings included"""
+    """as JSON"""
 
 
-def rows():
-    """-> one dict a mitigation."""
-    return [{"name": name, "settings": asdict(e.preset), "paper": e.paper, "cost": e.cost, "needs": e.needs,
-             "families": list(e.families)} for name, e in ENTRIES.items()]
+def as_table(entries, width=WIDTH):
+    """Entries -> text: names on the left, on the right cost, needs and families, then settings, then the paper."""
+    indent = 2 + max(len(entry.name) for entry in entries)
+    lines = [f"{'name':{indent}}cost, needs, families; settings; paper", ""]
+    for entry in entries:
+        right = [line for text in _told(entry) for line in textwrap.wrap(text, width - indent)]
+        lines += [f"{left:{indent}}{line}" for left, line in zip([entry.name, *[""] * len(right)], right, strict=False)]
+    return "\n".join(lines)
 
 
-def table():
-    found = Table("name", "settings", "paper", "cost", "needs", "families", box=None, pad_edge=False)
-    for row in rows():
-        settings = ", ".join(f"{k}={v}" for k, v in row["settings"].items())
-        found.add_row(row["name"], settings, row["paper"], row["cost"], row["needs"], " ".join(row["families"]))
-    return found
+def _told(entry):
+    needs = f"needs {', '.join(words_of(entry.needs))}" if entry.needs else ""
+    families = "" if entry.families == EVERY else f"{', '.join(entry.families)} only"
+    yield "; ".join(text for text in (entry.cost, needs, families) if text)
+    yield ", ".join(f"{key}={value}" for key, value in entry.settings.items())
+    yield entry.paper
 
 
 @exit_cleanly
 def main(argv=None):
-    config = parse(MitigationsConfig, sys.argv[1:] if argv is None else argv, prog="rotescope mitigations", description=__doc__)
+    config = parse(MitigationsConfig, argv, prog="rotescope mitigations", description=__doc__)
+    entries = list_mitigations()
     if config.json:
-        print(as_json.dumps(rows(), indent=2, ensure_ascii=False))
+        print(as_json.dumps([entry.as_json() for entry in entries], indent=2, ensure_ascii=False))
     else:
-        Console(width=None if sys.stdout.isatty() else 200).print(table())
+        print(as_table(entries))
 
 
 if __name__ == "__main__":

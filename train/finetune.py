@@ -35,8 +35,8 @@ def main(argv=None, monitor=None):
     own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
     config = _meant(config, given, named_in_file(argv))
-    from rotescope.train.engine.training import finetune
-    finetune(config, monitor=monitor)
+    from rotescope.train.engine.training import train_model
+    train_model(config, monitor=monitor)
 
 
 if __name__ == "__main__":  # the script is the front door's command, which hands the monitor in

@@ -34,7 +34,7 @@ def decode(encoded, name):
             raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} × {image.height} pixels are no picture, but a line")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         why = f"it is none of {', '.join(FORMATS)}" if encoded else "it is empty"
         raise InputError(f"{name} cannot be read as an image ({why}): mend or remove it") from error
@@ -42,7 +42,8 @@ def decode(encoded, name):
         raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error
 
 
-def _to_rgb(image):
+def to_rgb(image):
+    """Any PIL image -> RGB, as decode has it. ValueError on pixels that no eight bits can hold."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):  # convert() would clip at 255 and turn the picture white

@@ -1,12 +1,10 @@
 """Preflight -> one HTML page that needs no network. The template engine escapes captions and names."""
-import base64
-import io
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from rotescope.datasets.images.clusters import METHOD
+from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.inspection.risk import repeated
 
 RISKIEST, CLUSTERS, IN_CLUSTER, CAPTIONS, LEFT_OUT = 12, 60, 12, 20, 100   # how many of each the page shows
@@ -51,18 +49,9 @@ def _cluster(found, images):
 def _shown(found, i):
     e = found.manifest[i]
     width, height = found.pictures.looks[e.sha256].size
-    return {"uri": uri(e.open()), "caption": _short(e.captions[0]) if e.captions else "", "where": Path(e.name).name,
-            "size": f"{width} × {height}"}
+    return {"uri": data_uri(e.open(), THUMBNAIL), "caption": _short(e.captions[0]) if e.captions else "",
+            "where": Path(e.name).name, "size": f"{width} × {height}"}
 
 
 def _short(text):
     return text if len(text) <= CAPTION else text[:CAPTION - 1].rstrip() + "…"
-
-
-def uri(picture):
-    """A picture as a data URI: a small one exactly, in PNG; a large one as a thumbnail, in WebP."""
-    stream, small = io.BytesIO(), max(picture.size) <= THUMBNAIL
-    if not small:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.LANCZOS)
-    picture.save(stream, **({"format": "PNG"} if small else {"format": "WEBP", "quality": 85}))
-    return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(stream.getvalue()).decode()}"

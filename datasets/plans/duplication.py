@@ -2,11 +2,11 @@
 
 A copy is a number in the manifest: it costs no memory, no file and no second reading.
 """
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from rotescope.common.errors import InputError
+from rotescope.common.seeds import hashed_integer
 from rotescope.datasets.manifest import Manifest
 
 CAPTION_STYLES = ("same", "one", "several")
@@ -158,7 +158,7 @@ def _jaccard(one, other):
 
 
 def _rank(seed, image_id):
-    return hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
+    return hashed_integer(f"{seed}:{image_id}", 32)
 
 
 def _planned(example, plan, place):

@@ -1,6 +1,5 @@
 """What a plan starts from: caption styles for a whole data set, and other data beside it at a ratio."""
 import csv
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rotescope.common.errors import InputError
+from rotescope.common.seeds import hashed_integer
 from rotescope.datasets.captions.perturbation import replace_caption
 from rotescope.datasets.manifest import Manifest
 
@@ -82,4 +82,4 @@ def _class_of(example, names):
 
 
 def _number(seed, image_id):
-    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8], "big")
+    return hashed_integer(f"{seed}:{image_id}")

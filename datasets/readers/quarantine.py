@@ -2,7 +2,7 @@
 import csv
 from dataclasses import asdict
 
-from rich.console import Console
+from rotescope.common.console import say
 
 SHOWN = 20   # lines on a terminal; the file has all
 
@@ -21,15 +21,11 @@ def show_quarantined(quarantined, file=None, unused=()):
     file: where all are listed, if anywhere; unused: a Source's sentences on other files.
     """
     for sentence in unused:
-        _say(f"warning: {sentence}")
+        say(f"warning: {sentence}")
     if not quarantined:
         return
     more = [f"  … and {len(quarantined) - SHOWN} more"] if len(quarantined) > SHOWN else []
     are = "1 image is" if len(quarantined) == 1 else f"{len(quarantined)} images are"
     listed = f", all listed in {file}" if file else ""
     lines = [f"{are} left out{listed}:", *(f"  {' '.join(q.reason.split())}" for q in quarantined[:SHOWN]), *more]
-    _say("\n".join(lines))
-
-
-def _say(text):
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines))

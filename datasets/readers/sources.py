@@ -56,6 +56,13 @@ def read_source(path, need_captions=True):
     return Source(Manifest(tuple(good)) if isinstance(good[0], Example) else identify(good), quarantined, unused)
 
 
+def as_source(data):
+    """A Source, a Manifest, or what read_source reads -> Source; captions are not needed."""
+    if isinstance(data, Source):
+        return data
+    return Source(data, ()) if isinstance(data, Manifest) else read_source(data, need_captions=False)
+
+
 def load_source(path, need_captions=True):
     """As read_source -> the Manifest alone; any broken, missing or captionless image is an InputError with their number."""
     source = read_source(path, need_captions)

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import pyarrow as pa
+from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256, whole
@@ -39,14 +40,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Samples:
-    folder: Path
+    """Generated images, in a folder or in memory, and what is known of each."""
+    folder: Path | None          # None: they are in memory
     records: tuple[Record, ...]
     run: dict = field(default_factory=dict)  # run.json: config, model, hashes, versions, methods
     left_out: tuple[Quarantined, ...] = ()   # pictures that cannot be read
+    held: dict[str, Image.Image] = field(default_factory=dict, repr=False)  # `image` of a record -> RGB picture, if in memory
 
     def open(self, record):
         """-> PIL image, RGB."""
-        return open_image(self.folder / record.image)
+        return open_image(self.folder / record.image) if self.folder else self.held[record.image].copy()
 
     @property
     def side(self):
@@ -55,8 +58,8 @@ class Samples:
 
     @cached_property
     def sha256(self):
-        """Of each image file, in order."""
-        return [sha256(self.folder / r.image) for r in self.records]
+        """Of each image file, in order; of a picture in memory, of its pixels."""
+        return [sha256(self.folder / r.image) if self.folder else pixels_sha256(self.held[r.image]) for r in self.records]
 
     @property
     def pictures(self):
@@ -77,6 +80,11 @@ class Samples:
         named = zip(self.records, self.sha256, strict=True)
         lines = (f"{r.image}\t{r.method}\t{r.prompt}\t{r.seed}\t{sha}\n" for r, sha in named)
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def pixels_sha256(picture):
+    """Of the size and the pixels of an RGB picture."""
+    return hashlib.sha256(f"{picture.width}x{picture.height}\n".encode() + picture.tobytes()).hexdigest()
 
 
 def open_image(file):

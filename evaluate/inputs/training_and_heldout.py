@@ -1,11 +1,21 @@
 """What an evaluation takes in: a picture that cannot be read is left out by name, and does not stop the rest."""
+from dataclasses import dataclass
+
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import Quarantined, read_source
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture that cannot be read, or that counts nowhere."""
+    of: str       # training, held-out, generated, sweep, base model's
+    name: str
+    reason: str
+
+
 def take_in(train_data, heldout_data=None, need_captions=False, listed_in="report.json"):
-    """-> (Manifest of the training images, that of the held-out pictures or None, what is left out of both, as named gives it).
+    """-> (Manifest of the training images, that of the held-out pictures or None, LeftOut pictures of both).
 
     The last is told on stderr, too, and which file lists it. need_captions: of the training images. Raises InputError where
     nothing is there or left.
@@ -19,8 +29,8 @@ def take_in(train_data, heldout_data=None, need_captions=False, listed_in="repor
 
 
 def named(what, quarantined):
-    """-> [{of, name, reason}], as report.json has it."""
-    return [{"of": what, "name": q.name, "reason": q.reason} for q in quarantined]
+    """What they are of, several Quarantined -> list of LeftOut."""
+    return [LeftOut(what, q.name, q.reason) for q in quarantined]
 
 
 def apart(heldout, training):
@@ -46,7 +56,7 @@ def _sorted(heldout, why):
 
 def notes(left_out):
     """Left-out pictures -> a sentence for each kind of them."""
-    for what in dict.fromkeys(item["of"] for item in left_out):
-        own = [item for item in left_out if item["of"] == what]
-        yield (f"{len(own):,} {what} {'picture is' if len(own) == 1 else 'pictures are'} left out: {own[0]['reason']}"
+    for what in dict.fromkeys(item.of for item in left_out):
+        own = [item for item in left_out if item.of == what]
+        yield (f"{len(own):,} {what} {'picture is' if len(own) == 1 else 'pictures are'} left out: {own[0].reason}"
                + (f" (and {len(own) - 1:,} more, all in report.json)" if own[1:] else ""))

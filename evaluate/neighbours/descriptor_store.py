@@ -1,36 +1,30 @@
 """Descriptors on disk, embedded once and known by content.
 
-    index.json       whose descriptors: their name and number of dimensions; and an id of this index alone
+    index.json       whose descriptors: their name and number of dimensions
     vectors.f16      m × d float16, row after row; read as a memory map
     keys.bin         32 bytes a row: the SHA-256 of the encoded image
-    images.parquet   what the rows of training images are: ids, captions, SHA-256, copies, row; and which merged parts they are of
     queries/         the same for pictures that are compared with them
 
-Both files only ever grow, the vectors first. So whatever was cut short, the rows that both of them hold are whole. A row whose
-vector is not of length 1, because a disk lost what it was given, is embedded again in its place; so are, at each use, the few
-pictures whose descriptor is 0.
+The vectors and the keys only ever grow, the vectors first. So whatever was cut short, the rows that both of them
+hold are whole. A row whose vector is not of length 1, because a disk lost what it was given, is embedded again in
+its place; so are, at each use, the few pictures whose descriptor is 0.
 """
 import fcntl
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
-from rotescope.common.parquet import read_table, write_table
 
 CHUNK = 64  # images that are embedded, and then safe, at a time
 KEY = 32    # bytes
 BLOCK = 2048     # rows that are checked at a time
+COPIED = 65536    # rows that go from one index to another at a time
 ROUNDING = 0.01  # how far half precision takes a length from 1, and more
-IMAGES = pa.schema([("image_ids", pa.list_(pa.string())), ("captions", pa.list_(pa.string())), ("sha256", pa.string()),
-                    ("copies", pa.int64()), ("row", pa.int64()), ("parts", pa.list_(pa.string()))],
-                   metadata={"rotescope": "index 1"})
 
 
 class Rows:
@@ -80,12 +74,11 @@ class Store:
         if not (self.folder / "index.json").exists():
             if any(p.name != "queries" for p in self.folder.iterdir()):
                 raise InputError(f"{self.folder} is no index, and not empty: name another folder")
-            write_json(self.folder / "index.json", wanted | {"id": uuid4().hex})
+            write_json(self.folder / "index.json", wanted)
         found = read_about(self.folder)
         if any(found[key] != value for key, value in wanted.items()):
             raise InputError(f"the index {self.folder} holds descriptors by {found['descriptor']}, not {self.name}: "
                              "name another folder, or that descriptor")
-        self.id = found.get("id") or str(self.folder.resolve())  # an index of before there were ids
 
     def _read(self):
         """-> how many rows are whole."""
@@ -157,25 +150,6 @@ class Store:
                         tick()
         return Rows(self.vectors, [self.row_of[key] for key in keys])
 
-    def describe(self, examples, copies, rows_of_ids):
-        """Write images.parquet: what the rows of an index are; rows_of_ids: {image_id: position in `examples`}."""
-        ids = [[] for _ in examples]
-        for image_id, position in rows_of_ids.items():
-            ids[position].append(image_id)
-        parts = {row["sha256"]: row["parts"] for row in self.images()}
-        self._write_images([
-            {"image_ids": ids[i], "captions": list(e.captions), "sha256": e.sha256, "copies": int(copies[i]),
-             "row": self.row_of[bytes.fromhex(e.sha256)], "parts": parts.get(e.sha256, [])} for i, e in enumerate(examples)])
-
-    def images(self):
-        file = self.folder / "images.parquet"
-        return [{"parts": []} | row for row in read_table(file).to_pylist()] if file.exists() else []
-
-    def _write_images(self, rows):
-        draft = self.folder / ".images.parquet.part"
-        write_table(pa.Table.from_pylist(rows, IMAGES), draft)
-        draft.replace(self.folder / "images.parquet")
-
 
 def read_about(folder):
     """index.json of an index -> {descriptor, dim, …}; InputError if there is none."""
@@ -189,23 +163,14 @@ def read_about(folder):
 
 
 def merge(shards, folder):
-    """Indexes of parts of a data set -> one Store in `folder`: each picture once, its copies added up over the parts. What of a
-    part was merged before adds nothing; a part is known by the id of its index, for two may hold the same picture under the same
-    image_id. InputError unless they are all of one descriptor.
-    """
+    """Indexes of parts of a data set -> one Store in `folder`: each picture once. InputError unless they are all of one
+    descriptor."""
     about = read_about(shards[0])
     merged = Store(folder, about["descriptor"], about["dim"])
     parts = [Store(shard, merged.name, merged.dim) for shard in shards]  # all checked before any is copied
-    images = {row["sha256"]: row for row in merged.images()}
     with merged._growing():
         for part in parts:
             new = [(key, row) for key, row in part.row_of.items() if key not in merged.row_of]
-            for some in (new[i:i + 65536] for i in range(0, len(new), 65536)):
+            for some in (new[i:i + COPIED] for i in range(0, len(new), COPIED)):
                 merged._add([key for key, _ in some], part.vectors[[row for _, row in some]])
-            for row in part.images():
-                known = images.setdefault(row["sha256"], row | {"image_ids": [], "copies": 0, "parts": []})
-                known["image_ids"] += [i for i in row["image_ids"] if i not in known["image_ids"]]
-                if part.id not in known["parts"]:
-                    known["parts"], known["copies"] = [*known["parts"], part.id], known["copies"] + row["copies"]
-    merged._write_images([row | {"row": merged.row_of[bytes.fromhex(sha)]} for sha, row in images.items()])
     return merged

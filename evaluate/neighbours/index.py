@@ -1,9 +1,9 @@
 """The training images as an index: each picture once, with its copies, and what is nearest among them."""
-import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Example
 from rotescope.evaluate.descriptors.descriptor import Descriptor
@@ -35,7 +35,7 @@ class Index:
         else:
             similarity, row, how_good = approximate(vectors, self.vectors)
             self.said.append(how_good)
-            print(how_good, file=sys.stderr)
+            say(how_good)
         return similarity[:, 0], row[:, 0]
 
     def embed(self, pictures, on_image=None):
@@ -77,7 +77,6 @@ def build_index(manifest, descriptor, on_image=None, folder=None, engine="exact"
         return Index(descriptor, examples, copies, rows, embed(openers, descriptor, on_image=on_image)[0], engine)
     store = Store(folder, descriptor.name, descriptor.dim)
     vectors = store.embed(shas, openers, descriptor, on_image)
-    store.describe(examples, copies, rows)
     queries = Store(store.folder / "queries", descriptor.name, descriptor.dim)
     return Index(descriptor, examples, copies, rows, vectors, engine, queries)
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from rotescope.common.errors import InputError
 from rotescope.evaluate.neighbours.index import Index
-from rotescope.evaluate.nulls.copy_threshold import copy_threshold, spread
+from rotescope.evaluate.nulls.copy_threshold import Spread, copy_threshold, spread
 from rotescope.evaluate.nulls.same_picture import Twins
 
 FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
@@ -16,6 +16,19 @@ NULLS = {     # name -> what its similarities are; to the nearest training image
     "train": "each of {n:,} training images to its nearest other one",
     "heldout": "each of {n:,} held-out pictures to its nearest training image",
     "base": "each of {n:,} pictures by the base model, on the same prompts and seeds, to its nearest training image"}
+
+
+@dataclass(frozen=True)
+class ForeignSpread(Spread):
+    """Of pictures that are no training images, to the nearest training image."""
+    copy_rate: float | None = None  # share over the copy threshold: what chance brings
+
+
+@dataclass(frozen=True)
+class Background(Spread):
+    """Of training images to their nearest other one; of held-out pictures and the base model's beside it."""
+    heldout: ForeignSpread = ForeignSpread(0)
+    base: ForeignSpread = ForeignSpread(0)
 
 
 @dataclass(frozen=True)
@@ -43,10 +56,12 @@ class Layer:
     def _share(self, values):
         return float((values >= self.threshold).mean())
 
-    def as_json(self):
-        others = {name: spread(values) | ({"copy_rate": self._share(values)} if len(values) else {})
-                  for name, values in self.nulls.items() if name != "train"}
-        return spread(self.nulls["train"]) | others
+    @property
+    def background(self):
+        """What the nulls look like, numbers alone."""
+        heldout, base = (ForeignSpread(**vars(spread(values)), copy_rate=self._share(values) if len(values) else None)
+                         for values in (self.nulls["heldout"], self.nulls["base"]))
+        return Background(**vars(spread(self.nulls["train"])), heldout=heldout, base=base)
 
 
 def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.99):

@@ -55,7 +55,7 @@ def _lineage(model):
         model = json.loads(about.read_text(encoding="utf-8")).get("base") if about.is_file() else None
 
 
-def agreement(images, captions, candidates, own):
+def caption_match(images, captions, candidates, own):
     """images (n, d), captions (n, d), candidates (c, d); own: for each image the candidates that are right
     -> cosine with the own caption (n,), and whether the best candidate is a right one (n,)."""
     images, captions, candidates = map(_unit, (images, captions, candidates))

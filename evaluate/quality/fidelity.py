@@ -1,9 +1,21 @@
-"""How far generated pictures lie from held-out real ones, on features already computed: KID and FID through torchmetrics, and
-precision and recall, which it does not have."""
+"""How far generated pictures lie from held-out real ones, on features already computed: KID and FID through torchmetrics,
+precision and recall through torch-fidelity."""
+from dataclasses import dataclass
+
 import torch
 
 SUBSETS = 20
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Distances to held-out pictures (lower is better), and shares that lie among them."""
+    kid: float
+    fid: float
+    n: int                      # generated pictures
+    precision: float | None
+    recall: float | None
 
 
 class Given(torch.nn.Module):
@@ -18,7 +30,7 @@ class Given(torch.nn.Module):
 
 
 def fidelity(generated, heldout, seed=0):
-    """Features (n, d) and (m, d) -> {kid, fid, precision, recall, n}, or None when either holds fewer than two.
+    """Features (n, d) and (m, d) -> Fidelity, or None when either holds fewer than two.
 
     Features are brought to length √d, so that the kernel sees cosines. KID: unbiased MMD² with the kernel (x·y / d + 1)³,
     mean over subsets of min(n, m). FID is biased upwards at small n: compare it only between sets of one size.
@@ -36,27 +48,22 @@ def fidelity(generated, heldout, seed=0):
         fid.update(features, real=real)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"kid": kid.compute()[0].item(), "fid": fid.compute().item(), "n": len(generated),
-                **precision_recall(*(features for features, _ in reversed(sets)))}
+        return Fidelity(kid.compute()[0].item(), fid.compute().item(), len(generated),
+                        *precision_recall(*(features for features, _ in reversed(sets))))
 
 
 def precision_recall(generated, real):
-    """Features (n, d), (m, d) -> {precision, recall}, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1.
+    """Features (n, d), (m, d) -> precision, recall, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1.
 
     Precision: the share of generated pictures within the distance of some real one to its k-th nearest other, k = 3; recall: the
     share of real ones within that of some generated one. None where a set has no k others. n and m should be alike: with few
     generated pictures recall is low whatever they are.
     """
+    from torch_fidelity.metric_prc import prc_features_to_metric
     if min(len(generated), len(real)) <= NEIGHBOURS:
-        return {"precision": None, "recall": None}
-    between = torch.cdist(generated, real)                                                  # (n, m)
-    return {"precision": (between <= _radii(real)).any(1).float().mean().item(),
-            "recall": (between <= _radii(generated)[:, None]).any(0).float().mean().item()}
-
-
-def _radii(features):
-    """(n, d) -> (n,): each one's distance to its k-th nearest other."""
-    return torch.cdist(features, features).kthvalue(NEIGHBOURS + 1, dim=1).values           # the nearest is itself
+        return None, None
+    found = prc_features_to_metric(generated, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=10_000, verbose=False)
+    return found["precision"], found["recall"]
 
 
 def _scaled(features):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from rotescope.common.parquet import write_table
-from rotescope.common.wording import PROMPTS, percent, share
-from rotescope.evaluate.report.terminal import cells_of, number
+from rotescope.common.wording import PROMPTS, percent, printable, share
+from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.verdict.rules import Rule
 
 REGION = pa.list_(pa.float64())  # left, top, width, height as shares of the centre square
@@ -22,11 +23,11 @@ PAIRS = pa.schema([
 def write_pairs(report, file):
     """Every generated image with its nearest training image, and what it copies in part; descriptor and threshold are in the
     table's metadata."""
-    about = {"rotescope": "pairs 1", "descriptor": report["descriptor"], "copy_threshold": str(report["copy_threshold"])}
+    about = {"rotescope": "pairs 1", "descriptor": report.descriptor, "copy_threshold": str(as_json(report.copy_threshold))}
     parts = {}
-    for p in report["partial"]:
+    for p in map(as_json, report.partial):
         parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
-    rows = [p | {"partial": parts.get(p["image"], [])} for p in report["pairs"]]
+    rows = [p | {"partial": parts.get(p["image"], [])} for p in map(as_json, report.pairs)]
     write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file)
 
 
@@ -38,29 +39,28 @@ def junit(report):
     A rule fails if it is broken or undecided. A prompt fails if it leaks, whatever the rules allow, and only under the methods
     that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
     """
-    root, gate = ET.Element("testsuites", name=_legal(report["title"])), _gate(report)
-    rules = [(r["rule"], r["rule"], r["outcome"] != "passed" and report["verdict"]["headline"], "")
-             for r in report["verdict"]["rules"]]
+    root, gate = ET.Element("testsuites", name=_legal(report.title)), _gate(report)
+    rules = [(r.rule, r.rule, r.outcome != "passed" and report.verdict.headline, "") for r in report.verdict.rules]
     _suite(root, "rules", rules)
-    for method in report["methods"]:
-        told = [p for p in report["prompts"] if p["method"] == method]
+    for method in report.methods:
+        told = [p for p in report.prompts if p.method == method]
         _suite(root, method, [_case(report, p, method in gate) for p in told])
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def _gate(report):
-    return {m for r in report["verdict"]["rules"] for m in Rule.parse(r["rule"]).scope(list(report["methods"]))}
+    return {m for r in report.verdict.rules for m in Rule.parse(r.rule).scope(list(report.methods))}
 
 
 def _case(report, p, gated):
     """-> name, prompt, failure, reason to skip."""
-    number_ = "image" if p["prompt_index"] is None else f"prompt {p['prompt_index']:05d}"
-    found = (f"{p['copies']} of {p['n']} images copy a training image; highest similarity {p['top1_similarity']:.3f}, "
-             f"threshold {report['copy_threshold']:.3f}, p = {p['p']:.2g}, q = {p['q']:.2g}, by {report['descriptor']}")
-    failed = p["leaked"] and gated
+    number_ = "image" if p.prompt_index is None else f"prompt {p.prompt_index:05d}"
+    found = (f"{p.copies} of {p.n} images copy a training image; highest similarity {p.top1_similarity:.3f}, "
+             f"threshold {report.copy_threshold:.3f}, p = {p.p:.2g}, q = {p.q:.2g}, by {report.descriptor}")
+    failed = p.leaked and gated
     reason = "no rule is on this method" if not gated else f"no more than chance explains: {found}"
-    return number_, p["prompt"] or p["image"], failed and found, p["copies"] and not failed and reason
+    return number_, p.prompt or printable(p.image), failed and found, p.copies and not failed and reason
 
 
 def _suite(root, name, cases):
@@ -97,31 +97,30 @@ def metadata(report):
     from huggingface_hub import EvalResult, ModelCardData
     results = [EvalResult(
         task_type="text-to-image", task_name="Memorization audit", dataset_type="training-data",
-        dataset_name=f"training data {report['hashes']['training_data'][:12]}", dataset_config=f"{group} captions, {method}",
-        metric_type=metric, metric_name=f"{label}, n = {cell['n']}, by {report['descriptor']}", metric_value=cell[metric],
-        metric_config=f"threshold {report['copy_threshold']:.4f}")
-        for method, group, cell in cells_of(report)
+        dataset_name=f"training data {report.hashes['training_data'][:12]}",
+        dataset_config=printable(f"{group} captions, {method}"), metric_type=metric,
+        metric_name=f"{label}, n = {found.n}, by {report.descriptor}", metric_value=as_json(getattr(found, metric).value),
+        metric_config=f"threshold {report.copy_threshold:.4f}")
+        for method, group, found in report.each_group()
         for metric, label in (("copy_rate", "copy rate"), ("sim95", "95th percentile of top-1 similarity"))]
-    model = Path(str(report["config"]["sampling"].get("model") or "model")).name
+    model = Path(printable(str(report.config["sampling"].get("model") or "model"))).name
     return ModelCardData(model_name=model, eval_results=results).to_yaml() + "\n"
 
 
 def section(report):
-    verdict = report["verdict"]
-    rows = [f"| {report['labels'][method]} | {PROMPTS.get(group, group)} | {cell['copies']} of {cell['n']} | {share(cell)} | "
-            f"{number(cell['sim95'], 3)} | {number(cell['alignment'], 3)} |" for method, group, cell in cells_of(report)]
-    heldout = report["background"]["heldout"]
-    chance = (f" By chance {percent(heldout['copy_rate'])} of {heldout['n']:,} held-out pictures come as close."
-              if heldout["n"] else "")
+    verdict, heldout = report.verdict, report.background.heldout
+    rows = [f"| {report[method].label} | {PROMPTS.get(group, group)} | {found.copies} of {found.n} | {share(found.copy_rate)} | "
+            f"{number(found.sim95.value, 3)} | {number(found.alignment, 3)} |" for method, group, found in report.each_group()]
+    chance = f" By chance {percent(heldout.copy_rate)} of {heldout.n:,} held-out pictures come as close." if heldout.n else ""
     return "\n".join([
-        "## Memorization", "", f"**{verdict['headline']}** {verdict['text']}", "",
-        f"Rule, fixed before the run: fail if `{verdict['rule']}`. Outcome: {verdict['outcome']}.", "",
+        "## Memorization", "", f"**{verdict.headline}** {verdict.text}", "",
+        f"Rule, fixed before the run: fail if `{verdict.rule}`. Outcome: {verdict.outcome}.", "",
         "| sampling | prompts | copies | copy rate (95% interval) | similarity, 95th pct. | text-image agreement |",
         "|---|---|---|---|---|---|", *rows, "",
-        f"A copy is a generated image whose similarity to a training image is at least {report['copy_threshold']:.4f} by "
-        f"`{report['descriptor']}`: {report['threshold_rule']}.{chance} Searched over {report['training_images']['unique']:,} "
+        f"A copy is a generated image whose similarity to a training image is at least {report.copy_threshold:.4f} by "
+        f"`{report.descriptor}`: {report.threshold_rule}.{chance} Searched over {report.training_images.unique:,} "
         f"different training images. Few copies in a sample are no proof that none can be made; "
         f"a mitigation holds an image back without erasing it.", "",
-        *_sought_again(report["retrigger"]),
-        f"Measured by Rotescope {report['versions']['rotescope']}; training data "
-        f"`{report['hashes']['training_data'][:16]}`, samples `{report['hashes']['samples'][:16]}`.", ""])
+        *_sought_again(report.retrigger),
+        f"Measured by Rotescope {report.versions['rotescope']}; training data "
+        f"`{report.hashes['training_data'][:16]}`, samples `{report.hashes['samples'][:16]}`.", ""])

@@ -1,4 +1,5 @@
 """Two sets of images -> Report: the measuring half, for score, audit and demo."""
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -6,80 +7,114 @@ from pathlib import Path
 import numpy as np
 
 from rotescope.common.outputs import versions
-from rotescope.common.wording import name, printable
+from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import choose, get_descriptor
-from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, named, twins_apart
-from rotescope.evaluate.inputs.training_and_heldout import notes as intake_notes
+from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
 from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
 from rotescope.evaluate.nulls.same_picture import Twins
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
-from rotescope.evaluate.report import chart_data as drawn
-from rotescope.evaluate.report import per_image as m
-from rotescope.evaluate.report.html import Pictures, Report
+from rotescope.evaluate.report.chart_data import gap_curves, histogram, pairs_of, sweep_points
+from rotescope.evaluate.report.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
+from rotescope.evaluate.report.per_image import measure
+from rotescope.evaluate.report.report import Report
+from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, Pictures, TrainingImages
 from rotescope.evaluate.statistics.base_comparison import against_base
 from rotescope.evaluate.statistics.published_tables import conventions
 from rotescope.evaluate.verdict.rules import check_ids, check_own, parse_rules
-from rotescope.evaluate.verdict.verdict import judge
+from rotescope.evaluate.verdict.verdict import verdict_on
 from rotescope.evaluate.verification.partial_copies import AT_MOST, partial_copies
-
-SCHEMA_VERSION = "1.0"
 
 
 def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), left_out=(),
                   on_image=None, **measuring):
-    """A folder of generated images and the Manifest of the training images -> Report: a dict, as report.json has it.
+    """Compare generated images with training images.
 
-    heldout: Manifest of pictures that the model never saw; base: a samples folder of the base model on the same prompts and
-    seeds; sweep: another, one method a transition (Samples that were read from a folder do as well); rule: one or several, as
-    text or Rule; config: goes into the provenance; left_out: what intake.take_in could not read; on_image(what): called for each
-    image that is embedded; measuring: fields of options.Measuring, alignment also as a folder.
-    Raises InputError on bad samples or rules before anything is embedded.
+    Parameters
+    ----------
+    samples_dir : str, Path or Samples
+        The generated images.
+    manifest : Manifest
+        The training images.
+    heldout : Manifest, optional
+        Pictures that the model never saw.
+    base : str, Path or Samples, optional
+        Images by the base model on the same prompts and seeds.
+    sweep : str, Path or Samples, optional
+        Images of the same model, one method a transition.
+    config : dict, optional
+        Goes into the provenance.
+    title : str
+        Heading of the report.
+    rule : str, Rule or several of them
+        What the verdict hangs on.
+    left_out : sequence of LeftOut
+        What take_in could not read.
+    on_image : callable, optional
+        Called with what it is for each image that is embedded: on_image("generated").
+    **measuring
+        Fields of options.Measuring; alignment also as a folder.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InputError
+        On bad samples or rules, before anything is embedded.
     """
     how, rules = Measuring(**measuring), parse_rules(rule)
     samples, swept, unadapted = read_samples(samples_dir), sweep and read_samples(sweep), base and read_samples(base)
     heldout, twice = apart(heldout, manifest)
     check_measuring(how, manifest, heldout, base)
-    for one in rules:
-        one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
-    check_ids(rules, {e.image_id for e in manifest})
-    check_own(rules, manifest, {r.image_id for r in samples.records})
+    _check_rules(rules, samples, manifest)
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
-    left_out = [*left_out, *named("held-out", twice + again), *(
+    left_out = (*left_out, *named("held-out", twice + again), *(
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
-        for item in named(what, some.left_out))]
+        for item in named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
-    measured = m.measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
-    points = m.measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
+    measured = measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
+    points = measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
-    prompts = m.prompts_of(samples, measured, layer)
-    parts = _partial(samples, measured, index, how)
-    p_values = m.p_value_note(samples, layer)
-    methods = m.cells(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values["needed"] is None)
-    chance = layer.chance if len(layer.nulls["heldout"]) else None
-    return Report({
-        "schema_version": SCHEMA_VERSION, "title": title, "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "verdict": judge(methods, rules, chance, copied_ids(samples, measured, index), samples.run.get("plan"),
-                         p_values["needed"]),
-        "notes": [*intake_notes(left_out), *warnings(layer), *_not_sought(how, index)], "left_out": left_out,
-        **_layers_as_json(layers, samples, measured, how.descriptor == "auto"), "p_values": p_values,
-        **_conditions(samples, manifest, index), **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
-        "labels": {method: name(method) if samples.run else "generated images" for method in methods},
-        "methods": {method: {"settings": _settings(samples, method), **groups} for method, groups in methods.items()},
-        "prompts": prompts, **parts, "conventions": conventions(samples, measured, layer),
-        "base": against_base(samples, measured, unadapted, m.measure(unadapted, layers, manifest), prompts) if base else None,
-        "retrigger": None, "sweep": drawn.sweep_points(swept, points, layer) if swept else [],
-        "hashes": _hashes(samples, manifest, heldout, aligner, index), "versions": samples.run.get("versions", {}) | versions(),
-        "config": {"sampling": samples.run.get("config", {}), "scoring": config or {}},
-        "prediction_gaps": drawn.gap_curves(samples), "histogram": drawn.histogram(samples, measured, layer),
-        "pairs": drawn.pairs(samples, measured, layer),
-    }, _pictures(samples, manifest))
+    prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values.needed is None)
+    return Report(
+        title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
+                           copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed),
+        notes=(*left_out_notes(left_out), *warnings(layer), *_not_sought(how, index)), left_out=left_out,
+        **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
+        shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
+        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))), methods=_methods(samples, groups),
+        prompts=prompts, **_partial(samples, measured, index, how), conventions=conventions(samples, measured, layer),
+        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest), prompts) if unadapted else None,
+        sweep=sweep_points(swept, points, layer) if swept else (),
+        hashes=_hashes(samples, manifest, heldout, aligner, index), versions=samples.run.get("versions", {}) | versions(),
+        config={"sampling": samples.run.get("config", {}), "scoring": config or {}}, prediction_gaps=gap_curves(samples),
+        histogram=histogram(samples, measured, layer), pairs=pairs_of(samples, measured, layer),
+        pictures=_pictures(samples, manifest))
+
+
+def _check_rules(rules, samples, manifest):
+    for one in rules:
+        one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
+    check_ids(rules, {e.image_id for e in manifest})
+    check_own(rules, manifest, {r.image_id for r in samples.records})
+
+
+def _methods(samples, groups):
+    """{method: {group: GroupFindings}} -> {method: MethodFindings}."""
+    told = samples.run or set(groups) != {"none"}
+    return {method: MethodFindings(name(method) if told else "generated images", samples.run.get("methods", {}).get(method, {}),
+                                   found) for method, found in groups.items()}
 
 
 def check_measuring(how, manifest, heldout, base):
@@ -113,30 +148,32 @@ def make_layers(side, manifest, heldout, base, how, on_image=None):
     return {"descriptor": layer} | ({"exact": exact_layer(*found["exact"], how.exact)} if "exact" in found else {})
 
 
-def _layers_as_json(layers, samples, measured, chosen):
-    layer, index = layers["descriptor"], layers["descriptor"].index
-    side = min(samples.side, *index.examples[0].open().size)
-    return {
-        "descriptor": index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
-        "search": index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule, "background": layer.as_json(),
-        "exact": {"descriptor": e.index.descriptor.name, "threshold": e.threshold, "rule": e.rule}
-        if (e := layers.get("exact")) else None,
-        "shuffled_pairing": m.pairing(samples, measured, layer)}
+def _similarity(layers, samples, chosen):
+    """What similarity and copies are measured by -> fields of Report; chosen: whether auto chose the descriptor."""
+    layer, exact = layers["descriptor"], layers.get("exact")
+    side = min(samples.side, *layer.index.examples[0].open().size)
+    return {"descriptor": layer.index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
+            "search": layer.index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
+            "background": layer.background, "exact": exact and exact_rule(exact)}
+
+
+def exact_rule(layer):
+    """The Layer of near-identical copies -> ExactRule."""
+    return ExactRule(layer.index.descriptor.name, layer.threshold, layer.rule)
 
 
 def _partial(samples, measured, index, how):
-    """-> {partial: [{image, kind, similarity, nearest, regions, …}], partial_thresholds: {kind: threshold} or None, and the
-    quantile that they are}."""
+    """-> the fields of Report on copies of a part."""
     if not how.partial or len(index) > AT_MOST:
-        return {"partial": [], "partial_thresholds": None, "partial_quantile": None}
+        return {"partial": (), "partial_thresholds": None, "partial_quantile": None}
     found, thresholds = partial_copies([opener for _, opener in samples.pictures], [e.open for e in index.examples],
                                        measured.copied, how.copy_quantile)
-    rows = []
+    copies = []
     for f in found:
-        r, example = samples.records[f.pop("position")], index.examples[f.pop("row")]
-        rows.append({"method": r.method, "group": r.group, "prompt_index": r.prompt_index, "prompt": r.prompt, "seed": r.seed,
-                     "image": r.image, "nearest": example.image_id, **f})
-    return {"partial": rows, "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
+        r = samples.records[f.position]
+        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, index.examples[f.row].image_id,
+                                  f.kind, f.similarity, f.regions))
+    return {"partial": tuple(copies), "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
 
 def _not_sought(how, index):
@@ -168,18 +205,14 @@ def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
             "generated": several(samples_dir), "sweep": several(sweep)}
 
 
-def _settings(samples, method):
-    return samples.run.get("methods", {}).get(method, {})
-
-
 def _tick(on_image, what):
     return partial(on_image, what) if on_image else None
 
 
 def _conditions(samples, manifest, index):
     run = samples.run
-    return {"training_images": {"unique": len(index), "entries": len(manifest), "copies": manifest.copies},
-            "seeds": sorted({r.seed for r in samples.records if r.seed is not None}),
+    return {"training_images": TrainingImages(len(index), len(manifest), manifest.copies),
+            "seeds": tuple(sorted({r.seed for r in samples.records if r.seed is not None})),
             "prompt_sets": run.get("prompt_sets") or {}, "plan": run.get("plan"),
             "guidance_scale": run.get("guidance_scale"), "num_inference_steps": run.get("num_inference_steps")}
 
@@ -202,7 +235,13 @@ def _hashes(samples, manifest, heldout, aligner, index):
     return found | {name: value for name, value in known.items() if value}
 
 
+def report_from(report, folder, kept=None):
+    """The same report, whose generated pictures lie in `folder` now. kept: what must live as long as the report does."""
+    folder = Path(folder)
+    return replace(report, pictures=replace(report.pictures, generated=lambda image, _=kept: open_image(folder / image)))
+
+
 def _pictures(samples, manifest):
-    by_id, by_name = {e.image_id: e for e in manifest}, {printable(r.image): r for r in samples.records}
+    by_id, by_name = {e.image_id: e for e in manifest}, {r.image: r for r in samples.records}
     return Pictures(generated=lambda image: samples.open(by_name[image]),
                     training=lambda image_id: by_id[image_id].open() if image_id in by_id else None)

@@ -98,20 +98,20 @@ def both(draw, *args):
 
 def strip_rows(report):
     """-> [(label, counts, above chance)]: the nulls, then each method and group."""
-    counts = report["histogram"]
-    rows = [("Training images, to one another", counts["background"], False)]
-    if sum(counts["heldout"]):
-        rows.append(("Held-out pictures, never seen", counts["heldout"], False))
-    for method, groups in counts["methods"].items():
+    counts = report.histogram
+    rows = [("Training images, to one another", counts.background, False)]
+    if sum(counts.heldout):
+        rows.append(("Held-out pictures, never seen", counts.heldout, False))
+    for method, groups in counts.methods.items():
         for group, found in groups.items():
-            label = report["labels"][method] + ("" if group == "ungrouped" else f", {group}")
-            rows.append((label[0].upper() + label[1:], found, report["methods"][method][group]["above_chance"]))
+            label = report[method].label + ("" if group == "ungrouped" else f", {group}")
+            rows.append((label[0].upper() + label[1:], found, report[method][group].above_chance))
     return rows
 
 
 def strips(report, width):
     """Histograms over one axis, one strip each; what lies beyond the threshold is a copy."""
-    rows, edges, threshold = strip_rows(report), report["histogram"]["edges"], report["copy_threshold"]
+    rows, edges, threshold = strip_rows(report), report.histogram.edges, report.copy_threshold
     narrow, top = width < 500, 26
     left, right, height = (0, 46, 50) if narrow else (206, 56, 36)
     bottom = top + height * len(rows)
@@ -138,7 +138,7 @@ def strips(report, width):
 
 
 def _first_above(edges, threshold):
-    return next(i for i, edge in enumerate(edges) if edge >= threshold - 1e-5)  # edges are rounded
+    return next(i for i, edge in enumerate(edges) if edge >= threshold - 1e-5)  # they are sums of floats
 
 
 def _beyond(counts, edges, threshold):
@@ -160,20 +160,20 @@ def gaps(curves, label, width):
     """Median and quartiles of ‖ε_cond − ε_uncond‖ against the timestep, from noise on the left to the image on the right."""
     narrow, left, top, bottom = width < 500, 34, 32 + 20 * len(curves), 270
     c = Canvas(width, bottom + 40, f"Prediction gap under {label}", "; ".join(
-        f"{PROMPTS.get(g, g)}: {v['median'][0]:.2f} at first, {v['median'][-1]:.2f} at last" for g, v in curves.items()))
-    last, first = min(min(v["timesteps"]) for v in curves.values()), max(max(v["timesteps"]) for v in curves.values())
-    highest = 1.05 * max(max(v["high"]) for v in curves.values())
+        f"{PROMPTS.get(g, g)}: {v.median[0]:.2f} at first, {v.median[-1]:.2f} at last" for g, v in curves.items()))
+    last, first = min(min(v.timesteps) for v in curves.values()), max(max(v.timesteps) for v in curves.values())
+    highest = 1.05 * max(max(v.high) for v in curves.values())
     x, y = scale(first, last, left, width - 8), scale(0, highest, bottom, top)
     _axes(c, left, bottom, x, y, ticks(last, first, 4 if narrow else 6), ticks(0, highest, 4))
     c.text((left + width) / 2, bottom + 36, "timestep (noise to image)")
     c.text(0, top - 10, "prediction gap", anchor="start")
     for i, (group, v) in enumerate(curves.items()):
         style = "copy" if group == "duplicated" else "calm"
-        low, median, high = ([(x(t), y(g)) for t, g in zip(v["timesteps"], v[k], strict=True)] for k in ("low", "median", "high"))
+        low, median, high = ([(x(t), y(g)) for t, g in zip(v.timesteps, gaps, strict=True)] for gaps in (v.low, v.median, v.high))
         c.path([*high, *low[::-1]], f"band {style}", closed=True)
         c.path(median, f"curve {style}")
         c.line(left, 12 + 20 * i, left + 22, 12 + 20 * i, f"curve {style}")
-        c.text(left + 30, 16 + 20 * i, f"{PROMPTS.get(group, group)}, {v['n']:,} images", "label", "start")
+        c.text(left + 30, 16 + 20 * i, f"{PROMPTS.get(group, group)}, {v.n:,} images", "label", "start")
     return c.svg()
 
 
@@ -191,15 +191,15 @@ def _axes(c, left, bottom, x, y, x_ticks, y_ticks, write=lambda v: f"{v:g}"):
 
 def tradeoff_points(report):
     """-> [(family, label, copy rate, interval, alignment)]: the sweep's two curves, and the methods that lie on neither."""
-    points = [(p["family"], f"{p['transition_timestep']:g}", p) for p in report["sweep"]]
-    swept = {(p["before"], p["transition_timestep"]) for p in report["sweep"]}
-    for method, groups in report["methods"].items():
-        settings, cell = groups["settings"], groups.get("duplicated") or next(v for g, v in groups.items() if g != "settings")
+    points = [(p.family, f"{p.transition_timestep:g}", p) for p in report.sweep]
+    swept = {(p.before, p.transition_timestep) for p in report.sweep}
+    for method, found in report.methods.items():
+        settings, cell = found.settings, found.groups.get("duplicated") or next(iter(found.groups.values()))
         on_a_curve = (settings.get("before"), settings.get("transition")) in swept and settings.get("colour") is None
         if method == "none" or not on_a_curve:
-            points.append(("plain" if method == "none" else "method", report["labels"][method], cell))
-    return [(family, label, p["copy_rate"], p["copy_rate_interval"], p["alignment"])
-            for family, label, p in points if p["alignment"] is not None]
+            points.append(("plain" if method == "none" else "method", found.label, cell))
+    return [(family, label, p.copy_rate.value, (p.copy_rate.low, p.copy_rate.high), p.alignment)
+            for family, label, p in points if p.alignment is not None]
 
 
 SHAPES = {"delayed": "delayed guidance, by its transition τ", "opposite": "opposite guidance, by its transition τ",

@@ -6,7 +6,8 @@ its rate by training seed.
 from dataclasses import dataclass
 
 from rotescope.common.wording import share
-from rotescope.evaluate.statistics.replication import clopper_pearson, mean
+from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
+from rotescope.evaluate.statistics.replication import mean
 
 GROUPS = ("duplicated", "control")
 
@@ -63,14 +64,19 @@ def markdown(about):
     curves = about["curves"]
     lines = [f"| copies | {' | '.join(f'`{name}`' for name in curves)} |", "|---" * (len(curves) + 1) + "|"]
     for i, point in enumerate(next(iter(curves.values()))["points"]):
-        lines.append(_line(point["dose"], (share(c["points"][i]["duplicated"]) for c in curves.values())))
-    lines.append(_line("controls", (share(c["all"]["control"]) for c in curves.values())))
+        lines.append(_line(point["dose"], (_share(c["points"][i]["duplicated"]) for c in curves.values())))
+    lines.append(_line("controls", (_share(c["all"]["control"]) for c in curves.values())))
     lines.append(_line("alignment, duplicated / controls", (_alignment(c["all"]) for c in curves.values())))
     return "\n".join(lines) + f"\n\n{caption(about)}.\n"
 
 
 def _line(head, cells):
     return f"| {head} | {' | '.join(cells)} |"
+
+
+def _share(cell):
+    low, high = cell["copy_rate_interval"]
+    return share(Estimate(cell["copy_rate"], low, high, cell["n"], 1))
 
 
 def _alignment(groups):

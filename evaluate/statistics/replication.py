@@ -1,19 +1,38 @@
-"""Similarities -> threshold, copy rate, interval. Pure: numbers in, numbers out."""
+"""Similarities -> the figures of one method and one group of prompts. Pure: numbers in, numbers out."""
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import beta
 
-LEVEL = 0.95
+from rotescope.evaluate.quality.fidelity import Fidelity
+from rotescope.evaluate.statistics.estimate import INTERVAL, LEVEL, Estimate, clopper_pearson
+
 CONVENTIONS = (0.5, 0.7, 0.75)  # thresholds on SSCD of photographs: DCR and MemBench; Wen and NeMo; SSCD's authors
 
 
-def clopper_pearson(k, n, level=LEVEL):
-    """Exact two-sided interval for a share of k in n (Clopper and Pearson 1934) -> (low, high)."""
-    tail = (1 - level) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
-    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
-    return low, high
+@dataclass(frozen=True)
+class GroupFindings:
+    """What was found of the images that one method made of one group of prompts; None where a figure does not apply."""
+    n: int                                # images
+    copies: int                           # images that copy any training image
+    copy_rate: Estimate = field(metadata=INTERVAL)
+    above_chance: bool                    # the copy rate's interval lies above what chance brings
+    own_copies: int                       # images that copy the training image which their prompt belongs to
+    own_copy_rate: Estimate | None = field(metadata=INTERVAL)
+    sim95: Estimate = field(metadata=INTERVAL)  # 95th percentile of the similarity to the nearest training image
+    top1_mean: float                      # mean of that similarity
+    share_over: dict[str, float]          # published threshold -> share of images above it
+    copies_by: dict[str, int]             # layer -> images that it calls copies
+    n_prompts: int
+    prompts_copied: int                   # prompts with a copy among their images
+    prompts_significant: int | None
+    leaked_prompts: int                   # prompts whose copies chance does not explain
+    unresolved_prompts: int               # prompts that copy where too few null pictures could tell
+    alignment: float | None               # mean cosine with the prompt
+    caption_accuracy: float | None        # share of images that no other caption fits better
+    denoiser_rows: float | None           # mean number of images that pass through the denoiser for one
+    transition_timestep: float | None     # mean
+    fidelity: Fidelity | None
 
 
 def images_needed(bar, level=LEVEL, copies=0):
@@ -50,22 +69,15 @@ def sim95_interval(top1, prompt, rounds=1000, level=LEVEL, seed=0):
     return tuple(np.quantile([sim95(top1[rows]) for rows in drawn], tails).tolist())
 
 
-def replication(top1, copied, prompt, own_copied=None, chance=0.01):
-    """top1 (n,): similarity to the nearest training image; copied (n,) bool; prompt (n,): whose image; own_copied (n,): of the
-    expected training image, NaN where none is; chance: the share of pictures that count as copied though no model copied them
-    -> counts and rates."""
-    top1, copies = np.asarray(top1, np.float64), int(np.sum(copied))
-    interval = clopper_pearson(copies, len(top1))
-    own = np.asarray([] if own_copied is None else own_copied, np.float64)
-    own = own[~np.isnan(own)]
-    return {
-        "n": len(top1), "copies": copies, "copy_rate": copies / len(top1), "copy_rate_interval": list(interval),
-        "above_chance": interval[0] > chance,
-        "own_copies": int(own.sum()), "own_copy_rate": float(own.mean()) if len(own) else None,
-        "own_copy_rate_interval": list(clopper_pearson(int(own.sum()), len(own))) if len(own) else None,
-        "sim95": sim95(top1), "sim95_interval": list(sim95_interval(top1, prompt)), "top1_mean": float(top1.mean()),
-        "share_over": {f"{bar:g}": float((top1 > bar).mean()) for bar in CONVENTIONS},
-    }
+def sim95_estimate(top1, prompt, n_prompts):
+    """top1 (n,), whose prompt each is (n,), how many prompts there are -> Estimate."""
+    low, high = sim95_interval(top1, prompt)
+    return Estimate(sim95(top1), low, high, len(top1), n_prompts)
+
+
+def shares_over(top1):
+    """top1 (n,) -> {published threshold: share of images above it}."""
+    return {f"{bar:g}": float((np.asarray(top1) > bar).mean()) for bar in CONVENTIONS}
 
 
 def mean(values):

@@ -11,7 +11,7 @@ from scipy.stats import fisher_exact
 
 from rotescope.common.wording import name
 from rotescope.evaluate.inputs.samples import Record
-from rotescope.evaluate.statistics.replication import LEVEL, clopper_pearson
+from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
 
 ROUTES = {"caption": "own captions", "paraphrase": "paraphrases", "embedding": "found embeddings"}
 HELDOUT, PLAIN = "heldout", "none"
@@ -33,8 +33,8 @@ class Shot:
 
 # ----- per sample
 
-def judge_samples(route, samples, layers, targets):
-    """Samples whose records name their targets, layers as scoring.make_layers has them, targets {image_id: Example} -> Shots."""
+def shots_of(route, samples, layers, targets):
+    """Samples whose records name their targets, layers as make_layers has them, targets {image_id: Example} -> Shots."""
     own = {layer_name: own_similarity(samples, layer, targets) for layer_name, layer in layers.items()}
     copied = np.any([own[layer_name] >= layer.threshold for layer_name, layer in layers.items()], axis=0)
     return [Shot(route, *shot) for shot in zip(samples.records, own["descriptor"].tolist(), copied.tolist(), strict=True)]
@@ -58,7 +58,7 @@ def by_image(shots):
     return found
 
 
-def best(shots):
+def closest_shot(shots):
     """The Shot that is most like its target; a copy before what is none."""
     return max(shots, key=lambda s: (s.copied, s.similarity))
 
@@ -70,7 +70,7 @@ def image_figures(shots):
 
 
 def _of_image(shots):
-    top = best(shots)
+    top = closest_shot(shots)
     return {"samples": len(shots), "copies": sum(s.copied for s in shots), "similarity": top.similarity,
             "prompt_index": top.record.prompt_index, "prompt": top.record.prompt, "seed": top.record.seed,
             "image": f"{top.folder}/{top.record.image}"}

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from rotescope.evaluate.statistics.replication import LEVEL, clopper_pearson
+from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
 
 MEMORIZED = "duplicated"
 

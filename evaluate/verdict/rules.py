@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rotescope.common.errors import InputError
 from rotescope.common.wording import percent
-from rotescope.evaluate.statistics.replication import clopper_pearson, images_needed
+from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
+from rotescope.evaluate.statistics.replication import images_needed
 
 DEFAULT_RULE = "copy_rate>0.05"
 ANY_COPIES = "any_copies_of"
@@ -57,29 +58,34 @@ class Rule:
         return images_needed(self.limit) if self.metric in RATES else TAIL if self.metric == "sim95" else 1
 
     def outcome(self, methods, copied):
-        """methods: {NAME: {GROUP: figures}}; copied: {NAME: ids of the training images that it copies}
+        """methods: {NAME: {GROUP: GroupFindings}}; copied: {NAME: ids of the training images that it copies}
         -> failed, passed, or undecided where too little is known."""
         scope = self.scope(list(methods))
         if self.ids:
             return "failed" if any(set(self.ids) & copied.get(m, set()) for m in scope) else "passed"
-        told = [cell for m in scope for cell in methods[m].values() if cell[self.metric] is not None]
+        told = [found for m in scope for found in methods[m].values() if self.value(found) is not None]
         if not told:
             raise _unjudged(self)
-        if max(cell[self.metric] for cell in told) > self.limit:
+        if max(self.value(found) for found in told) > self.limit:
             return "failed"
-        return "undecided" if any(self.highest(cell) > self.limit for cell in told) else "passed"
+        return "undecided" if any(self.highest(found) > self.limit for found in told) else "passed"
 
-    def highest(self, cell):
-        """What the metric may truly be, given the figures of a method and group."""
+    def value(self, found):
+        """The metric in GroupFindings; None where it does not apply."""
+        figure = getattr(found, self.metric)
+        return figure.value if isinstance(figure, Estimate) else figure
+
+    def highest(self, found):
+        """What the metric may truly be, given the GroupFindings."""
         if self.metric in RATES:
-            return cell[f"{self.metric}_interval"][1]
+            return getattr(found, self.metric).high
         if self.metric == "sim95":
-            return cell["sim95_interval"][1] if cell["n"] >= TAIL else 1
-        return cell[self.metric] + (cell["unresolved_prompts"] if self.metric == "leaked_prompts" else 0)
+            return found.sim95.high if found.n >= TAIL else 1
+        return getattr(found, self.metric) + (found.unresolved_prompts if self.metric == "leaked_prompts" else 0)
 
-    def images_for(self, cell):
+    def images_for(self, found):
         """How many images would decide, were no more of them copies; None where images alone would not."""
-        return images_needed(self.limit, copies=cell[RATES[self.metric]]) if self.metric in RATES else None
+        return images_needed(self.limit, copies=getattr(found, RATES[self.metric])) if self.metric in RATES else None
 
     def by_chance(self, quantile, images=1):
         """Whether pictures that copy nothing break it about as often as not: 1 - quantile of them count as copies."""

@@ -1,56 +1,106 @@
 """What the figures say of the rules, in words."""
+from dataclasses import dataclass
+from typing import ClassVar
+
 from rotescope.common.wording import PROMPTS, name, percent, share
 from rotescope.evaluate.verdict.rules import RATES, parse_rules
 
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
 
-def judge(methods, rules, chance, copied=None, plan=None, null_needed=None):
-    """methods: {NAME: {GROUP: figures}}; chance: share of held-out pictures over the threshold, or None; copied: {NAME: ids of
-    the training images that it copies}; plan: how the prompts were chosen, if not all of them were sampled alike; null_needed:
-    null pictures that significance would take, if there are fewer -> {outcome, passed, headline, text, rule, rules, needed}.
+@dataclass(frozen=True)
+class RuleOutcome:
+    rule: str                    # as it was written
+    outcome: str                 # passed, failed or undecided
 
-    passed is None where too little is known for a headline; needed then tells how many images would do in each method and
-    group, were no more of them copies, or is None where images alone would not.
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules, fixed before the run, say of the figures."""
+    outcome: str                 # passed, failed or undecided
+    headline: str                # one sentence
+    reasons: tuple[str, ...]     # the sentences that explain it
+    rule: str                    # all rules as one text
+    rules: tuple[RuleOutcome, ...]
+    needed: int | None           # images in each method and group that would decide, were no more of them copies; None where
+    #                              images alone would not, or nothing is open
+
+    derived: ClassVar = ("passed", "text")  # also in JSON
+
+    @property
+    def passed(self) -> bool | None:
+        """None where too little is known."""
+        return {"failed": False, "passed": True}.get(self.outcome)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.reasons)
+
+
+def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None):
+    """The figures against the rules.
+
+    Parameters
+    ----------
+    methods : dict
+        {method: {group: GroupFindings}}.
+    rules : str, Rule or several of them
+        Nothing: the default rule.
+    chance : float or None
+        Share of held-out pictures over the copy threshold.
+    copied : dict, optional
+        {method: ids of the training images that it copies}.
+    plan : dict, optional
+        How the prompts were chosen, if not all of them were sampled alike.
+    null_needed : int, optional
+        Null pictures that significance would take, if there are fewer.
+
+    Returns
+    -------
+    Verdict
     """
     rules = parse_rules(rules)
     outcomes = {rule: rule.outcome(methods, copied or {}) for rule in rules}
     outcome = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
     gate = {m: methods[m] for m in dict.fromkeys(m for rule in rules for m in rule.scope(list(methods)))}
-    cells = [cell for groups in gate.values() for cell in groups.values()]
-    doubts = [] if outcome != "undecided" else [
-        (rule, cell) for rule, o in outcomes.items() if o == outcome for method in rule.scope(list(methods))
-        for cell in methods[method].values() if cell[rule.metric] is not None and rule.highest(cell) > rule.limit]
-    sentences = [*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed), *_chance(chance)]
-    return {"outcome": outcome, "passed": {"failed": False, "passed": True}.get(outcome),
-            "headline": _headline(outcome, cells, any(rule.ids for rule, o in outcomes.items() if o == "failed")),
-            "text": " ".join(sentences), "rule": " or ".join(map(str, rules)),
-            "rules": [{"rule": str(rule), "outcome": o} for rule, o in outcomes.items()],
-            "needed": max((rule.images_for(cell) or 0 for rule, cell in doubts), default=0) or None}
+    named = any(rule.ids for rule, o in outcomes.items() if o == "failed")
+    doubts = _doubts(methods, outcomes) if outcome == "undecided" else []
+    return Verdict(
+        outcome, _headline(outcome, [found for groups in gate.values() for found in groups.values()], named),
+        (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed), *_chance(chance)),
+        " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
+        max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None)
 
 
-def _headline(outcome, cells, named):
+def _doubts(methods, outcomes):
+    """-> [(rule, GroupFindings that leave it undecided)]."""
+    return [(rule, found) for rule, outcome in outcomes.items() if outcome == "undecided"
+            for method in rule.scope(list(methods)) for found in methods[method].values()
+            if rule.value(found) is not None and rule.highest(found) > rule.limit]
+
+
+def _headline(outcome, findings, named):
     """named: whether a training image that a rule names was copied."""
-    copies, n = (sum(cell[key] for cell in cells) for key in ("copies", "n"))
+    copies, n = sum(found.copies for found in findings), sum(found.n for found in findings)
     if outcome == "undecided":
         return "Not decided: too little was measured for a verdict."
     if outcome == "passed":
         within = "Reproduction of training images stays within the limit."
         return within if copies else f"None of {n:,} images copies a training image."
-    if named or any(cell["above_chance"] or cell["leaked_prompts"] for cell in cells):
+    if named or any(found.above_chance or found.leaked_prompts for found in findings):
         return "The generated images reproduce training images."
     return "A rule is broken, though by no more copies than chance brings."
 
 
 def _found(gate):
     for method, groups in gate.items():
-        for i, (group, cell) in enumerate(groups.items()):
+        for i, (group, found) in enumerate(groups.items()):
             source = "" if group == "ungrouped" else f" made from {PROMPTS.get(group, group)}"
-            count = f"{cell['copies']:,} of {cell['n']:,}"
+            count = f"{found.copies:,} of {found.n:,}"
             if i:
-                yield f"Of those{source}, {count} do: {share(cell)}."
+                yield f"Of those{source}, {count} do: {share(found.copy_rate)}."
             else:
-                yield f"{_under(method, groups)}{count} images{source} copy a training image: {share(cell)}."
+                yield f"{_under(method, groups)}{count} images{source} copy a training image: {share(found.copy_rate)}."
 
 
 def _planned(plan, gate):
@@ -59,7 +109,7 @@ def _planned(plan, gate):
     if plan["name"] == "uniform":
         yield f"{plan['sampled']:,} of {plan['prompts']:,} prompts were sampled, drawn at random."
         return
-    leaking = max(sum(cell["prompts_copied"] for cell in groups.values()) for groups in gate.values())
+    leaking = max(sum(found.prompts_copied for found in groups.values()) for groups in gate.values())
     yield (f"{leaking:,} prompts were found leaking among {plan['sampled']:,} sampled of {plan['prompts']:,}: those to which "
            f"{plan['detector']} pointed, and of them again those whose images agree. So these shares are of the sampled images "
            "alone; they say nothing of the prompts that were not sampled, nor how often an ordinary prompt leaks.")
@@ -75,31 +125,31 @@ def _mitigated(methods, gate):
     """The method with the fewest copies, where plain guidance has the most."""
     if list(gate) != ["none"]:
         return
-    group = max(gate["none"], key=lambda g: gate["none"][g]["copy_rate"])
+    group = max(gate["none"], key=lambda g: gate["none"][g].copy_rate.value)
     plain, others = gate["none"][group], {m: groups[group] for m, groups in methods.items() if m != "none" and group in groups}
-    if plain["copies"] and others:
-        method = best(others, plain)
-        cell = others[method]
+    if plain.copies and others:
+        method = best_mitigation(others, plain)
+        found = others[method]
         source = f" from {PROMPTS.get(group, group)}" if len(gate["none"]) > 1 else ""
-        known = plain["alignment"] and cell["alignment"] is not None
-        price = f", at {cell['alignment'] / plain['alignment']:.2f} × the text-image agreement" if known else ""
-        yield f"With {name(method)}, {cell['copies']:,} of {cell['n']:,}{source} still do: {share(cell)}{price}."
+        known = plain.alignment and found.alignment is not None
+        price = f", at {found.alignment / plain.alignment:.2f} × the text-image agreement" if known else ""
+        yield f"With {name(method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}."
 
 
 def _doubt(doubts, null_needed):
-    """doubts: (rule, figures of a method and group) that are undecided; of each rule, that which would take the most."""
+    """doubts: as _doubts has them; of each rule, the findings that would take the most."""
     for rule in dict.fromkeys(rule for rule, _ in doubts):
-        cell = max((c for r, c in doubts if r == rule), key=lambda c: (rule.images_for(c) or 0, -c["n"]))
+        found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
         if rule.metric in RATES:
-            needs = rule.images_for(cell)
-            yield (f"With {cell['n']:,} images and {cell[RATES[rule.metric]]:,} copied, the true rate may be as high as "
-                   f"{percent(rule.highest(cell))}: it takes {needs:,} images in each group, {needs - cell['n']:,} more, and no "
+            needs = rule.images_for(found)
+            yield (f"With {found.n:,} images and {getattr(found, RATES[rule.metric]):,} copied, the true rate may be as high as "
+                   f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
                    "more copies, to decide.")
         elif rule.metric == "leaked_prompts":
-            yield (f"{cell['unresolved_prompts']:,} prompts copy, and with so few pictures to compare with nothing tells that "
+            yield (f"{found.unresolved_prompts:,} prompts copy, and with so few pictures to compare with nothing tells that "
                    f"from chance: it takes {null_needed or 0:,} held-out or training pictures.")
         else:
-            yield f"With {cell['n']:,} images, {rule.metric} may be as high as {rule.highest(cell):.3f}: take more."
+            yield f"With {found.n:,} images, {rule.metric} may be as high as {rule.highest(found):.3f}: take more."
 
 
 def _chance(chance):
@@ -107,9 +157,9 @@ def _chance(chance):
         yield f"By chance, {percent(chance)} of held-out pictures, which the model never saw, come as close."
 
 
-def best(cells, plain=None):
-    """{method: figures} -> the method with the lowest copy rate among those that keep KEPT of plain guidance's alignment, since
-    mush copies nothing; among all, where none does or it is not known. Of equals, the best aligned."""
-    least = KEPT * ((plain or {}).get("alignment") or 0)
-    kept = {m: c for m, c in cells.items() if (c["alignment"] or 0) >= least} or cells
-    return min(kept, key=lambda m: (kept[m]["copy_rate"], -(kept[m]["alignment"] or 0)))
+def best_mitigation(findings, plain=None):
+    """{method: GroupFindings} -> the method with the lowest copy rate among those that keep KEPT of plain guidance's alignment,
+    since mush copies nothing; among all, where none does or it is not known. Of equals, the best aligned."""
+    least = KEPT * ((plain and plain.alignment) or 0)
+    kept = {m: f for m, f in findings.items() if (f.alignment or 0) >= least} or findings
+    return min(kept, key=lambda m: (kept[m].copy_rate.value, -(kept[m].alignment or 0)))

@@ -97,7 +97,7 @@ def blocks(squares):
     return unit(centred(x.reshape(n * BLOCKS ** 2, of, of, 3))).reshape(n, BLOCKS ** 2, 3 * of * of)
 
 
-def agreement(squares):
+def block_agreement(squares):
     """-> [(n, 3072)], whose product is Σ_b ρ_b / √(N N′): ρ_b the correlation of two pictures in block b, N and N′ in how many
     blocks each holds something. So it is the share of the blocks in which they agree, and a block that differs weighs as much
     as any other, however much it differs: a robust form of Webster's (2023) comparison outside a mask, which needs no mask.
@@ -168,7 +168,7 @@ def placed(made, trained, pair):
 KINDS = {
     "part": Kind(tiles, tiles, tuple((i, i) for i in range(len(TILES))), tile),
     "foreground": Kind(foreground, foreground, tuple((i, k) for i in range(OBJECTS) for k in range(OBJECTS)), placed),
-    "template": Kind(agreement, agreement, regions=difference),
+    "template": Kind(block_agreement, block_agreement, regions=difference),
     "tiled": Kind(unless_flat, colours, score=tiled_closeness),
     "mirrored": Kind(mirrored, upright),
     "recoloured": Kind(both_signs, grey, ((0, 0), (1, 0))),

@@ -5,6 +5,8 @@ Each kind looks at a picture in one or several views and compares each with view
 quantile, over the training images that hold something for it, of the best that any view reaches on another training image, so
 a picture has the same chance of a false alarm whether a kind has one view or five.
 """
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image
@@ -20,13 +22,25 @@ COMPARED = 2_000   # training images that the thresholds rest on
 ROUNDING = 1e-4
 
 
+@dataclass(frozen=True)
+class Regions:
+    """What matches in two pictures, and of a template what differs: left, top, width, height as shares of the centre square."""
+    generated: tuple[float, float, float, float]
+    training: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class PartialMatch:
+    position: int               # of the generated picture
+    kind: str                   # of kinds.KINDS
+    similarity: float
+    row: int                    # of the training image
+    regions: tuple[Regions, ...]
+
+
 def partial_copies(pictures, training, verbatim, quantile=0.99):
     """pictures: n functions that open a generated image; training: m that open a training image; verbatim (n,) bool
-    -> ([{position, kind, similarity, row, regions}] of the others, {kind: threshold} of the kinds that found a null).
-
-    regions are [{generated, training}], each (left, top, width, height) as shares of that picture's centre square: what matches,
-    and of a template what differs.
-    """
+    -> (list of PartialMatch of the others, the most similar first; {kind: threshold} of the kinds that found a null)."""
     sought = np.flatnonzero(~np.asarray(verbatim, bool))
     if len(training) < 2 or not len(sought):
         return [], {}
@@ -34,8 +48,8 @@ def partial_copies(pictures, training, verbatim, quantile=0.99):
     for name, kind in KINDS.items():
         threshold, copies = _copies(kind, asked, kept, quantile)
         thresholds |= {} if threshold is None else {name: threshold}
-        found += [{"position": int(sought[i]), "kind": name, **copy} for i, copy in copies]
-    return sorted(found, key=lambda f: -f["similarity"]), thresholds
+        found += [PartialMatch(int(sought[i]), name, *match) for i, *match in copies]
+    return sorted(found, key=lambda f: -f.similarity), thresholds
 
 
 def squares(openers):
@@ -47,7 +61,7 @@ def squares(openers):
 
 
 def _copies(kind, asked, kept, quantile):
-    """Squares -> the kind's threshold, None without a null; [(which of `asked`, what it copies)]."""
+    """Squares -> the kind's threshold, None without a null; [(which of `asked`, similarity, row, Regions)]."""
     views = _views(kind.kept, kept)
     compared = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), COMPARED)).round().astype(int))
     null, _, holds = _similarity(kind, _views(kind.asked, kept[compared]), views, compared)
@@ -58,8 +72,7 @@ def _copies(kind, asked, kept, quantile):
     for i in np.flatnonzero((similarity >= threshold) & holds):
         row, closest, pairs = _match(kind, [q[i] for q in questions], views, np.unique(rows[:, i]), threshold)
         regions = [kind.regions(asked[i], kept[row], pair) for pair in pairs]
-        found.append((i, {"similarity": closest, "row": row, "regions": [
-            {"generated": list(r[0]), "training": list(r[1])} for r in regions if r]}))
+        found.append((i, closest, row, tuple(Regions(*r) for r in regions if r)))
     return threshold, found
 
 

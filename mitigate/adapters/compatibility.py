@@ -1,11 +1,14 @@
-"""Which pipelines may be mitigated. On one that orders its branches or counts its time otherwise, a mitigation would do nothing,
-or harm, and not say so: it is refused."""
+"""Which pipelines, mitigations and calls go together. On a pipeline that orders its branches or counts its time otherwise, a
+mitigation would do nothing, or harm, and not say so: it is refused."""
 from rotescope.common.errors import InputError
 from rotescope.common.models import counts_timesteps
-from rotescope.mitigate.contract.mitigation import denoiser_of, family
+from rotescope.mitigate.adapters.guidance_hook import NAME
+from rotescope.mitigate.contract.families import denoiser_of, family
+from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.mitigate.methods.transition import PLAIN
 
 
-def check_served(pipe):
+def supported_family(pipe):
     """-> its family; InputError for a pipeline that is of none, or that counts its time otherwise."""
     if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):
         raise InputError(f"{type(pipe).__name__} is modular, and takes a mitigation as its guider: "
@@ -26,3 +29,39 @@ def check_scheduler(scheduler):
         name = type(scheduler).__name__ + (f"(timestep_type={kind!r})" if kind else "")
         raise InputError(f"{name} does not count its timesteps from 1000 to 0, as mitigations do: give the pipeline another "
                          "scheduler")
+
+
+def check_chain(pipe, chain):
+    """-> the mitigations, if they can work together and on this pipeline; else InputError."""
+    kind, denoiser = supported_family(pipe), denoiser_of(pipe)
+    hooks = getattr(denoiser, "_diffusers_hook", None)
+    if getattr(type(pipe), "_rotescope", False) or hooks is not None and hooks.get_hook(NAME):
+        raise InputError("this pipeline already carries a mitigation: leave its `with` first")
+    for m in chain:
+        if not isinstance(m, Mitigation):
+            raise InputError(f"{m!r} is no mitigation: give a name or a Mitigation")
+        m.check()
+        if m.families and kind not in m.families:
+            raise InputError(f"{type(m).__name__} serves {', '.join(m.families)}, not {type(pipe).__name__}")
+        if m.looks_inside and getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+            raise InputError(f"{type(m).__name__} looks inside the UNet and knows no IP-Adapter: pipe.unload_ip_adapter(), or "
+                             "take a mitigation of the guidance alone")
+        m.check_pipeline(pipe)
+        if chain.count(m) > 1:
+            raise InputError(f"{m!r} is named twice")
+    guides = [m for m in chain if type(m).begin is not Mitigation.begin]
+    if len(guides) > 1:
+        raise InputError(f"{' and '.join(type(m).__name__ for m in guides)} both combine the predictions: take one of them")
+    return chain if guides else [*chain, PLAIN]
+
+
+def check_call(call):
+    """InputError, before anything runs, for arguments under which the two predictions never meet in the hook."""
+    name = "true_cfg_scale" if call.family == "flux" else "guidance_scale"
+    if not call.guidance_scale or call.guidance_scale <= 1:
+        raise InputError(f"{name}={call.guidance_scale} sends one branch only: give a scale above 1")
+    if call.family == "flux" and call.get("negative_prompt") is None and call.get("negative_prompt_embeds") is None:
+        raise InputError('FLUX has an unconditional branch only with a negative prompt: give negative_prompt=""')
+    for other in ("guidance_rescale", "skip_guidance_layers"):
+        if call.get(other):
+            raise InputError(f"{other} cannot be combined with a mitigation: leave it out")

@@ -17,9 +17,10 @@ from diffusers.guiders.guider_utils import GuiderOutput
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
+from rotescope.common.prediction import slope_at
 from rotescope.mitigate.adapters.compatibility import check_scheduler
 from rotescope.mitigate.contract.mitigation import Mitigation, Step, same_timestep
-from rotescope.mitigate.contract.prediction import eps_factor, prediction_gap
+from rotescope.mitigate.contract.prediction import prediction_gap
 from rotescope.mitigate.methods.registry import get_mitigation
 
 
@@ -87,7 +88,7 @@ class MitigationGuider(BaseGuidance):
         timestep = whole(float(self._timestep))
         repeated, self.last = same_timestep(timestep, self.last), timestep
         self.index += not repeated
-        gap = prediction_gap(cond, uncond, 1.0 if self.scheduler is None else eps_factor(self.scheduler, timestep))
+        gap = prediction_gap(cond, uncond, 1.0 if self.scheduler is None else abs(slope_at(self.scheduler, timestep)))
         gap = gap if all(self.needs) else torch.full_like(gap, torch.nan)
         self.denoiser_rows += len(self.needed)
         guided = self.run.guide(Step(timestep, self.index, repeated, given, cond, uncond, gap, None, None))

@@ -31,7 +31,7 @@ def widths(n, rounds, budget):
     return tapered(low)
 
 
-def ranking(scores, among=None):
+def order_by_score(scores, among=None):
     """{prompt index: score} or a list of scores -> prompt indices (those in `among`), the highest first, ties in their order,
     those without a score (None) last."""
     among = range(len(scores)) if among is None else among
@@ -44,10 +44,10 @@ def ranked(scores, seeds, budget, agreement):
     The first two rounds follow the scores (one a prompt, higher = more memorized). From the third on a prompt of the last round
     is known by two images or more, and agreement(prompt index), higher = more alike, decides which go on.
     """
-    order = ranking(scores)
+    order = order_by_score(scores)
     for k, (seed, width) in enumerate(zip(seeds, widths(len(scores), len(seeds), budget), strict=True)):
         if k > 1:
-            order = ranking({i: agreement(i) for i in order}, order)
+            order = order_by_score({i: agreement(i) for i in order}, order)
         order = order[:width]
         if order:
             yield [(i, seed) for i in order]
@@ -65,8 +65,8 @@ def as_record(name, budget, n, rounds, scores=None, **about):
     """What a report says of a plan for n prompts: of each prompt its rank (from 1) and score where there are scores, and the
     images spent on it; about: the detector, and what its scores cost in images."""
     spent = seeds_of(job for jobs in rounds for job in jobs)
-    order = range(n) if scores is None else ranking(scores)
+    order = range(n) if scores is None else order_by_score(scores)
     told = [{"prompt_index": i, **({} if scores is None else {"rank": rank, "score": scores[i]}), "images": len(spent.get(i, ()))}
             for rank, i in enumerate(order, 1)]
     return {"name": name, "budget": budget, **about, "images": sum(map(len, rounds)), "prompts": n, "sampled": len(spent),
-            "rounds": [len(jobs) for jobs in rounds], "ranking": told}
+            "rounds": [len(jobs) for jobs in rounds], "order_by_score": told}

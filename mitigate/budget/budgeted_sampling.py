@@ -11,7 +11,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.datasets.images.tiled_distance import tiled_distances
 from rotescope.mitigate.budget.allocation import PLANS, as_record, ranked, seeds_of, uniform
 from rotescope.mitigate.detectors.generated_images import clique_distance
-from rotescope.mitigate.detectors.registry import get_detector, score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import SHARDS, batches, merge_shards, write_shard
@@ -75,7 +76,7 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
                 for _ in batch:
                     advance(method)
         scores = scores_of(pipe, prompts, detector, manifest, batch_size=config.batch_size, on_image=partial(advance, "scores"))
-        for jobs in ranked(scores, config.seeds, left, partial(agreement_in, folder / first / "images")):
+        for jobs in ranked(scores, config.seeds, left, partial(pair_agreement_in, folder / first / "images")):
             run(first, jobs)
             rounds.append(jobs)
         for method in others:
@@ -86,12 +87,12 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
     return seeds_of(job for jobs in rounds for job in jobs), record
 
 
-def agreement_in(folder, prompt_index):
-    """How alike the images of one prompt in a folder are that the sampler wrote: as `agreement` has it."""
-    return agreement([Image.open(file) for file in sorted(folder.glob(f"P{prompt_index:05d}-S*.png"))])
+def pair_agreement_in(folder, prompt_index):
+    """How alike the images of one prompt in a folder are that the sampler wrote: as pair_agreement has it."""
+    return pair_agreement([Image.open(file) for file in sorted(folder.glob(f"P{prompt_index:05d}-S*.png"))])
 
 
-def agreement(images):
+def pair_agreement(images):
     """PIL images of one prompt, two or more -> minus the distance of the closest two, tile by tile (Carlini et al. 2023)."""
     return -clique_distance(tiled_distances(as_pixels(images)).numpy(), 2)
 

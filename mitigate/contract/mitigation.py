@@ -1,23 +1,20 @@
-"""The contract: what a mitigation may do around and inside one call of a pipeline. hooks.py brings it to diffusers.
+"""The contract: what a mitigation may do around and inside one call of a pipeline. adapters/ bring it to diffusers.
 
 A mitigation overrides what it needs: `prepare` (prompts, embeddings, initial noise), `attach` (attention, neurons), `survey`
-(a run beforehand), `begin` (how the two predictions of a step are combined). Several can be chained; only one of them may combine
-predictions. Each of the four is done by the whole chain before the next one is.
+(a run beforehand), `begin` (how the two predictions of a step are combined). Several can be chained; only one of them may
+combine predictions. Each of the four is done by the whole chain before the next one is.
 """
-import hashlib
-import inspect
-import re
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 from math import inf, isfinite
+from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.manifest import Manifest
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,17 @@ class Mitigation:
     def begin(self, n, guidance_scale, device):
         """A fresh GuidanceRun for n images, or None to leave the predictions to the others."""
         return
+
+
+def settings_of(mitigation):
+    """-> {setting: what JSON can say of it}: a path as text, a manifest as how many images and which hash."""
+    return {f.name: _told(getattr(mitigation, f.name)) for f in fields(mitigation)}
+
+
+def _told(value):
+    if isinstance(value, Manifest):
+        return f"a manifest of {len(value)} images, {value.hash}"
+    return str(value) if isinstance(value, Path) else value
 
 
 TIMESTEP, NOT_NEGATIVE, COUNT = (0, 1000), (0, inf), (1, inf)  # ranges of settings, ends included
@@ -92,159 +100,6 @@ class Step:
     cond: torch.Tensor       # its outputs (n, …); zero where a branch was not asked for
     uncond: torch.Tensor
     gap: torch.Tensor        # ‖eps_cond − eps_uncond‖₂ (n,) in ε, NaN where a branch was not asked for
-    call: "PipelineCall | None"  # None under a guider, which sees no call
+    call: PipelineCall | None  # None under a guider, which sees no call
     denoise: object          # denoise(images=None, **changed arguments) -> the conditional half's output (n, …) once more: for
                              # the images, a bool (n,), one row each and zero for the others; None: for all
-
-
-FAMILIES = {  # the head of a class's name
-    "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt(Alpha|Sigma)",
-    "flux": "Flux",
-}
-VARIANTS = "(ControlNet(Union)?|Adapter)?(Img2Img|Inpaint(ing)?|Depth2Img|Upscale)?Pipeline"  # and its tail
-
-
-def family(pipe):
-    """'sd', 'sdxl', 'sd3', 'pixart', 'flux', by the pipeline's class or one that it is derived from; or 'other'.
-
-    The others are refused, see served.py.
-    """
-    names = [kind.__name__ for kind in type(pipe).__mro__]
-    return next((kind for kind, head in FAMILIES.items() if any(re.fullmatch(head + VARIANTS, name) for name in names)), "other")
-
-
-class PipelineCall:
-    """The arguments of one pipe(...), which mitigations may change before it runs, and what it cost."""
-
-    def __init__(self, pipe, arguments):
-        self.pipe, self.arguments, self.family = pipe, dict(arguments), family(pipe)
-        self._defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()
-                          if p.default is not p.empty}
-        self._texts = None  # the prompts, once their embeddings have taken their place
-        self.extra_rows = torch.zeros(self.n, dtype=torch.long)  # denoiser rows spent outside the loop
-        self.memory = {}   # mitigation -> what its `prepare` found out and its run wants to know
-        self.probe = None  # probe(mitigation) -> (hook, final latents): the same call under it, from the same noise
-
-    def get(self, name, default=None):
-        """An argument, or what the pipeline takes for it."""
-        value = self.arguments.get(name)
-        return self._defaults.get(name, default) if value is None else value
-
-    @cached_property
-    def n(self):
-        """Images."""
-        prompt, embeds = self.get("prompt"), self.get("prompt_embeds")
-        prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else embeds)
-        return prompts * self._per_prompt
-
-    @property
-    def guidance_scale(self):
-        return self.get("true_cfg_scale" if self.family == "flux" else "guidance_scale")
-
-    @property
-    def device(self):
-        return self.pipe._execution_device
-
-    @property
-    def _per_prompt(self):
-        return self.get("num_images_per_prompt") or 1
-
-    def _repeated(self, value):
-        """An argument for each image: a string counts for all."""
-        each = [value] * (self.n // self._per_prompt) if value is None or isinstance(value, str) else list(value)
-        return [v for v in each for _ in range(self._per_prompt)]
-
-    @property
-    def prompts(self):
-        """One an image. Raises InputError where the pipeline got embeddings instead."""
-        if self._texts is None and self.get("prompt") is None:
-            raise InputError("this mitigation reads the prompts: give the pipeline `prompt`, not `prompt_embeds`")
-        return self._texts or self._repeated(self.get("prompt"))
-
-    @prompts.setter
-    def prompts(self, texts):
-        if self._texts is not None:
-            raise InputError("a mitigation that changes prompts must come before one that changes their embeddings")
-        second = next((name for name in ("prompt_2", "prompt_3") if self.get(name) is not None), None)
-        if second:
-            raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline `prompt` alone")
-        self._expand()
-        self.arguments["prompt"] = list(texts)
-
-    def _expand(self):
-        """One entry an image in whatever goes with the prompts, so that each image may go its own way."""
-        if self._per_prompt > 1:
-            prompts, negative = self.prompts, self.get("negative_prompt")
-            negative = None if negative is None else self._repeated(negative)
-            self.arguments |= {"prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": 1}
-
-    @cached_property
-    def seeds(self):
-        """One integer an image, from its generator; drawn where there is none."""
-        generator = self.get("generator")
-        if generator is None:
-            return torch.randint(2 ** 62, (self.n,)).tolist()
-        if isinstance(generator, torch.Generator):
-            return [_number(generator.initial_seed(), i) for i in range(self.n)] if self.n > 1 else [generator.initial_seed()]
-        return [g.initial_seed() for g in generator]
-
-    def rng(self, i, salt=""):
-        """numpy's generator for image i: its seed and its prompt decide, never its place in the batch."""
-        return np.random.default_rng(_number(self.seeds[i], self.prompts[i], salt))
-
-    @property
-    def latents(self):
-        """Initial noise (n, C, h, w) of unit variance, drawn as the pipeline would draw it."""
-        if self.get("latents") is None:
-            if self.family not in ("sd", "sdxl", "sd3", "pixart") or "latents" not in self._defaults or "image" in self._defaults:
-                raise InputError(f"this mitigation changes the initial noise, which {type(self.pipe).__name__} does not take")
-            denoiser, factor = denoiser_of(self.pipe), self.pipe.vae_scale_factor
-            sides = [(self.get(side) or denoiser.config.sample_size * factor) // factor for side in ("height", "width")]
-            self.arguments["latents"] = randn_tensor((self.n, denoiser.config.in_channels, *sides), self.get("generator"),
-                                                     self.device, denoiser.dtype)
-        return self.arguments["latents"]
-
-    @latents.setter
-    def latents(self, noise):
-        self.arguments["latents"] = noise
-
-    @property
-    def embeddings(self):
-        """Text embeddings (cond, uncond), each (n, tokens, width), as the pipeline would make them; Stable Diffusion only."""
-        both = self.get("prompt_embeds"), self.get("negative_prompt_embeds")
-        if both[0] is None:
-            if self.family != "sd":
-                raise InputError(f"this mitigation changes text embeddings, which is not served on {type(self.pipe).__name__}")
-            self._expand()
-            both = self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"),
-                                           clip_skip=self.get("clip_skip"))
-        elif self._per_prompt > 1:
-            both = [e.repeat_interleave(self._per_prompt, 0) for e in both]
-        self.embeddings = both
-        return both
-
-    @embeddings.setter
-    def embeddings(self, both):
-        """The prompts stay readable for `rng`, though the pipeline no longer gets them."""
-        self._texts = self.prompts if self._texts or self.get("prompt") is not None else None
-        self.arguments |= {"prompt": None, "negative_prompt": None, "num_images_per_prompt": 1,
-                           "prompt_embeds": both[0], "negative_prompt_embeds": both[1]}
-
-
-def denoiser_of(pipe):
-    """The UNet or transformer of a pipeline; InputError where there is neither."""
-    parts = (getattr(pipe, name, None) for name in ("unet", "transformer"))
-    denoiser = next((part for part in parts if part is not None), None)  # a compiled one has no truth value
-    if denoiser is None:
-        raise InputError(f"{type(pipe).__name__} has neither a unet nor a transformer: there is nothing to mitigate")
-    return denoiser
-
-
-def guided(pipe, n, scale):
-    """The arguments that ask a pipeline for n images under guidance by `scale`: FLUX names it otherwise than the rest."""
-    return {"true_cfg_scale": scale, "negative_prompt": [""] * n} if family(pipe) == "flux" else {"guidance_scale": scale}
-
-
-def _number(*parts):
-    """Whatever was given -> one integer below 2⁶⁴, the same in every run."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")

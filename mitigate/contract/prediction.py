@@ -1,4 +1,4 @@
-"""Signals read off the two predictions of a step."""
+"""The two predictions of a step: what is read off them, and how guidance mixes them. Conversions: common/prediction.py."""
 import torch
 
 
@@ -16,20 +16,6 @@ def noise_part(output, sample):
 def latent_part(sample, output):
     """The latents in what a denoiser sees: inpainting UNets and their kin are given a mask and a picture behind them."""
     return sample[:, :output.shape[1]] if output.dim() == sample.dim() == 4 else sample
-
-
-def eps_factor(scheduler, timestep):
-    """‖Δε‖ per unit of ‖Δoutput‖ at a timestep.
-
-    1 for ε; α for v (ε = αv + σx); α/σ for x₀ (ε = (x − αx₀)/σ); 1 − σ for flow matching (x = (1 − σ)x₀ + σε, v = ε − x₀).
-    """
-    if scheduler.config.get("prediction_type") == "flow_prediction" or "FlowMatch" in type(scheduler).__name__:
-        return 1 - timestep / scheduler.config.num_train_timesteps
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind == "epsilon":
-        return 1.0
-    alpha_bar = scheduler.alphas_cumprod[int(timestep)].item()
-    return alpha_bar ** 0.5 if kind == "v_prediction" else (alpha_bar / (1 - alpha_bar)) ** 0.5
 
 
 def combine(eps_cond, eps_uncond, scale):

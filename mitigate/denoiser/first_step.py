@@ -4,8 +4,7 @@ from contextlib import contextmanager
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
-from rotescope.mitigate.contract.prediction import eps_factor
-from rotescope.mitigate.denoiser.probe import to_eps
+from rotescope.common.prediction import eps_at, slope_at
 
 
 @contextmanager
@@ -23,15 +22,14 @@ class FirstStep:
 
     def __init__(self, call):
         with torch.no_grad():
-            self.cond, self.uncond = (e.detach().clone() for e in call.embeddings)
-            self.noise = call.latents.detach().clone()
+            self.cond, self.uncond = (e.detach().clone() for e in call.encode_text())
+            self.noise = call.draw_noise().detach().clone()
         self.call, self.unet = call, call.pipe.unet
         self.scheduler = type(call.pipe.scheduler).from_config(call.pipe.scheduler.config)
         steps, _ = retrieve_timesteps(self.scheduler, call.get("num_inference_steps"), call.device, call.get("timesteps"),
                                       call.get("sigmas"))
         self.timestep = steps[0]
-        sign = -1 if self.scheduler.config.get("prediction_type") == "sample" else 1   # ε = (x − αx₀)/σ falls as x₀ grows
-        self.factor = sign * eps_factor(call.pipe.scheduler, self.timestep.item())
+        self.slope = slope_at(call.pipe.scheduler, self.timestep.item())
 
     def outputs(self, noise, text):
         """noise (k, C, h, w), text (k, tokens, width) -> denoiser output (k, C, h, w), at least fp32."""
@@ -41,14 +39,14 @@ class FirstStep:
     def eps(self, noise, text):
         """The same in ε."""
         x = self.scheduler.scale_model_input(noise * self.scheduler.init_noise_sigma, self.timestep)
-        return to_eps(self.call.pipe.scheduler, self.outputs(noise, text), x, self.timestep.item())
+        return eps_at(self.call.pipe.scheduler, self.outputs(noise, text), x, self.timestep.item())
 
     def difference(self, noise, images, cond=None):
         """Δ = ε(x_T, text) − ε(x_T, ∅) (k, C, h, w) in ε, of the images (k,) at a noise (k, C, h, w) and perhaps another text."""
         self.call.extra_rows = self.call.extra_rows + 2 * torch.bincount(images.cpu(), minlength=self.call.n)
         text = torch.cat([self.cond[images] if cond is None else cond, self.uncond[images]])
         cond, uncond = self.outputs(noise.repeat(2, 1, 1, 1), text).chunk(2)
-        return self.factor * (cond - uncond)
+        return self.slope * (cond - uncond)
 
 
 def descend(start, loss, target, optimizer, iterations):

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
+from rotescope.common.prediction import eps_at
 from rotescope.datasets.images.to_pixels import to_pixels
-from rotescope.mitigate.contract.mitigation import denoiser_of, same_timestep
-from rotescope.mitigate.contract.prediction import combine, eps_factor, noise_part, prediction_gap
+from rotescope.mitigate.contract.families import denoiser_of
+from rotescope.mitigate.contract.mitigation import same_timestep
+from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbeStep:
     """One step on the way, for n images."""
     timestep: torch.Tensor     # scalar
     x: torch.Tensor            # what the denoiser saw (n, C, h, w)
@@ -65,10 +67,10 @@ class Probe:
 
     def eps(self, x, timestep, **changed):
         """The same in ε, at least fp32."""
-        return tuple(to_eps(self.scheduler, out, x, timestep) for out in self.outputs(x, timestep, **changed))
+        return tuple(eps_at(self.scheduler, out, x, timestep) for out in self.outputs(x, timestep, **changed))
 
     def walk(self, steps=None):
-        """Plain guidance from the noise on: yields a Look at each of the first `steps` distinct timesteps (None: all)."""
+        """Plain guidance from the noise on: yields a ProbeStep at each of the first `steps` distinct timesteps (None: all)."""
         scheduler, seen, wanted = copy.deepcopy(self.scheduler), torch.inf, self.timesteps[:steps]
         extra = {"generator": self.generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x = self.noise / scheduler.scale_model_input(torch.ones_like(self.noise), scheduler.timesteps[0])  # undo it: it is linear
@@ -79,23 +81,8 @@ class Probe:
             x_in = scheduler.scale_model_input(x, t)
             cond, uncond = self.outputs(x_in, t)
             if not same_timestep(t.item(), seen):
-                yield Look(t, x_in, *(to_eps(scheduler, out, x_in, t) for out in (cond, uncond)))
+                yield ProbeStep(t, x_in, *(eps_at(scheduler, out, x_in, t) for out in (cond, uncond)))
             x, seen = scheduler.step(combine(cond, uncond, scale), t, x, **extra).prev_sample, t.item()
-
-
-def sigma_at(scheduler, timestep):
-    """σ_t = √(1 − ᾱ_t), the share of noise in what the denoiser sees."""
-    return (1 - scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
-
-
-def to_eps(scheduler, output, x, timestep):
-    """A denoiser's output -> ε, at least fp32: itself; αv + σx; (x − αx₀)/σ."""
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind == "epsilon":
-        return output
-    factor, sigma = eps_factor(scheduler, timestep), sigma_at(scheduler, timestep)
-    return factor * output + sigma * x if kind == "v_prediction" else x / sigma - factor * output
 
 
 @torch.no_grad()

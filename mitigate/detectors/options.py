@@ -1,11 +1,13 @@
 """What `rotescope detect` lets a user choose."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.common.model_options import ModelOptions
 
 
 @dataclass(frozen=True)
 class DetectConfig(ModelOptions):
+    HEADINGS: ClassVar = {"prompts": "prompts, detectors and output"}
     prompts: str
     """file of prompts, or a checkpoint's manifest.parquet"""
     output_dir: str

@@ -1,76 +1,90 @@
 """Detectors of memorization by name: one score a prompt, higher = more memorized; all but `recall` see no training image.
 
     detector = get_detector("magnitude:n=1,steps=5")
-    scores = list(score_prompts(pipe, prompts, detector))
+    scores = list(score_prompts(pipe, prompts, detector))       # detectors/prompt_scores.py
 
 A detector is a frozen dataclass of settings: `observe` says what it sees of each image, `score` makes one number of a prompt's n
 images, `rows` is what a prompt costs. No score has a scale that carries over from one model to the next: compare prompts under
-one model, or calibrate on prompts that are known to be ordinary.
+one model, or calibrate on prompts that are known to be ordinary. A new one is a file in this folder and an Entry here.
 """
-from dataclasses import dataclass
+from __future__ import annotations
+
 from typing import Any
 
-import torch
+from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
 
-from rotescope.common.errors import InputError
-from rotescope.common.suggestions import nearest
-from rotescope.mitigate.contract.mitigation import family
-from rotescope.mitigate.detectors.generated_images import Cliques, EdgeAgreement
-from rotescope.mitigate.detectors.prediction_gap import Drop, Layout, Magnitude
-from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
-from rotescope.mitigate.detectors.whitebox import Anisotropy, AttentionEntropy, BrightEnding, Confidence, HessianVector
-from rotescope.mitigate.methods.registry import with_settings
-from rotescope.mitigate.sampling.sampler import batches
+WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
+WEBSTER = "Webster 2023, arXiv 2305.08694"
+GUIDED = {"n": 4, "num_inference_steps": 50, "guidance_scale": 7.5}  # seeds a prompt, and the guided run that is looked at
 
 
-@dataclass(frozen=True)
-class Entry:
-    preset: Any      # with the authors' settings
-    paper: str
-    needs: str       # what it must see
+def _entry(name, home, paper, cost, needs, settings, families=("sd", "sdxl")):
+    return Entry(name=name, home=f"detectors.{home}", settings=settings, paper=paper, cost=cost, needs=frozenset(needs),
+                 families=families)
 
 
-DETECTORS = {
-    "magnitude": Entry(Magnitude(), "Wen et al., ICLR 2024, arXiv 2407.21720", "predictions"),
-    "layout": Entry(Layout(), "this project, after Wen et al.", "predictions"),
-    "drop": Entry(Drop(), "this project, after Jain et al., CVPR 2025, arXiv 2411.16738", "predictions"),
-    "anisotropy": Entry(Anisotropy(), "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "predictions"),
-    "sail": Entry(HessianVector(), "Jeon et al., ICML 2025, arXiv 2412.04140", "derivatives"),
-    "bright-ending": Entry(BrightEnding(), "Chen et al., ICLR 2025, arXiv 2410.21665", "predictions, cross-attention"),
-    "entropy-d": Entry(AttentionEntropy(metric="D"), "Ren et al., ECCV 2024, arXiv 2403.11052", "cross-attention"),
-    "entropy-e": Entry(AttentionEntropy(metric="E"), "Ren et al., ECCV 2024, arXiv 2403.11052", "cross-attention"),
-    "confidence": Entry(Confidence(), "Webster 2023, arXiv 2305.08694", "predictions"),
-    "edges": Entry(EdgeAgreement(), "Webster 2023, arXiv 2305.08694", "images"),
-    "cliques": Entry(Cliques(), "Carlini et al., USENIX Security 2023, arXiv 2301.13188", "images"),
-    "recall": Entry(Recall(), "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "predictions, training images"),
-}
+DETECTORS = {entry.name: entry for entry in (
+    _entry("magnitude", "prediction_gap:Magnitude", WEN, "8 rows", [Need.PREDICTIONS], GUIDED | {"steps": 1}),
+    _entry("layout", "prediction_gap:Layout", "this project, after Wen et al.", "96 rows", [Need.PREDICTIONS],
+           GUIDED | {"n": 16, "steps": 3, "window": 0.375}),
+    _entry("drop", "prediction_gap:Drop", "this project, after Jain et al., CVPR 2025, arXiv 2411.16738", "120 rows",
+           [Need.PREDICTIONS], GUIDED | {"num_inference_steps": 25, "steps": 15}),
+    _entry("anisotropy", "whitebox:Anisotropy", "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "16 rows",
+           [Need.PREDICTIONS], GUIDED | {"norm_weight": 1.0, "cosine_weight": 2.0}),
+    _entry("sail", "whitebox:HessianVector", "Jeon et al., ICML 2025, arXiv 2412.04140", "16 rows", [Need.GRADIENTS], GUIDED),
+    _entry("bright-ending", "whitebox:BrightEnding", "Chen et al., ICLR 2025, arXiv 2410.21665", "408 rows",
+           [Need.PREDICTIONS, Need.ATTENTION], GUIDED),
+    _entry("entropy-d", "whitebox:AttentionEntropy", REN, "400 rows", [Need.ATTENTION], GUIDED | {"metric": "D", "layer": 3}),
+    _entry("entropy-e", "whitebox:AttentionEntropy", REN, "8 rows", [Need.ATTENTION], GUIDED | {"metric": "E", "layer": 3}),
+    _entry("confidence", "whitebox:Confidence", WEBSTER, "8 rows", [Need.PREDICTIONS], GUIDED),
+    _entry("edges", "generated_images:EdgeAgreement", WEBSTER, "8 rows", [Need.IMAGES],
+           GUIDED | {"num_inference_steps": 1, "threshold": 1.5}, EVERY),
+    _entry("cliques", "generated_images:Cliques", "Carlini et al., USENIX Security 2023, arXiv 2301.13188", "1600 rows",
+           [Need.IMAGES], GUIDED | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
+    _entry("recall", "training_image_recall:Recall", "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
+           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, ("sd",)),
+)}
 
 
-def get_detector(text):
-    """'magnitude' or 'magnitude:n=1,steps=5' -> detector. InputError for an unknown name, key or value."""
-    name, _, settings = text.partition(":")
-    if name not in DETECTORS:
-        raise InputError(f"no detector is called {name!r}: {nearest(name, DETECTORS)}")
-    preset = DETECTORS[name].preset
-    return with_settings(name, preset, settings)
+def list_detectors() -> list[Entry]:
+    """Every detector: name, settings, paper, cost in denoiser rows a prompt, needs, families, and whether it is ready to run.
 
+    Returns
+    -------
+    list of Entry
+        In the order in which `rotescope detect --detector all` takes them.
 
-@torch.no_grad()
-def score_prompts(pipe, prompts, detector, *, examples=None, seed=1000, batch_size=64, on_image=None):
-    """Yields the score of each Prompt, in order. Its n seeds start at `seed`; the batch around an image changes nothing.
-
-    examples: the training images {image_id: Example}, for `recall` alone, which gives None where a prompt belongs to none.
+    Examples
+    --------
+    >>> [entry.name for entry in list_detectors()][:3]
+    ['magnitude', 'layout', 'drop']
     """
-    if isinstance(detector, Recall):
-        yield from recall_scores(pipe, prompts, examples or {}, detector, seed=seed, batch_size=batch_size, on_image=on_image)
-        return
-    if detector.families and family(pipe) not in detector.families:
-        raise InputError(f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}")
-    observed = []
-    for batch in batches(prompts, range(seed, seed + detector.n), batch_size):
-        observed += detector.observe(pipe, [prompts[i].text for i, _, _ in batch], [s for _, _, s in batch])
-        for _ in batch if on_image else ():
-            on_image()
-        while len(observed) >= detector.n:
-            yield detector.score(observed[:detector.n])
-            del observed[:detector.n]
+    return list(DETECTORS.values())
+
+
+def get_detector(detector: Any) -> Any:
+    """A detector by its name, perhaps with other settings than the authors'.
+
+    Parameters
+    ----------
+    detector : str or a detector
+        A name of `list_detectors`; a name with settings, as in "magnitude:n=1,steps=5"; or an object, which is given back.
+
+    Returns
+    -------
+    a frozen dataclass of settings, with `observe`, `score` and `rows`
+
+    Raises
+    ------
+    InputError
+        For an unknown name, key or value.
+
+    Examples
+    --------
+    >>> get_detector("magnitude:n=1,steps=5").rows
+    10
+    """
+    if not isinstance(detector, str):
+        return detector
+    entry, settings = find_entry(detector, DETECTORS, "detector")
+    return entry.make(**read_settings(entry, settings))

@@ -1,16 +1,6 @@
-"""Score prompts by how memorized they are, before any image is compared with the training images.
+"""Detectors on the prompts of a file: who can be asked of what, scores.parquet, and the words that trigger.
 
-    rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --output_dir runs/detect
-    rotescope detect --prompts prompts.txt --detector magnitude:n=1,steps=5 sail edges --tokens --output_dir runs/detect
-    rotescope detect --model runs/demo/checkpoint --prompts runs/demo/checkpoint/manifest.parquet --detector recall --output_dir d
-    rotescope detect --model m --prompts m/manifest.parquet --heldout_data other-photos --detector all recall:n=1 --output_dir d
-
-Detectors: magnitude, layout, drop, anisotropy, sail, bright-ending, entropy-d, entropy-e, confidence (these look inside), edges,
-cliques (these need images only), recall (this needs the training images, too, which a manifest names); all, for every one that
-can be asked of this model. Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and
-detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups, as
-those of a manifest with a duplication plan have, JSON on stdout and the table detection.md say how well each detector tells
-duplicated prompts from the others; --heldout_data adds captions that the model never saw to these.
+The command is rotescope/commands/detect.py.
 """
 import time
 from collections import Counter
@@ -25,8 +15,10 @@ from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.mitigate.contract.mitigation import family
-from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, score_prompts
+from rotescope.mitigate.contract.catalogue import words_of
+from rotescope.mitigate.contract.families import family
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import WhiteBox
@@ -41,7 +33,7 @@ TOKENS = pa.schema([("prompt_index", pa.int32()), ("prompt", pa.string()), ("gro
                     ("token", pa.string()), ("significance", pa.float64())])
 
 
-def check(config):
+def check_detection(config):
     """Raise InputError for whatever would stop the run later -> {name: NAME[:settings]} of the detectors."""
     check_output(config.output_dir, config.overwrite,
                  inputs=(config.model, config.lora, config.prompts, config.train_data, config.heldout_data, *config.detector))
@@ -56,16 +48,16 @@ def check(config):
     return dict(zip(unique_names(texts, "detector"), texts, strict=True))
 
 
-def detect(config, beside=None):
+def write_scores(config, beside=None):
     """Score as `config` says -> rows of scores.parquet. beside(folder, rows, run): writes more into the folder, run being what
     run.json says."""
-    texts = check(config)
+    texts = check_detection(config)
     prompts, examples = load_prompts(config.prompts, config.groups, config.max_prompts), training_images(config)
     check_apart(config.output_dir, {e.file for e in examples.values()})
-    prompts = [*prompts, *heldout_prompts(config, prompts, examples)]
+    prompts = [*prompts, *unseen_captions(config, prompts, examples)]
     texts = askable(texts, config, lambda detector: without_images(detector, prompts, examples))
     pipe = open_model(config)
-    texts = askable(texts, config, lambda detector: not_served(detector, pipe))
+    texts = askable(texts, config, lambda detector: wrong_family(detector, pipe))
     if config.tokens and family(pipe) not in WhiteBox.families:
         raise InputError(f"--tokens looks inside Stable Diffusion 1, 2 and XL, not {type(pipe).__name__}: leave it out")
     totals = {name: images_of(get_detector(text), prompts, examples) for name, text in texts.items()}
@@ -110,7 +102,7 @@ def without_images(detector, prompts, examples):
     return None
 
 
-def not_served(detector, pipe):
+def wrong_family(detector, pipe):
     if detector.families and family(pipe) not in detector.families:
         return f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}: name other detectors"
     return None
@@ -121,7 +113,7 @@ def images_of(detector, prompts, examples):
     return detector.n * sum(p.image_id in examples or not isinstance(detector, Recall) for p in prompts)
 
 
-def heldout_prompts(config, prompts, examples):
+def unseen_captions(config, prompts, examples):
     """Different captions of heldout_data that no prompt and no training image bears, the first ones."""
     if config.heldout_data is None:
         return []
@@ -162,5 +154,5 @@ def _about(config, texts, prompts, seconds):
 def _about_detector(text):
     """denoiser_rows counts those of one prompt."""
     detector, entry = get_detector(text), DETECTORS[text.partition(":")[0]]
-    return {"name": text, "settings": asdict(detector), "paper": entry.paper, "needs": entry.needs,
+    return {"name": text, "settings": asdict(detector), "paper": entry.paper, "needs": words_of(entry.needs),
             "denoiser_rows": detector.rows}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.common.prediction import noisy_latents, rates_at
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.probe import Probe, image_latents
 from rotescope.mitigate.sampling.sampler import batches
 
@@ -37,8 +38,7 @@ class Recall:
     def observe(self, pipe, texts, latents, noise_seeds):
         """Latents (n, C, h, w) -> [(mean square error without, with the caption)]."""
         probe = Probe(pipe, texts, noise_seeds)
-        signal = pipe.scheduler.alphas_cumprod[self.timestep].item()
-        x = signal ** 0.5 * latents + (1 - signal) ** 0.5 * probe.noise  # (n, C, h, w)
+        x = noisy_latents(latents, probe.noise, *rates_at(pipe.scheduler, self.timestep))  # (n, C, h, w)
         cond, uncond = ((eps - probe.noise).square().flatten(1).mean(1).tolist() for eps in probe.eps(x, self.timestep))
         return list(zip(uncond, cond, strict=True))
 

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, interpolate
 
 from rotescope.common.errors import InputError
+from rotescope.common.prediction import rates_at
 from rotescope.mitigate.contract.prediction import combine
-from rotescope.mitigate.denoiser.probe import Probe, cross_attention, sigma_at
+from rotescope.mitigate.denoiser.probe import Probe, cross_attention
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class HessianVector(WhiteBox):
 
         def score_gap(x):  # s_c − s = −Δ/σ
             cond, uncond = probe.eps(x, t)
-            return (uncond - cond) / sigma_at(probe.scheduler, t)
+            return (uncond - cond) / rates_at(probe.scheduler, t)[1]
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no forward-mode derivative
             return jvp(score_gap, (probe.noise,), (score_gap(probe.noise).to(probe.noise),))[1].flatten(1).norm(dim=1)

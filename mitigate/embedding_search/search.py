@@ -14,16 +14,14 @@ import torch
 from diffusers import DDPMScheduler
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.mitigate.contract.mitigation import family
-from rotescope.mitigate.contract.prediction import eps_factor
+from rotescope.common.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.first_step import at_least_float, descend, gradients
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.mitigate.sampling.sampler import noise_seed
 
-TARGETS = {  # prediction type -> what the denoiser should put out
-    "epsilon": lambda scheduler, x0, noise, timesteps: noise,
-    "v_prediction": lambda scheduler, x0, noise, timesteps: scheduler.get_velocity(x0, noise, timesteps)}
+PREDICTED = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for
 STARTS = ("caption", "empty")   # the text whose embedding a search starts from
 
 
@@ -55,8 +53,8 @@ class Found(EmbeddedPrompt):
 
 def check_searchable(pipe):
     """InputError for a pipeline in which embeddings cannot be searched for."""
-    kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if family(pipe) != "sd" or pipe.unet.config.in_channels != pipe.vae.config.latent_channels or kind not in TARGETS:
+    kind = prediction_kind(pipe.scheduler)
+    if family(pipe) != "sd" or pipe.unet.config.in_channels != pipe.vae.config.latent_channels or kind not in PREDICTED:
         raise InputError(f"embeddings are searched for in a StableDiffusionPipeline that predicts epsilon or v, not in a "
                          f"{type(pipe).__name__} that predicts {kind}")
 
@@ -70,18 +68,20 @@ def search(pipe, latents, start, seeds, budget):
     """
     check_searchable(pipe)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    target_of = TARGETS[scheduler.config.prediction_type]
+    kind = prediction_kind(scheduler)
     generators, losses = [torch.Generator().manual_seed(s) for s in seeds], []
     with gradients():
         start, latents = (at_least_float(x.detach().clone()) for x in (start, latents))
+        all_rates = diffusion_rates(scheduler.alphas_cumprod.to(latents))                   # α and σ, each (T,)
 
         def loss(text, images):
             timesteps, noise = _drawn([generators[i] for i in images.tolist()], budget.draws, latents, len(scheduler))
             x0, text = (x.repeat_interleave(budget.draws, 0) for x in (latents[images], text))
-            x = scheduler.add_noise(x0, noise, timesteps).to(pipe.unet.dtype)
+            rates = [rate[timesteps].view(-1, 1, 1, 1) for rate in all_rates]
+            x = noisy_latents(x0, noise, *rates).to(pipe.unet.dtype)
             output = pipe.unet(x, timesteps, encoder_hidden_states=text.to(x.dtype)).sample
-            error = at_least_float(output) - target_of(scheduler, x0, noise, timesteps)
-            to_eps = error.new_tensor([eps_factor(scheduler, t) for t in timesteps.tolist()])
+            error = at_least_float(output) - TARGETS[kind](x0, noise, *rates)
+            to_eps = torch.as_tensor(eps_slope(kind, *rates)).flatten()
             each = (to_eps ** 2 * error.square().flatten(1).mean(1)).view(len(images), budget.draws).mean(1)
             losses.append(each.detach())
             return each

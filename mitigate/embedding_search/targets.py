@@ -6,7 +6,7 @@ import numpy as np
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Example
-from rotescope.mitigate.prompts.prompt import Prompt, prompts_of
+from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
 
 HELDOUT = "heldout"
 
@@ -44,7 +44,7 @@ def choose_targets(manifest, heldout=(), image_ids=(), groups=("duplicated", "co
     unknown = [i for i in image_ids if i not in examples]
     if unknown:
         raise InputError(f"no training image is called {unknown[0]!r}: take an image_id of the manifest, or of an audit's report")
-    ids = dict.fromkeys(image_ids or (p.image_id for p in prompts_of(manifest, groups, limit)))
+    ids = dict.fromkeys(image_ids or (p.image_id for p in caption_prompts(manifest, groups, limit)))
     known, taken = {e.sha256 for e in manifest}, {c for e in manifest if e.group == "duplicated" or e.image_id in ids
                                                   for c in e.captions}
     fresh = [e for e in heldout if e.captions and e.sha256 not in known and not taken & set(e.captions)]

@@ -6,8 +6,8 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import INSERTIONS, PERTURBATIONS, token_words
 from rotescope.mitigate.contract.mitigation import Mitigation
 
-KINDS = ("random_token_addition", "random_number_addition", "caption_word_repetition")
-words_of = lru_cache(maxsize=4)(token_words)
+INFERENCE_KINDS = ("random_token_addition", "random_number_addition", "caption_word_repetition")
+vocabulary_of = lru_cache(maxsize=4)(token_words)
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class CaptionPerturbation(Mitigation):
     n: int = INSERTIONS
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise InputError(f"no caption perturbation {self.kind!r}: take one of {', '.join(KINDS)}")
+        if self.kind not in INFERENCE_KINDS:
+            raise InputError(f"no caption perturbation {self.kind!r}: take one of {', '.join(INFERENCE_KINDS)}")
         if self.n < 1:
             raise InputError(f"n={self.n}: put in one word or more")
 
     def prepare(self, call):
         kind = PERTURBATIONS[self.kind]
-        drawn = {"vocabulary": words_of(call.pipe.tokenizer)} if kind.needs_vocabulary else {}
-        call.prompts = [kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)]
+        drawn = {"vocabulary": vocabulary_of(call.pipe.tokenizer)} if kind.needs_vocabulary else {}
+        call.replace_prompts([kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)])

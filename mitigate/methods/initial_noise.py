@@ -40,7 +40,7 @@ class SharpnessStep(Mitigation):
                 here = first.difference(x, images)
                 there = first.difference(x + self.radius * here / norms(here).view(-1, 1, 1, 1), images)
                 x = x - self.rate * (there - here)
-            call.latents = x.to(first.noise.dtype)
+            call.replace_noise(x.to(first.noise.dtype))
 
     def begin(self, n, guidance_scale, device):
         return TransitionGuidance(before=0.0, transition=self.transition).begin(n, guidance_scale, device)
@@ -67,7 +67,7 @@ class NoiseOptimisation(Mitigation):
             first = FirstStep(call)
             x, _ = descend(at_least_float(first.noise), lambda x, images: norms(first.difference(x, images)), self.target,
                            partial(torch.optim.AdamW, lr=self.learning_rate), self.iterations)
-            call.latents = x.to(first.noise.dtype)
+            call.replace_noise(x.to(first.noise.dtype))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class SharpnessAwareNoise(Mitigation):
                 images = images[losses > target]
                 if not len(images):
                     break
-            call.latents = best.to(first.noise.dtype)
+            call.replace_noise(best.to(first.noise.dtype))
 
     def loss(self, first, x, images):
         """x (k, C, h, w) -> (k,)."""

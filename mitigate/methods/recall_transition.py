@@ -5,57 +5,60 @@ ordinary caption it is a mean of many pictures and like none of them, under a me
 """
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from rotescope.common.errors import InputError, RunError
+from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.denoiser.probe import image_latents
-from rotescope.mitigate.methods.training_image_guidance import clean_estimate, dated, different_images
+from rotescope.mitigate.methods.training_image_guidance import clean_estimator
+from rotescope.mitigate.methods.training_images import different_images, identity_of
 from rotescope.mitigate.methods.transition import TransitionRun
 
-SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
-_kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {(where, when it changed): Known}
+LATENT_SIDE, BATCH, BLOCK, LEAST = 32, 16, 1024, 8
+_kept: WeakKeyDictionary = WeakKeyDictionary()   # VAE -> {identity of the training images: KnownImages}
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownImages:
     """Training images as a pipeline's VAE sees them."""
     vectors: torch.Tensor      # (N, d), rows of length 1
     to_other: torch.Tensor     # (N,) each one's cosine to the nearest other
 
     def similarity(self, latents):
         """Latents (n, C, h, w) -> the cosine of each to the nearest training image (n,)."""
-        return (describe(latents) @ self.vectors.to(latents.device).T).amax(1)
+        return (describe_latents(latents) @ self.vectors.to(latents.device).T).amax(1)
 
 
-def describe(latents):
+def describe_latents(latents):
     """Latents (n, C, h, w) -> (n, d), rows of length 1: at 32 × 32 where they are larger, each channel less its mean."""
-    small = F.adaptive_avg_pool2d(latents.float(), SIDE) if latents.shape[-1] > SIDE else latents.float()
+    small = F.adaptive_avg_pool2d(latents.float(), LATENT_SIDE) if latents.shape[-1] > LATENT_SIDE else latents.float()
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 
 def known_images(training, pipe):
-    """A folder, a file or a manifest -> Known, kept for the next call. InputError where there are too few different images."""
-    place, kept = dated(training), _kept.setdefault(pipe.vae, {})
-    if place not in kept:
+    """Training images, as identity_of takes them -> KnownImages, kept for the next call. InputError where too few differ."""
+    identity, kept = identity_of(training), _kept.setdefault(pipe.vae, {})
+    if identity not in kept:
         kept.clear()
-        kept[place] = _encoded(different_images(place[0]), pipe)
-    return kept[place]
+        kept[identity] = _encoded(different_images(identity), pipe)
+    return kept[identity]
 
 
 def _encoded(examples, pipe):
     if len(examples) < LEAST:
         raise InputError(f"{len(examples)} training images are too few to tell how alike they are by nature: {LEAST} or more")
-    x = torch.cat([describe(image_latents(pipe, [e.open() for e in examples[i:i + BATCH]]))
+    x = torch.cat([describe_latents(image_latents(pipe, [e.open() for e in examples[i:i + BATCH]]))
                    for i in range(0, len(examples), BATCH)])
     if not x.isfinite().all():
         raise RunError("the VAE gives no numbers in this precision: load the pipeline with a VAE that does")
     to_other = [(x[i:i + BLOCK] @ x.T).scatter_(1, torch.arange(i, min(i + BLOCK, len(x)), device=x.device)[:, None], -1).amax(1)
                 for i in range(0, len(x), BLOCK)]
-    return Known(x.cpu(), torch.cat(to_other).cpu())
+    return KnownImages(x.cpu(), torch.cat(to_other).cpu())
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ class RecallTransition(Mitigation):
     It is one if at any step so far the cosine of x̂₀ of its conditional prediction to the nearest training image, in the VAE's
     latents, exceeded what the `quantile` of training images have to the nearest other one. Whoever is recognised after the
     warm-up is held back anew. One pass and no row on top; each training image is encoded once for a pipeline.
-    training: the training images, a folder or their manifest.
+    training: the training images: a folder, their manifest's file, or the manifest itself.
     warm_up: 1000 leaves ordinary images as plain guidance makes them, to the bit.
     threshold: a cosine, where many training images are twins and the quantile says nothing; 0 takes the quantile.
     """
-    training: str = ""
+    training: str | Path | Manifest = ""
     before: float = -3.0
     transition: int = 600
     colour: float | None = 1.0
@@ -80,7 +83,7 @@ class RecallTransition(Mitigation):
     families = ("sd", "sdxl")
 
     def check(self):
-        dated(self.training)
+        identity_of(self.training)
         if not 0 < self.quantile < 1 or not 0 <= self.threshold < 1:
             raise InputError(f"quantile={self.quantile}, threshold={self.threshold}: give numbers between 0 and 1")
         if not 0 <= self.transition <= self.warm_up <= 1000:
@@ -117,7 +120,7 @@ class RecallRun(TransitionRun):
 
     def guide(self, step):
         if step.timestep > self.policy.transition:
-            clean = clean_estimate(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
+            clean = clean_estimator(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
             self.recognised |= (self.known.similarity(clean) > self.threshold).cpu()
             self.past &= ~self.recognised  # guided before it was found out: that is over
             self.transition_timesteps[self.recognised] = -1

@@ -1,136 +1,189 @@
-"""Every mitigation by name: what it is set to, where it comes from, what it costs and needs."""
-import types
-import typing
-from dataclasses import dataclass, fields, replace
-from math import isfinite
+"""Every mitigation by name: where it stands, what it is set to, where it comes from, what it costs and needs.
 
-from rotescope.common.errors import InputError
-from rotescope.common.suggestions import nearest
-from rotescope.mitigate.contract.mitigation import FAMILIES, Mitigation
-from rotescope.mitigate.methods import calibrated_transition as calibrated
-from rotescope.mitigate.methods import guidance_schedules as relatives
-from rotescope.mitigate.methods import probed_transition as probed
-from rotescope.mitigate.methods import transition as guidance
-from rotescope.mitigate.methods.caption_perturbation import CaptionPerturbation
-from rotescope.mitigate.methods.cross_attention import AttentionMask, Guard, SpikeAttenuation
-from rotescope.mitigate.methods.initial_noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
-from rotescope.mitigate.methods.recall_transition import RecallTransition
-from rotescope.mitigate.methods.text_embedding import CaptionNoise, PadChange, PadMask, PromptOptimisation, PromptReanchoring
-from rotescope.mitigate.methods.training_image_guidance import AntiMemorizationGuidance
-from rotescope.mitigate.methods.value_neurons import ValueNeurons
+A new one is a file in this folder and an Entry here. The class is loaded when an object is wanted, and not before.
+"""
+from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-@dataclass(frozen=True)
-class Entry:
-    preset: Mitigation      # with the authors' settings
-    paper: str              # authors, venue, arXiv number
-    cost: str               # denoiser rows against plain guidance, or what comes on top
-    needs: str = ""         # gradients, attention, training images
+from rotescope.mitigate.contract.catalogue import Entry, Need, find_entry, read_settings
 
-    @property
-    def families(self):
-        """Where the contract test runs it."""
-        return self.preset.families or tuple(FAMILIES)
+if TYPE_CHECKING:
+    from rotescope.datasets.manifest import Manifest
+    from rotescope.mitigate.contract.mitigation import Mitigation
 
-    @property
-    def ready(self):
-        """Does the preset run as it is? Else it needs a setting of the user's own, such as a file."""
-        try:
-            self.preset.check()
-        except InputError:
-            return False
-        return True
+SOMEPALLI = "Somepalli et al., NeurIPS 2023, arXiv 2305.20086"
+KIM = "Kim & No, CVPR 2026 Findings, arXiv 2605.02908"
+HAN = "Han et al., NeurIPS 2025, arXiv 2510.08625"
+ZHAO = "Zhao et al., ICML 2026, arXiv 2603.00133"
+JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
+OURS = f"this project, after {JAIN}"
+SD = ("sd",)
+GRADIENTS, ATTENTION = frozenset((Need.GRADIENTS,)), frozenset((Need.ATTENTION,))
+_SHAPES = ("invlinear", "linear", "cosine", "sine", "v-shape", "a-shape")
 
 
-_SOMEPALLI = "Somepalli et al., NeurIPS 2023, arXiv 2305.20086"
-_KIM = "Kim & No, CVPR 2026 Findings, arXiv 2605.02908"
-_HAN = "Han et al., NeurIPS 2025, arXiv 2510.08625"
-_ZHAO = "Zhao et al., ICML 2026, arXiv 2603.00133"
-_JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
-_OURS = f"this project, after {_JAIN}"
-ENTRIES = {
-    "none": Entry(guidance.PLAIN, "Ho & Salimans 2022, arXiv 2207.12598", "1 ×"),
+def _transition(name, paper=JAIN, cost="1 ×", **changed):
+    """An entry of TransitionGuidance: its defaults, some of them changed."""
+    defaults = {"before": 0.0, "transition": 500, "latest": 500, "after": None, "ordinary_gap": 0.0, "min_drop": 1e-4,
+                "colour": None}
+    return Entry(name=name, home="methods.transition:TransitionGuidance", settings=defaults | changed, paper=paper, cost=cost)
+
+
+def _schedule(shape):
+    return Entry(name=f"cfg-{shape}", home="methods.guidance_schedules:ScheduledGuidance", settings={"shape": shape},
+                 paper=f"a baseline in {JAIN}", cost="1 ×")
+
+
+def _perturbation(name, kind):
+    return Entry(name=name, home="methods.caption_perturbation:CaptionPerturbation", settings={"kind": kind, "n": 4},
+                 paper=SOMEPALLI, cost="1 ×")
+
+
+ENTRIES = {entry.name: entry for entry in (
+    _transition("none", "Ho & Salimans 2022, arXiv 2207.12598", transition=1000),
     # τ belongs to Stable Diffusion 2.1 on LAION-10K and must be found anew for another model
-    "stp": Entry(guidance.TransitionGuidance(before=0.0, transition=500), _JAIN, "0.75 × at τ = 500"),
-    "og-stp": Entry(guidance.TransitionGuidance(before=-2.0, transition=650), _JAIN, "1 ×"),
-    "dtp": Entry(guidance.TransitionGuidance(before=0.0, transition="dynamic"), _JAIN, "1 ×"),
-    "og-dtp": Entry(guidance.TransitionGuidance(before=-7.5, transition="dynamic"), _JAIN, "1 ×"),
-    "og-stp-layout": Entry(guidance.TransitionGuidance(before=-2.0, transition=650, colour=1.0), _OURS, "1 ×"),
-    "dtp-released": Entry(guidance.TransitionGuidance(before=1.0, transition="dynamic", latest=-1, min_drop=0.0), _JAIN, "1 ×"),
-    "og-dtp-released": Entry(probed.ProbedTransition(), _JAIN, "2 ×, half of it a probe"),
-    "dtp-calibrated": Entry(calibrated.CalibratedTransition(), _OURS, "1 ×", "a calibration file"),
-    "og-recall": Entry(RecallTransition(), _OURS, "1 ×, and an encoding of each training image", "training images"),
-    **{f"cfg-{shape}": Entry(relatives.ScheduledGuidance(shape), f"a baseline in {_JAIN}", "1 ×") for shape in relatives.SHAPES},
-    "beta-cfg": Entry(relatives.BetaGuidance(), "Malarz et al. 2025, arXiv 2502.10574", "1 ×"),
-    "tcfg": Entry(relatives.TangentialGuidance(), "Kwon et al., CVPR 2025, arXiv 2503.18137", "1 ×"),
-    # the rivals
-    "random-token": Entry(CaptionPerturbation("random_token_addition"), _SOMEPALLI, "1 ×"),
-    "random-number": Entry(CaptionPerturbation("random_number_addition"), _SOMEPALLI, "1 ×"),
-    "word-repeat": Entry(CaptionPerturbation("caption_word_repetition"), _SOMEPALLI, "1 ×"),
-    "caption-noise": Entry(CaptionNoise(), _SOMEPALLI, "1 ×"),
-    "prompt-optimisation": Entry(PromptOptimisation(), "Wen et al., ICLR 2024, arXiv 2407.21720",
-                                 "+ 2 to 20 rows", "gradients"),
-    "prompt-reanchoring": Entry(PromptReanchoring(), "Chen et al., CVPR 2025, arXiv 2504.18032",
-                                "up to 1.5 × and 4 to 20 rows where triggered, else + 2 rows", "gradients"),
-    "pad-change": Entry(PadChange(), _KIM, "1 ×"),
-    "pad-mask": Entry(PadMask(), _KIM, "1 ×"),
-    "attention-mask": Entry(AttentionMask(), "Ren et al., ECCV 2024, arXiv 2403.11052", "1 ×", "attention"),
-    "spike-attenuation": Entry(SpikeAttenuation(), _ZHAO, "1 ×", "attention"),
-    "guard": Entry(Guard(), _ZHAO, "1.5 ×", "attention"),
-    "sharpness-step": Entry(SharpnessStep(), _HAN, "+ 8 rows, − 1 a step before the transition"),
-    "noise-optimisation": Entry(NoiseOptimisation(), _HAN, "+ 2 to 2000 rows", "gradients"),
-    "sharpness-aware-noise": Entry(SharpnessAwareNoise(), "Jeon et al., ICML 2025, arXiv 2412.04140",
-                                   "+ 4 to 320 rows", "gradients"),
-    "amg": Entry(AntiMemorizationGuidance(), "Chen et al., CVPR 2024, arXiv 2404.00922",
-                 "1 × and 1 or 2 decodings a step", "gradients, training images"),
-    "nemo": Entry(ValueNeurons(), "Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366",
-                  "+ 10 rows, or hundreds where memorized", "attention, ordinary prompts (they ship for the embedded model)"),
-}
+    _transition("stp", cost="0.75 × at τ = 500", transition=500),
+    _transition("og-stp", before=-2.0, transition=650),
+    _transition("dtp", transition="dynamic"),
+    _transition("og-dtp", before=-7.5, transition="dynamic"),
+    _transition("og-stp-layout", OURS, before=-2.0, transition=650, colour=1.0),
+    _transition("dtp-released", before=1.0, transition="dynamic", latest=-1, min_drop=0.0),
+    Entry(name="og-dtp-released", home="methods.probe_transition:ProbeTransition",
+          settings={"before": -7.5, "fallback_index": 5}, paper=JAIN, cost="2 ×, half of it a probe"),
+    Entry(name="dtp-calibrated", home="methods.calibrated_transition:CalibratedTransition",
+          settings={"calibration": "", "before": -2.0, "transition": 650, "quantile": 0.95}, paper=OURS, cost="1 ×",
+          needs=frozenset((Need.CALIBRATION,))),
+    Entry(name="og-recall", home="methods.recall_transition:RecallTransition",
+          settings={"training": "", "before": -3.0, "transition": 600, "colour": 1.0, "warm_up": 880, "quantile": 0.8,
+                    "threshold": 0.0},
+          paper=OURS, cost="1 ×, and an encoding of each training image", needs=frozenset((Need.TRAINING_IMAGES,)),
+          families=("sd", "sdxl")),
+    *map(_schedule, _SHAPES),
+    Entry(name="beta-cfg", home="methods.guidance_schedules:BetaGuidance", settings={"a": 2.0, "b": 3.0, "gamma": 1.0},
+          paper="Malarz et al. 2025, arXiv 2502.10574", cost="1 ×"),
+    Entry(name="tcfg", home="methods.guidance_schedules:TangentialGuidance",
+          paper="Kwon et al., CVPR 2025, arXiv 2503.18137", cost="1 ×"),
+    # on prompts and their embeddings
+    _perturbation("random-token", "random_token_addition"),
+    _perturbation("random-number", "random_number_addition"),
+    _perturbation("word-repeat", "caption_word_repetition"),
+    Entry(name="caption-noise", home="methods.text_embedding:CaptionNoise", settings={"scale": 0.1}, paper=SOMEPALLI, cost="1 ×",
+          families=SD),
+    Entry(name="prompt-optimisation", home="methods.text_embedding:PromptOptimisation",
+          settings={"target": 3.0, "learning_rate": 0.05, "iterations": 10},
+          paper="Wen et al., ICLR 2024, arXiv 2407.21720", cost="+ 2 to 20 rows", needs=GRADIENTS, families=SD),
+    Entry(name="prompt-reanchoring", home="methods.text_embedding:PromptReanchoring",
+          settings={"target": 3.0, "full": 5.0, "learning_rate": 0.05, "iterations": 10},
+          paper="Chen et al., CVPR 2025, arXiv 2504.18032",
+          cost="up to 1.5 × and 4 to 20 rows where triggered, else + 2 rows", needs=GRADIENTS, families=SD),
+    Entry(name="pad-change", home="methods.text_embedding:PadChange", settings={"pad": "!", "zero_end": True}, paper=KIM,
+          cost="1 ×", families=SD),
+    Entry(name="pad-mask", home="methods.text_embedding:PadMask", settings={"ratio": 0.7}, paper=KIM, cost="1 ×", families=SD),
+    # inside the cross-attention
+    Entry(name="attention-mask", home="methods.cross_attention:AttentionMask", settings={"bos_scale": 1.25},
+          paper="Ren et al., ECCV 2024, arXiv 2403.11052", cost="1 ×", needs=ATTENTION, families=SD),
+    Entry(name="spike-attenuation", home="methods.cross_attention:SpikeAttenuation", settings={"threshold": 0.01, "scale": 0.3},
+          paper=ZHAO, cost="1 ×", needs=ATTENTION, families=SD),
+    Entry(name="guard", home="methods.cross_attention:Guard", settings={"threshold": 0.1, "scale": 0.3, "repulsion": 2.0},
+          paper=ZHAO, cost="1.5 ×", needs=ATTENTION, families=SD),
+    # on the initial noise
+    Entry(name="sharpness-step", home="methods.initial_noise:SharpnessStep",
+          settings={"rate": 0.7, "radius": 50.0, "steps": 2, "transition": 900}, paper=HAN,
+          cost="+ 8 rows, − 1 a step before the transition", families=SD),
+    Entry(name="noise-optimisation", home="methods.initial_noise:NoiseOptimisation",
+          settings={"target": 0.9, "learning_rate": 0.01, "iterations": 1000}, paper=HAN, cost="+ 2 to 2000 rows",
+          needs=GRADIENTS, families=SD),
+    Entry(name="sharpness-aware-noise", home="methods.initial_noise:SharpnessAwareNoise",
+          settings={"target": 8.2, "weight": 0.05, "learning_rate": 0.05, "iterations": 10, "budget": 8},
+          paper="Jeon et al., ICML 2025, arXiv 2412.04140", cost="+ 4 to 320 rows", needs=GRADIENTS, families=SD),
+    # by the training images, and by single neurons
+    Entry(name="amg", home="methods.training_image_guidance:AntiMemorizationGuidance",
+          settings={"training": "", "despecification": 10.0, "dissimilarity": 100.0, "threshold": 0.5},
+          paper="Chen et al., CVPR 2024, arXiv 2404.00922", cost="1 × and 1 or 2 decodings a step",
+          needs=frozenset((Need.GRADIENTS, Need.TRAINING_IMAGES)), families=SD),
+    Entry(name="nemo", home="methods.value_neurons:ValueNeurons", settings={"ordinary": "", "threshold": 0.428, "seeds": 10},
+          paper="Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366", cost="+ 10 rows, or hundreds where memorized",
+          needs=frozenset((Need.ATTENTION, Need.ORDINARY_PROMPTS)), families=SD),  # which ship for the embedded model
+)}
 
 
-def get_mitigation(text):
-    """'og-stp' or 'og-stp:before=-3,transition=700' -> Mitigation. InputError for an unknown name, key or value."""
-    name, _, settings = text.partition(":")
-    if name not in ENTRIES:
-        raise InputError(f"no mitigation is called {name!r}: {nearest(name, ENTRIES)}")
-    preset = ENTRIES[name].preset
-    mitigation = with_settings(name, preset, settings)
-    mitigation.check()
-    return mitigation
+def list_mitigations() -> list[Entry]:
+    """Every mitigation: name, settings, paper, cost, needs, families, and whether it is ready to run.
+
+    Returns
+    -------
+    list of Entry
+        In the order in which `rotescope mitigations` shows them.
+
+    Examples
+    --------
+    >>> [entry.name for entry in list_mitigations()][:3]
+    ['none', 'stp', 'og-stp']
+    """
+    return list(ENTRIES.values())
 
 
-def with_training(text, source):
-    """What get_mitigation reads -> the same, with `source` for the training images if it needs some and names none."""
-    name, _, settings = text.partition(":")
-    needed = name in ENTRIES and "training images" in ENTRIES[name].needs and "training=" not in settings
-    return f"{name}:{settings}{',' if settings else ''}training={source}" if needed else text
+def get_mitigation(mitigation: str | Mitigation) -> Mitigation:
+    """A mitigation by its name, perhaps with other settings than the authors'.
+
+    Parameters
+    ----------
+    mitigation : str or Mitigation
+        A name of `list_mitigations`; a name with settings, as in "og-stp:before=-3,transition=700"; or an object, which
+        is given back.
+
+    Returns
+    -------
+    Mitigation
+        A frozen dataclass of settings. `mitigated(pipe, it)` puts it on a pipeline.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, key or value, and for a setting that is missing, such as a file.
+
+    Examples
+    --------
+    >>> get_mitigation("og-stp:before=-3").before
+    -3.0
+    """
+    found = mitigation
+    if isinstance(found, str):
+        entry, settings = find_entry(found, ENTRIES, "mitigation")
+        found = entry.make(**read_settings(entry, settings))
+    found.check()
+    return found
 
 
-def with_settings(name, preset, text):
-    """A preset and 'key=value,…' -> the same, set so. InputError for an unknown key, one given twice, or a bad value."""
-    pairs = [_setting(name, preset, s) for s in text.split(",") if s]
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice:
-        raise InputError(f"{name}: {twice} is given twice: give it once")
-    return replace(preset, **dict(pairs))
+def with_training(mitigation: str | Mitigation, training: str | Path | Manifest) -> Mitigation:
+    """A mitigation that knows the training images, if it needs them and was not given any.
 
+    Parameters
+    ----------
+    mitigation : str or Mitigation
+        As `get_mitigation` takes it.
+    training : str, Path or Manifest
+        The training images: a folder, a file, a manifest's file, or a manifest.
 
-def _setting(name, preset, text):
-    key, equals, value = (part.strip() for part in text.partition("="))
-    keys = [f.name for f in fields(preset)]
-    if key not in keys or not equals:
-        raise InputError(f"{name}: {text!r} is not a setting: write key=value; {nearest(key, keys)}")
-    kinds = typing.get_type_hints(type(preset))[key]
-    kinds = typing.get_args(kinds) if isinstance(kinds, types.UnionType) else (kinds,)
-    for kind in (k for k in (int, float, str) if k in kinds):
-        try:
-            found = kind(value)
-        except ValueError:
-            continue
-        if isinstance(found, float) and not isfinite(found):
-            raise InputError(f"{name}: {key}={value} is no finite number: give one")
-        return key, found
-    if bool in kinds and value in ("true", "false"):
-        return key, value == "true"
-    raise InputError(f"{name}: {key}={value!r} is not a {' or '.join(k.__name__ for k in kinds if k is not types.NoneType)}")
+    Returns
+    -------
+    Mitigation
+        With `training` for its training images, or as it was where it needs none or has some.
+
+    Raises
+    ------
+    InputError
+        As get_mitigation, and where there is nothing at `training`.
+    """
+    if isinstance(mitigation, str):
+        entry, settings = find_entry(mitigation, ENTRIES, "mitigation")
+        given = read_settings(entry, settings)
+        if Need.TRAINING_IMAGES in entry.needs and not given.get("training"):
+            given["training"] = training
+        return get_mitigation(entry.make(**given))
+    if getattr(mitigation, "training", None) == "":
+        return get_mitigation(replace(mitigation, **{"training": training}))
+    return get_mitigation(mitigation)

@@ -25,9 +25,9 @@ class CaptionNoise(Mitigation):
 
     def prepare(self, call):
         with torch.no_grad():
-            cond, uncond = call.embeddings
+            cond, uncond = call.encode_text()
             noisy = [add_noise(e, call.rng(i, "caption noise"), self.scale) for i, e in enumerate(cond)]
-            call.embeddings = torch.stack(noisy), uncond
+            call.replace_embeddings(torch.stack(noisy), uncond)
 
 
 # ----- by the prediction gap
@@ -61,7 +61,7 @@ class PromptOptimisation(Mitigation):
 
             optimizer = partial(torch.optim.AdamW, lr=self.learning_rate)
             rest, _ = descend(at_least_float(first.cond[:, 1:]), gap, self.target, optimizer, self.iterations)
-            call.embeddings = with_bos(rest, slice(None)), first.uncond
+            call.replace_embeddings(with_bos(rest, slice(None)), first.uncond)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class PromptReanchoring(Mitigation):
 
     def prepare(self, call):
         with torch.no_grad():
-            own = call.embeddings[0]
+            own = call.encode_text()[0]
         PromptOptimisation(self.target, self.learning_rate, self.iterations).prepare(call)
         call.memory[self] = own, (call.embeddings[0] != own).flatten(1).any(1)
 
@@ -160,7 +160,7 @@ class PadChange(Mitigation):
             uncond, _ = self._encode(call, [text for text in negatives for _ in range(call.n // len(negatives))])
             if self.zero_end:
                 cond[torch.arange(call.n), end] = 0
-            call.embeddings = cond, uncond
+            call.replace_embeddings(cond, uncond)
 
     def _encode(self, call, texts):
         tokenizer = call.pipe.tokenizer
@@ -185,8 +185,8 @@ class PadMask(Mitigation):
     def prepare(self, call):
         with torch.no_grad():
             _, end = token_ids(call.pipe.tokenizer, call.prompts, call.device)
-            cond, uncond = call.embeddings
+            cond, uncond = call.encode_text()
             place = torch.arange(cond.shape[1], device=cond.device) - end[:, None]  # 1 is the first of the padding
             padding = cond.shape[1] - 1 - end
             masked = (place > 0) & (place <= (padding * self.ratio).long()[:, None])
-            call.embeddings = cond.masked_fill(masked[..., None], 0), uncond
+            call.replace_embeddings(cond.masked_fill(masked[..., None], 0), uncond)

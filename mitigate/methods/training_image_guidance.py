@@ -11,44 +11,33 @@ import torch
 import torch.nn.functional as F
 
 from rotescope.common.errors import InputError
+from rotescope.common.prediction import clean_of, prediction_kind, rates_at, slope_at
 from rotescope.datasets.images.to_pixels import to_pixels
-from rotescope.datasets.readers.sources import read_source
+from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
-from rotescope.mitigate.contract.prediction import combine, eps_factor
+from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
+from rotescope.mitigate.methods.training_images import different_images, identity_of
 
-SIDE = 32
+COLOUR_SIDE = 32
 
 
-def describe(images):
+def describe_colours(images):
     """images (n, 3, H, W), of whatever range -> (n, 3 · 32 · 32), rows of length 1 (0 for one flat colour)."""
-    small = F.interpolate(images, size=(SIDE, SIDE), mode="area")
+    small = F.interpolate(images, size=(COLOUR_SIDE, COLOUR_SIDE), mode="area")
     return F.normalize((small - small.mean((2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-6)
 
 
-def dated(training):
-    """Where the training images are -> the path, and when it changed. InputError where nothing is there."""
-    path = Path(training).absolute()
-    if not training or not path.exists():
-        raise InputError(f"training={training} holds no images: name the training images' folder or their manifest, as in "
-                         "training=runs/demo/checkpoint/manifest.parquet")
-    return path, path.stat().st_mtime_ns
-
-
-def different_images(path):
-    """A folder, a file or a manifest -> Examples of its readable images, each content once."""
-    return list({e.sha256: e for e in read_source(path, need_captions=False).manifest}.values())
-
-
 def load_descriptors(training):
-    """A folder, a file or a manifest -> descriptors (N, 3072) of its images, kept for the next call."""
-    return _descriptors(*dated(training))
+    """Training images, as identity_of takes them -> descriptors (N, 3072), kept for the next call."""
+    return _descriptors(identity_of(training))
 
 
 @lru_cache(maxsize=2)
-def _descriptors(path, changed):
-    return torch.cat([describe(to_pixels(example.open(), SIDE * 2)[None]) for example in different_images(path)])
+def _descriptors(identity):
+    return torch.cat([describe_colours(to_pixels(example.open(), COLOUR_SIDE * 2)[None])
+                      for example in different_images(identity)])
 
 
 @dataclass(frozen=True)
@@ -59,11 +48,11 @@ class AntiMemorizationGuidance(Mitigation):
         ε̂ ← ε̂ − s₁ (ε(c) − ε(∅)) + c₃ √(1 − ᾱ) ∇ₓ σ,   s₁ = max(min(c₁ σ, s − 1), 0)
     (despecification and dissimilarity; deduplication, against the neighbour's caption, is left out). The paper gives neither c₁,
     c₃ nor the parabola of λ: `despecification`, `dissimilarity` and λ = `threshold` · (1 − (t/T)²) are this project's. Its SSCD
-    is replaced by `describe`, and ∇ goes through the decoder and x̂₀ with ε̂ held constant, not through the denoiser. No row on
-    top: a decoding at each step, and another with its gradient where σ > λ.
-    training: the training images, a folder or their manifest.
+    is replaced by `describe_colours`, and ∇ goes through the decoder and x̂₀ with ε̂ held constant, not through the denoiser. No row
+    on top: a decoding at each step, and another with its gradient where σ > λ.
+    training: the training images: a folder, their manifest's file, or the manifest itself.
     """
-    training: str = ""
+    training: str | Path | Manifest = ""
     despecification: float = 10.0
     dissimilarity: float = 100.0
     threshold: float = 0.5
@@ -90,7 +79,7 @@ class AntiMemorizationRun(BothBranches):
     def guide(self, step):
         pipe, settings = step.call.pipe, self.settings
         guided = combine(step.cond, step.uncond, torch.full_like(step.gap, self.scale))
-        clean = clean_estimate(pipe.scheduler, step.timestep)
+        clean = clean_estimator(pipe.scheduler, step.timestep)
         closest = similarity(pipe.vae, self.known, clean(step.sample, guided))
         near = closest > settings.threshold * (1 - (step.timestep / pipe.scheduler.config.num_train_timesteps) ** 2)
         if not near.any():
@@ -98,7 +87,7 @@ class AntiMemorizationRun(BothBranches):
         less = (settings.despecification * closest).clamp(min=0, max=self.scale - 1)                       # s₁
         away = torch.zeros_like(guided)
         away[near] = similarity_gradient(pipe.vae, self.known, clean, step.sample[near], guided[near]).to(guided.dtype)
-        to_output = noise_level(pipe.scheduler, step.timestep) / eps_factor(pipe.scheduler, step.timestep)  # ε -> output's unit
+        to_output = rates_at(pipe.scheduler, step.timestep)[1] / slope_at(pipe.scheduler, step.timestep)  # ε -> output's unit
         mended = combine(step.cond, step.uncond, self.scale - less) + settings.dissimilarity * to_output * away
         return torch.where(near.view(-1, 1, 1, 1), mended, guided)
 
@@ -106,7 +95,7 @@ class AntiMemorizationRun(BothBranches):
 def similarity(vae, known, latents):
     """The cosine of each decoded image to its nearest known one: latents (n, C, h, w), known (N, D) -> (n,)."""
     images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-    return (describe(at_least_float(images)) @ known.to(torch.promote_types(images.dtype, torch.float32)).T).amax(1)
+    return (describe_colours(at_least_float(images)) @ known.to(torch.promote_types(images.dtype, torch.float32)).T).amax(1)
 
 
 def similarity_gradient(vae, known, clean, sample, output):
@@ -116,18 +105,9 @@ def similarity_gradient(vae, known, clean, sample, output):
         return torch.autograd.grad(similarity(vae, known, clean(x, output.detach().clone())).sum(), x)[0]
 
 
-def noise_level(scheduler, timestep):
-    """√(1 − ᾱ)."""
-    return (1 - scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
-
-
-def clean_estimate(scheduler, timestep):
-    """-> (sample, output) -> x̂₀, as the scheduler's prediction type has it; equation 12 for ε."""
-    sigma = noise_level(scheduler, timestep)
-    alpha = (1 - sigma ** 2) ** 0.5
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind == "epsilon":
-        return lambda sample, output: (sample - sigma * output) / alpha
-    if kind == "v_prediction":
-        return lambda sample, output: alpha * sample - sigma * output
-    raise InputError(f"this mitigation serves models that predict ε or v, and this one predicts {kind}")
+def clean_estimator(scheduler, timestep):
+    """-> (sample, output) -> x̂₀, as the scheduler's prediction type has it; equation 12 for ε. InputError for x₀ and flow."""
+    kind, rates = prediction_kind(scheduler), rates_at(scheduler, timestep)
+    if kind not in ("epsilon", "v_prediction"):
+        raise InputError(f"this mitigation serves models that predict ε or v, and this one predicts {kind}")
+    return lambda sample, output: clean_of(kind, output, sample, *rates)

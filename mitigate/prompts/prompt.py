@@ -45,7 +45,7 @@ def read_prompts(file):
     return prompts
 
 
-def prompts_of(manifest, groups=("duplicated", "control"), limit=None):
+def caption_prompts(manifest, groups=("duplicated", "control"), limit=None):
     """The first caption of each image of the named groups; of every image where none has a group. At most `limit` a group."""
     grouped = any(e.group in groups for e in manifest)
     return at_most([Prompt(e.captions[0], e.group, e.image_id) for e in manifest if not grouped or e.group in groups], limit)
@@ -99,5 +99,5 @@ def is_manifest(file):
 def load_prompts(file, groups, limit=None):
     """A prompts file or a manifest -> list of Prompt, at most `limit` a group."""
     if is_manifest(file):
-        return prompts_of(Manifest.load(file), groups, limit)
+        return caption_prompts(Manifest.load(file), groups, limit)
     return at_most(read_prompts(file), limit)

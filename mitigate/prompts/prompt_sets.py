@@ -5,9 +5,9 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Manifest
-from rotescope.mitigate.prompts.prompt import Prompt, at_most, prompts_of, read_prompts
+from rotescope.mitigate.prompts.prompt import Prompt, at_most, caption_prompts, read_prompts
 
-FILE = "file"
+FILE_SET = "file"
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Sources:
 
 def _captions(sources):
     """The first caption of each training image; of the duplicated and the control ones where the data have a plan."""
-    return [replace(p, group=p.group or "captions") for p in prompts_of(sources.manifest)]
+    return [replace(p, group=p.group or "captions") for p in caption_prompts(sources.manifest)]
 
 
 def _paraphrases(sources):
     """Other words for the captions, apart by group; they belong to the same images, and no training image has them."""
     known = set(sources.manifest.captions())
-    return [replace(p, text=text, group=f"paraphrase {p.group}".rstrip()) for p in prompts_of(sources.manifest)
+    return [replace(p, text=text, group=f"paraphrase {p.group}".rstrip()) for p in caption_prompts(sources.manifest)
             for text in paraphrases(p.text, sources.paraphrases) if text not in known]
 
 
@@ -46,7 +46,7 @@ def _empty(sources):
 
 def _file(sources):
     """The user's own prompts; groups of theirs stay apart from one another and from the other sets."""
-    return [replace(p, group=f"{FILE} {p.group}".rstrip()) for p in read_prompts(sources.file)]
+    return [replace(p, group=f"{FILE_SET} {p.group}".rstrip()) for p in read_prompts(sources.file)]
 
 
 SETS = {  # name -> what makes its prompts of Sources
@@ -63,12 +63,12 @@ def gather(names, sources, limit=None):
     if unknown or not (names or sources.file):
         raise InputError(f"no prompt set {unknown[0]!r}: take of {', '.join(SETS)}" if unknown else
                          f"there is nothing to ask the model for: name a prompt set, of {', '.join(SETS)}, or a file of prompts")
-    made = {name: SETS[name](sources) for name in dict.fromkeys(names)} | ({FILE: _file(sources)} if sources.file else {})
+    made = {name: SETS[name](sources) for name in dict.fromkeys(names)} | ({FILE_SET: _file(sources)} if sources.file else {})
     bare = next((name for name, prompts in made.items() if not prompts), None)
     if bare:
         raise InputError(f"the prompt set {bare} holds no prompt: leave it out")
     if list(made) == ["captions"]:
-        made = {"captions": prompts_of(sources.manifest)}
+        made = {"captions": caption_prompts(sources.manifest)}
     prompts = [p for some in made.values() for p in some]
     kept = at_most(prompts, limit)
     return kept, {group or "ungrouped": {"prompts": n, "sampled": _sizes(kept)[group]} for group, n in _sizes(prompts).items()}

@@ -1,10 +1,11 @@
-"""What every command that samples prompts lets a user choose alike."""
+"""What the commands of this layer let a user choose. Neither torch nor diffusers is imported here."""
 import re
 from dataclasses import dataclass
 
 from rotescope.common.errors import InputError
 from rotescope.common.model_options import ModelOptions
-from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.mitigate.contract.catalogue import check_text, name_of
+from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,50 @@ class SamplingOptions(ModelOptions):
                 "resolution": self.resolution}
 
 
+@dataclass(frozen=True)
+class GenerateConfig(SamplingOptions):
+    """Of rotescope generate."""
+    prompts: str
+    """file of prompts, or a checkpoint's manifest.parquet"""
+    output_dir: str
+    """where images, records.parquet and run.json go"""
+    mitigation: tuple[str, ...] = ("none",)
+    """one or several of what rotescope mitigations lists, each perhaps with settings: og-stp:before=-3,transition=700"""
+    groups: tuple[str, ...] = ("duplicated", "control")
+    """which prompts of a manifest that has a duplication plan"""
+    max_prompts: int | None = None
+    """take only so many prompts of each group"""
+    overwrite: bool = False
+    """replace output_dir"""
+    resume: bool = False
+    """go on with the run that was stopped, or start it; the settings must be the same"""
+
+
+@dataclass(frozen=True)
+class CalibrateConfig(ModelOptions):
+    """Of rotescope calibrate."""
+    prompts: str
+    """file of ordinary prompts, or a checkpoint's manifest.parquet"""
+    output_file: str
+    """the calibration, a JSON file"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """one image a prompt and a seed"""
+    watch: int = 4
+    """how many of the first steps are looked at"""
+    guidance_scale: float = 7.5
+    """as it will be when sampling"""
+    num_inference_steps: int = 50
+    """as it will be when sampling"""
+    batch_size: int = 64
+    """images at a time"""
+    groups: tuple[str, ...] = ("control",)
+    """which prompts of a manifest that has a duplication plan"""
+    max_prompts: int | None = None
+    """take only so many prompts"""
+    overwrite: bool = False
+    """replace output_file"""
+
+
 def check_sampling(config):
     """Raise InputError where guidance_scale, num_inference_steps, batch_size or seeds of any config cannot be sampled with."""
     if config.guidance_scale <= 1:
@@ -38,9 +83,21 @@ def check_sampling(config):
         raise InputError(f"a seed is named twice: {' '.join(map(str, config.seeds))}")
 
 
-def named_policies(texts):
-    """-> {name: policy}."""
-    return dict(zip(unique_names(texts, "mitigation"), map(get_mitigation, texts), strict=True))
+def check_names(texts):
+    """Raise InputError for mitigations NAME[:key=value,…] of unknown names or keys, or named twice: before any is loaded."""
+    for text in texts:
+        check_text(text, ENTRIES, "mitigation")
+    unique_names(texts, "mitigation")
+
+
+def named_policies(mitigations, training=None):
+    """Names, texts with settings, or objects -> {name for files: mitigation}.
+
+    training: the training images, as `with_training` takes them, for those that need some and were given none.
+    """
+    texts = [m if isinstance(m, str) else name_of(m, ENTRIES) for m in mitigations]
+    made = [get_mitigation(m) if training is None else with_training(m, training) for m in mitigations]
+    return dict(zip(unique_names(texts, "mitigation"), made, strict=True))
 
 
 def unique_names(texts, what):

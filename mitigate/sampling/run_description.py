@@ -1,12 +1,12 @@
 """Sampling with bars and provenance: what run.json says of a run."""
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 from rotescope.common.models import find_lora, find_model
 from rotescope.common.outputs import folder_sha256, sha256, versions
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
 
 
@@ -20,7 +20,7 @@ def describe(config, prompts, policies):
     """-> what run.json says of a run."""
     return {"config": plain(config), "model": str(config.model), "versions": versions(),
             "hashes": hashes_of(config, prompts) | files_of(policies),
-            "methods": {name: asdict(p) for name, p in policies.items()}, "seeds": list(config.seeds),
+            "methods": {name: settings_of(p) for name, p in policies.items()}, "seeds": list(config.seeds),
             **config.sampling, "batch_size": config.batch_size}
 
 
@@ -33,7 +33,8 @@ def hashes_of(config, prompts):
 
 def files_of(policies):
     """-> SHA-256 of each file that a setting names: a calibration, a manifest, ordinary prompts."""
-    named = {value for policy in policies.values() for value in vars(policy).values() if isinstance(value, str) and value}
+    named = {str(value) for policy in policies.values() for value in vars(policy).values()
+             if isinstance(value, str | Path) and str(value)}
     return {f"file {name}": sha256(name) for name in sorted(named) if Path(name).is_file()}
 
 

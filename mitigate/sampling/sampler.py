@@ -3,11 +3,10 @@
 A run is cut into batches once and for all; a batch is what is done, lost or shared out as a whole. So a run that is killed goes
 on where it stopped, and several processes make, bit for bit, the images that one would make.
 """
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -16,11 +15,14 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
-from rotescope.mitigate.adapters.pipeline_hook import check_chain, mitigated
-from rotescope.mitigate.contract.mitigation import guided
+from rotescope.common.seeds import hashed_integer
+from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.adapters.pipeline_hook import mitigated
+from rotescope.mitigate.contract.families import guidance_arguments
+from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 
-SCHEMA = pa.schema([
+RECORD_SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
     ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
@@ -48,7 +50,7 @@ def noise_seed(prompt, seed, occurrence=0):
     occurrence: how often the prompt came before in its list, so that each of its draws is an image of its own.
     """
     drawn = f"{seed} {occurrence}" if occurrence else f"{seed}"
-    return int.from_bytes(hashlib.sha256(f"{drawn}\n{prompt}".encode()).digest()[:6], "big")
+    return hashed_integer(f"{drawn}\n{prompt}", 6)
 
 
 def occurrences(prompts):
@@ -85,7 +87,8 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guided(pipe, len(batch), guidance_scale),
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
+                      **guidance_arguments(pipe, len(batch), guidance_scale),
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
@@ -133,7 +136,7 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     if not state or state.is_main_process:
         merge_shards(out, [shard for *_, shard in work])
         write_json(out / "run.json", {
-            "methods": {name: asdict(p) for name, p in policies.items()},
+            "methods": {name: settings_of(p) for name, p in policies.items()},
             "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
             **(about or {})})
 
@@ -149,14 +152,14 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
         rows.append({**vars(s), "image": file, "method": method, "prompt": prompt.text, "group": prompt.group,
                      "image_id": prompt.image_id})
     shard.parent.mkdir(exist_ok=True)
-    _write_table(pa.Table.from_pylist(rows, SCHEMA), shard)
+    _write_table(pa.Table.from_pylist(rows, RECORD_SCHEMA), shard)
 
 
 def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        tables = (read_table(shard).cast(SCHEMA) for shard in shards)
-        _write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), out / "records.parquet")
+        tables = (read_table(shard).cast(RECORD_SCHEMA) for shard in shards)
+        _write_table(pa.concat_tables([RECORD_SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
 
 

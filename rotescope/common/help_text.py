@@ -1,6 +1,6 @@
-"""How --help looks: options under headings, examples on lines of their own, nothing beyond the terminal's width."""
+"""How --help looks: a short usage, options under headings, examples on lines of their own, at most the terminal's width."""
 import textwrap
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from jsonargparse import DefaultHelpFormatter
 
@@ -15,8 +15,23 @@ class HelpFormatter(DefaultHelpFormatter):
     @staticmethod
     def _filled(paragraph, width, indent):
         if paragraph.startswith("    "):
-            return paragraph
+            return "\n".join(continued(line, width) for line in paragraph.splitlines())
         return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent)
+
+
+def continued(line, width):
+    """A command to copy -> the same over several lines, each but the last with a backslash, where it is too long for one."""
+    if len(line) <= width or " # " in line:
+        return line
+    lines = textwrap.wrap(line, width - 2, initial_indent="    ", subsequent_indent=" " * 8, break_long_words=False,
+                          break_on_hyphens=False)
+    return " \\\n".join(lines)
+
+
+def usage(prog, config_class):
+    """-> the options that must be given, and a word for the others."""
+    needed = [f"--{f.name} {f.name.upper()}" for f in fields(config_class) if f.default is f.default_factory is MISSING]
+    return " ".join([prog, *needed, "[--option VALUE …]"])
 
 
 def headings_of(config_class):
@@ -28,7 +43,7 @@ def headings_of(config_class):
 
 
 def group_options(parser, config_class):
-    """Show the options of a parser under the headings of its config class; those without one stay where argparse has them."""
+    """Show the options of a parser under the headings of its config class, in the order of its fields."""
     headings, group, groups = headings_of(config_class), None, {}
     actions = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
     for f in fields(config_class):

@@ -1,6 +1,7 @@
 """Which model a command opens: options that load no library."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 DTYPE_NAMES = ("fp32", "fp16", "bf16")
 BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # in a clone, rotescope/train is a link
@@ -9,6 +10,7 @@ BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """What every command that opens a model lets a user choose alike."""
+    HEADINGS: ClassVar = {"model": "the model"}
     model: str = str(BASE)
     """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), or its name on the hub"""
     lora: str | None = None

@@ -1,17 +1,17 @@
 """Models in diffusers' layout, from a folder or the hub: what is missing is said before anything is loaded."""
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 import torch
-from diffusers.utils import logging as diffusers_logging
+from diffusers.pipelines import pipeline_utils
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging as transformers_logging
 
 from rotescope.common.errors import InputError
+from rotescope.common.quiet_libraries import quiet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPE_OPTION = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"  # the newer name, where it is known
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
              "PixArtAlphaPipeline", "PixArtSigmaPipeline")
@@ -95,11 +95,14 @@ def load_pipeline(name, lora=None, dtype=torch.float32):
     try:
         with quiet():
             pipe = getattr(diffusers, kind).from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **unchecked)
+                folder, **{DTYPE_OPTION: dtype}, use_safetensors=True, local_files_only=True, **unchecked)
             if lora:
                 pipe.load_lora_weights(lora.parent, weight_name=lora.name, local_files_only=True)
+                attached = any(pipe.get_list_adapters().values())
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"{lora or name} cannot be loaded ({error}): copy it again") from error
+    if lora and not attached:  # the libraries only remark on it
+        raise InputError(f"no weight of {lora} belongs to {name}: it is a LoRA of another model, or of a format that is not read")
     for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
         part.requires_grad_(False).eval()
     return pipe
@@ -128,19 +131,6 @@ def _download(name):
         return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:  # no network, no such model, no safetensors: one kind each
         raise InputError(f"no model at {name}, and the hub does not give it ({error}): name a local folder") from error
-
-
-@contextmanager
-def quiet():
-    """Without the libraries' own bars for loading and saving."""
-    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def counts_timesteps(scheduler):

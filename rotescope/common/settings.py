@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rotescope.common.errors import InputError
-from rotescope.common.help_text import HelpFormatter, group_options
+from rotescope.common.help_text import HelpFormatter, group_options, usage
 from rotescope.common.suggestions import option_meant
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
@@ -67,8 +67,8 @@ def plain(config):
 # ----- the parser
 
 def _parser(config_class, prog, description):
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, formatter_class=HelpFormatter,
-                            allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, usage=usage(prog, config_class), description=description, exit_on_error=False,
+                            formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below; the command line wins")
     parser.add_class_arguments(config_class, as_group=False)
     group_options(parser, config_class)

@@ -1,6 +1,11 @@
 """How the reports say things."""
-NAMES = {"none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout", "dtp": "DTP",
-         "og-dtp": "OG + DTP"}
+NAMES = {  # one name for one method, wherever it is spoken of
+    "none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout", "dtp": "DTP",
+    "og-dtp": "OG + DTP"}
+MEANINGS = {  # what such a name means
+    "stp": "delayed guidance", "og-stp": "opposite, then plain guidance",
+    "og-stp-layout": "opposite guidance, of the layout only",
+    "dtp": "delayed guidance", "og-dtp": "opposite, then plain guidance"}
 PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
            "paraphrase duplicated": "paraphrased captions of duplicated images",
@@ -29,14 +34,14 @@ def name(method):
     return NAMES.get(method, method)
 
 
-def short(group):
+def short_name(group):
     return SHORT.get(group, f"{group} captions")
 
 
-def share(cell):
-    """95% (88–98%): the copy rate and its interval."""
-    low, high = (percent(v) for v in cell["copy_rate_interval"])
-    return f"{percent(cell['copy_rate'])} ({low.removesuffix('%')}–{high})"
+def share(estimate):
+    """95% (88–98%): a rate and its interval, of an Estimate."""
+    low, high = percent(estimate.low), percent(estimate.high)
+    return f"{percent(estimate.value)} ({low.removesuffix('%')}–{high})"
 
 
 def percent(part):

@@ -1,5 +1,6 @@
 """What `rotescope audit` lets a user choose."""
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rotescope.evaluate.options import MeasureConfig
 from rotescope.mitigate.sampling.options import SamplingOptions
@@ -7,6 +8,8 @@ from rotescope.mitigate.sampling.options import SamplingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(MeasureConfig, SamplingOptions):
+    HEADINGS: ClassVar = {"base": "which prompts, under which mitigations", "plan": "how the images are spent",
+                          "retrigger": "suppressed or erased"}
     model: str = field()
     """model folder in diffusers' layout, or its name on the hub"""
     base: str | None = None

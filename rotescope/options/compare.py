@@ -1,12 +1,14 @@
 """What `rotescope compare` lets a user choose."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
 class CompareConfig:
+    HEADINGS: ClassVar = {"checkpoint": "data and output", "mitigation": "what is compared", "seeds": "sampling"}
     checkpoint: str
     """a fine-tuned model's folder, with its manifest.parquet"""
     output_dir: str

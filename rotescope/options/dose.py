@@ -1,11 +1,14 @@
 """What `rotescope dose` lets a user choose."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
 class DoseConfig:
+    HEADINGS: ClassVar = {"output_dir": "model, data and output", "doses": "the doses", "mitigation": "mitigations",
+                          "seeds": "sampling and measuring"}
     output_dir: str = "runs/dose"
     """dose.json, dose.png, dose.md, checkpoints and samples go here"""
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])

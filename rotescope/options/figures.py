@@ -1,9 +1,11 @@
 """What `rotescope figures` lets a user choose."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class FiguresConfig:
+    HEADINGS: ClassVar = {"checkpoint": "data and output", "seeds": "sampling"}
     checkpoint: str
     """a fine-tuned model's folder, with its manifest.parquet"""
     output_dir: str

@@ -1,5 +1,6 @@
 """What `rotescope retrigger` lets a user choose."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.evaluate.options import CopyRule
 from rotescope.mitigate.sampling.options import SamplingOptions
@@ -7,6 +8,8 @@ from rotescope.mitigate.sampling.options import SamplingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class RetriggerConfig(SamplingOptions, CopyRule):
+    HEADINGS: ClassVar = {"train_data": "data and output", "mitigation": "which images, under which mitigations",
+                          "search_steps": "the search for embeddings"}
     train_data: str
     """the training images with their captions; the manifest.parquet beside a fine-tuned checkpoint knows which were duplicated"""
     output_dir: str

@@ -13,19 +13,18 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
-from rotescope.evaluate.options import Measuring
+from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
+from rotescope.evaluate.report.evaluation import write_all
 from rotescope.evaluate.report.findings import check_measuring, score_samples, totals
-from rotescope.evaluate.report.html import Report
-from rotescope.evaluate.score import ScoreConfig, announce, measuring, write_all
+from rotescope.evaluate.report.terminal import announce
 from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
-from rotescope.mitigate.generate import GenerateConfig, check
-from rotescope.mitigate.methods.registry import with_training
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
-from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.generation import check_generation
+from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
 from rotescope.options.retrigger import RetriggerConfig
@@ -36,10 +35,10 @@ RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked sample
 COUNTS = ("leaked_prompts", "copies", "any_copies_of")
 
 
-def audit(config):
+def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     check_places(config, config.base, config.prompts)
-    policies, rules, base = check(_generate_config(config)), rules_of(config), find_base(config)
+    policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
     alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
     get_alignment(alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
@@ -73,8 +72,7 @@ def audit(config):
                 samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
                 rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
         if config.retrigger:
-            found = sought_again(config, report, manifest, heldout, draft / "retrigger")
-            report = Report(report | {"retrigger": found}, report.pictures)
+            report = replace(report, retrigger=sought_again(config, report, manifest, heldout, draft / "retrigger"))
         write_all(report, draft, config)
     return report
 
@@ -156,14 +154,14 @@ def _word(value):
 def sought_again(config, report, manifest, heldout, folder):
     """The re-trigger check on the images that were copied most, into `folder` -> what report.json says of it: of how many images,
     and, of one or more, either the findings or why there are none, for the audit before it stands."""
-    copied = Counter(p["nearest"] for p in report["pairs"] if p["is_copy"])
+    copied = Counter(p.nearest for p in report.pairs if p.is_copy)
     ids = [image_id for image_id, _ in copied.most_common(config.retrigger)]
     if not ids:
         return {"images": 0}
     chosen = _shared(config, RetriggerConfig) | {
-        "mitigation": _with_training(config), "image_ids": ids, "max_images": config.retrigger}
+        "image_ids": ids, "max_images": config.retrigger}
     if config.copy_null == "base":  # whose pictures it does not have
-        chosen |= {"copy_null": "train", "copy_threshold": report["copy_threshold"]}
+        chosen |= {"copy_null": "train", "copy_threshold": report.copy_threshold}
     try:
         targets = choose_targets(manifest, heldout or (), ids, limit=config.retrigger)
         found = retrigger.bring_back(RetriggerConfig(**chosen), manifest, heldout, targets, folder)
@@ -179,14 +177,9 @@ def add_to_run(folder, **more):
 
 
 def _generate_config(config):
-    own = {"prompts": config.train_data, "mitigation": _with_training(config)}
-    return GenerateConfig(**_shared(config, GenerateConfig) | own)
+    return GenerateConfig(**_shared(config, GenerateConfig) | {"prompts": config.train_data})
 
 
 def _shared(config, other):
     """-> the options that this config and the class `other` have alike."""
     return {f.name: getattr(config, f.name) for f in fields(other) if hasattr(config, f.name)}
-
-
-def _with_training(config):
-    return [with_training(m, config.train_data) for m in config.mitigation]

@@ -6,14 +6,14 @@ from rotescope.common.models import find_model
 from rotescope.common.outputs import folder_sha256, versions
 from rotescope.common.settings import plain
 from rotescope.datasets.manifest import Manifest
-from rotescope.mitigate.prompts.prompt import prompts_of
+from rotescope.mitigate.prompts.prompt import caption_prompts
 
 
 def dosed_prompts(checkpoint):
     """A fine-tuned model's folder -> Manifest, {"duplicated": prompts, "control": prompts}; InputError if one is empty."""
     find_model(checkpoint)
     manifest = Manifest.load(Path(checkpoint) / "manifest.parquet")
-    prompts = {group: [p for p in prompts_of(manifest, (group,)) if p.group == group] for group in ("duplicated", "control")}
+    prompts = {group: [p for p in caption_prompts(manifest, (group,)) if p.group == group] for group in ("duplicated", "control")}
     if not all(prompts.values()):
         raise InputError(f"{checkpoint}/manifest.parquet marks no duplicated or no control images: "
                          "fine-tune with --duplicated and --controls")

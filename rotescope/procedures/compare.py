@@ -2,6 +2,7 @@
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.score import score_samples, totals
-from rotescope.mitigate.calibrate import first_gaps
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.report.json_types import as_json
+from rotescope.mitigate.contract.catalogue import Need
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.methods.value_neurons import NO_THETA
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
@@ -82,7 +85,7 @@ def _peak_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def compare(config):
+def run_comparison(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
                  inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
@@ -95,31 +98,31 @@ def compare(config):
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
     with output_folder(config.output_dir, config.overwrite) as draft:
-        methods = named_policies([own_training(m, config) for m in config.mitigation]) if config.mitigation else \
+        methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \
             _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
         draw_pareto(rows, draft / "pareto.png")
-        (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
+        (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
-        write_json(draft / "compare.json", {"methods": rows, **{k: report[k] for k in kept}, "config": plain(config),
-                                            "versions": versions()})
+        about = {key: as_json(getattr(report, key)) for key in kept}
+        write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
     return rows, report
 
 
-def own_training(text, config):
-    """A mitigation that needs training images gets the checkpoint's own."""
-    return with_training(text, Path(config.checkpoint) / "manifest.parquet")
+def own_manifest(config):
+    """The training images for mitigations that need some: the checkpoint's own."""
+    return Path(config.checkpoint) / "manifest.parquet"
 
 
 def _every(config, pipe, manifest, heldout, folder):
     """Whatever serves the model -> {name: mitigation}. nemo and dtp-calibrated get held-out captions that no training image
     bears, the latter a calibration on them, where there are eight or more."""
     kind = family(pipe)
-    named = {n: own_training(n, config) for n, e in ENTRIES.items() if kind in e.families}
-    named = {n: text for n, text in named.items() if ENTRIES[n].ready or text != n}
+    named: dict[str, Any] = {n: with_training(n, own_manifest(config)) for n, e in ENTRIES.items()
+                             if kind in e.families and (e.ready or Need.TRAINING_IMAGES in e.needs)}
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["nemo"].families:
         write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))
@@ -147,8 +150,7 @@ def _sample_all(config, pipe, prompts, methods, folder):
 
 
 def _rows(report, costs):
-    rows = {name: {g: cell for g, cell in groups.items() if g != "settings"} | {"cost": costs[name]}
-            for name, groups in report["methods"].items()}
+    rows = {name: as_json(found.groups) | {"cost": costs[name]} for name, found in report.methods.items()}
     front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values()])
     return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
 
@@ -157,12 +159,12 @@ def _interval(cell):
     return "–".join(f"{v:.2f}" for v in cell["copy_rate_interval"])
 
 
-def markdown(rows, report):
+def comparison_table(rows, report):
     """The table, with what its numbers mean under it."""
     lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]
     n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
     return "\n".join(lines) + (
         f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
-        f"{report['descriptor']} at {report['copy_threshold']:.3f} ({report['threshold_rule']}), 95 % Clopper-Pearson intervals; "
-        f"alignment by the {report['alignment_metric']}; front: no other row has fewer copies at no less alignment.\n")
+        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
+        f"alignment by the {report.alignment_metric}; front: no other row has fewer copies at no less alignment.\n")

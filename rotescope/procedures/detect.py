@@ -20,7 +20,7 @@ def detect(config):
         found["text"] = markdown(found["table"], run["detectors"])
         if found["text"]:
             write_text(folder / FILE, found["text"])
-    scoring.detect(config, beside)
+    scoring.write_scores(config, beside)
     return found["table"], found["text"]
 
 

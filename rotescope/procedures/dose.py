@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
@@ -22,12 +22,12 @@ from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.dose_response import Outcome, caption, curves_of, markdown
-from rotescope.mitigate.prompts.prompt import prompts_of
+from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.procedures.dose_plan import jobs, recipe_of
-from rotescope.procedures.finetune import finetune
+from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.plots.dose import draw_dose
 from rotescope.train.engine.job import check
 
@@ -77,7 +77,7 @@ def _train(job, folder, cache):
         return
     folder.mkdir(parents=True, exist_ok=True)
     job.manifest.save(folder / "plan.parquet")
-    finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
+    run_finetune(replace(job.config, train_data=str(folder / "plan.parquet"), output_dir=str(folder / "checkpoint"),
                      cache_dir=job.config.cache_dir or str(cache), resume_from_checkpoint="latest"))  # of a killed dose
 
 
@@ -85,7 +85,7 @@ def _sample(config, job, folder):
     """The batches that are there already stay."""
     if (folder / "samples" / "run.json").exists():
         return
-    checkpoint, prompts = folder / "checkpoint", prompts_of(job.plan)
+    checkpoint, prompts = folder / "checkpoint", caption_prompts(job.plan)
     pipe = load_pipeline(*((config.pretrained_model_name_or_path, checkpoint) if job.config.lora else (checkpoint,)))
     (folder / "samples").mkdir(exist_ok=True)
     pipe = pipe.to(chosen_device(config.device))
@@ -123,4 +123,4 @@ def _outcomes(draft, job, samples, measured):
 
 
 def _say(line):
-    Console(stderr=True).print(f"[bold]{line}[/]", highlight=False)
+    say(line, style="bold")

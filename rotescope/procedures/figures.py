@@ -13,7 +13,8 @@ from rotescope.common.settings import plain
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import embed
-from rotescope.evaluate.score import score_samples, totals
+from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import paper_claims as claims
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
@@ -100,15 +101,15 @@ class Curves:
 
 
 def points_of(report, family, transitions):
-    """The duplicated cells of one sweep, latest switch last."""
-    return [report["methods"][f"{family}-{t}"]["duplicated"] | {"transition_timestep": t} for t in transitions]
+    """The figures of duplicated prompts in one sweep, as JSON has them, latest switch last."""
+    return [as_json(report[f"{family}-{t}"]["duplicated"]) | {"transition_timestep": t} for t in transitions]
 
 
 def judge(curves, report, config):
     """-> the seven claims, and what is drawn for each."""
     delayed, opposite = (points_of(report, f, config.transitions) for f in ("delayed", "opposite"))
-    cell, n_seeds = report["methods"]["none"]["duplicated"], len(config.seeds)
-    descriptor = get_descriptor(report["descriptor"].split("-")[0])
+    cell, n_seeds = as_json(report["none"]["duplicated"]), len(config.seeds)
+    descriptor = get_descriptor(report.descriptor.split("-")[0])
     unguided, against = curves.fall_timesteps("unguided"), curves.fall_timesteps("watched-opposite")
     likeness = [curves.likeness(m, descriptor) for m in ("none", "unguided")]
     found = [
@@ -133,9 +134,10 @@ def figures(config):
             report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
         curves = Curves(draft)
         found, drawn = judge(curves, report, config)
-        draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report["copy_threshold"])
+        draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report.copy_threshold)
         write_json(draft / "claims.json", {
-            "claims": [asdict(c) for c in found], "descriptor": report["descriptor"], "copy_threshold": report["copy_threshold"],
-            "threshold_rule": report["threshold_rule"], "config": plain(config), "versions": versions(),
-            "hashes": report["hashes"], "delayed": drawn["delayed"], "opposite": drawn["opposite"]})
+            "claims": [asdict(c) for c in found], "descriptor": report.descriptor,
+            "copy_threshold": as_json(report.copy_threshold), "threshold_rule": report.threshold_rule,
+            "config": plain(config), "versions": versions(),
+            "hashes": report.hashes, "delayed": drawn["delayed"], "opposite": drawn["opposite"]})
     return found

@@ -20,12 +20,14 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import unique
 from rotescope.evaluate.options import Measuring
-from rotescope.evaluate.report import per_image as m
 from rotescope.evaluate.report.findings import make_layers
+from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.report.per_group import group_findings
+from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.paper_claims import mean_interval
-from rotescope.mitigate.contract.mitigation import family
+from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
-from rotescope.mitigate.prompts.prompt import Prompt, load_prompts, prompts_of
+from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts, load_prompts
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.procedures.plots.monitor import draw_monitor
 from rotescope.train.options.finetune_options import EMBEDDED
@@ -47,7 +49,7 @@ def monitor_of(job, say=None):
         raise InputError(f"--monitor_steps serves Stable Diffusion 1, 2, 3 and XL, not a {type(job.pipe).__name__}: leave it out")
     if len(unique(manifest)[0]) < 2:
         raise InputError("--monitor_steps needs two different training images at least, to tell likeness from copies: add some")
-    prompts = [p for p in prompts_of(manifest, DOSED, config.monitor_prompts) if p.group] + heldout_prompts(config, manifest)
+    prompts = [p for p in caption_prompts(manifest, DOSED, config.monitor_prompts) if p.group] + heldout_prompts(config, manifest)
     if config.stop_at_copy_rate and not manifest.group("duplicated"):
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} looks at duplicated captions, and no image is "
                          "duplicated: pass --duplicated and --copies")
@@ -63,7 +65,7 @@ def heldout_prompts(config, manifest):
         file = EMBEDDED["train_data"].with_name("heldout.parquet")
     if file is None:
         return []
-    found = prompts_of(load_source(file), ()) if Path(file).is_dir() else load_prompts(file, ())
+    found = caption_prompts(load_source(file), ()) if Path(file).is_dir() else load_prompts(file, ())
     seen = set(manifest.captions())
     unseen = dict.fromkeys(p.text for p in found if p.text not in seen)
     if not unseen:
@@ -170,14 +172,15 @@ def measured(run, prompts, layers):
                              guidance_scale=config.monitor_guidance_scale, num_inference_steps=config.monitor_inference_steps,
                              resolution=run.job.preprocessing.resolution)
         samples = read_samples(folder)
-        cells = m.cells(samples, m.measure(samples, layers, run.job.manifest), layers["descriptor"])["none"]
+        groups = group_findings(samples, measure(samples, layers, run.job.manifest), layers["descriptor"])["none"]
     found = {}
-    for group, cell in cells.items():
+    for group, findings in groups.items():
         gaps = [first_gap(r) for r in samples.records if r.group == group]
         if not np.isfinite(gaps).all():
             raise RunError(f"the predictions are no numbers at step {run.step}: lower --learning_rate")
         gap, *interval = mean_interval(gaps)
-        found[group] = {k: cell[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (
+        known = as_json(findings, digits=None)
+        found[group] = {k: known[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (
             {"served": served(run, group)} if group in DOSED else {})
     return found
 

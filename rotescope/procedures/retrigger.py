@@ -12,7 +12,8 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in, twins_apart
 from rotescope.evaluate.nulls.calibration import check_null, warnings
-from rotescope.evaluate.report.findings import make_layers
+from rotescope.evaluate.report.findings import exact_rule, make_layers
+from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_searchable, find_embeddings
 from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
@@ -49,7 +50,7 @@ def check(config):
 
 def policies_of(config):
     """-> {name: policy}, plain guidance first."""
-    return named_policies(dict.fromkeys((PLAIN, *config.mitigation)))
+    return named_policies(dict.fromkeys((PLAIN, *config.mitigation)), config.train_data)
 
 
 def budget_of(config):
@@ -85,7 +86,7 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
             on_found=lambda: advance("search"))
         folders, refused = sample_all(config, pipe, prompts, policies, folder / "samples", advance)
     targets, shots, measured = judge(config, manifest, heldout, targets, folders)
-    found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": list(left_out),
+    found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": as_json(left_out),
              **describe(config, sum(prompts.values(), []), policies)}
     save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
               folder / "embeddings.safetensors")
@@ -128,12 +129,13 @@ def judge(config, manifest, heldout, targets, folders):
     known, examples = layer.twins.heldout, {t.example.image_id: t.example for t in targets}
     targets = [t for t in targets if t.group != HELDOUT or t.example.sha256 not in known]
     left = {(t.group, t.example.image_id) for t in targets}
-    shots = [shot for route, folder in folders for shot in judged.judge_samples(route, read_samples(folder), layers, examples)
+    shots = [shot for route, folder in folders for shot in judged.shots_of(route, read_samples(folder), layers, examples)
              if (shot.record.group, shot.record.image_id) in left]
     return targets, shots, {
         "descriptor": layer.index.descriptor.name, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
-        "background": layer.as_json(), "notes": [*(q.reason for q in twins_apart(fresh, layer.twins)[1]), *warnings(layer)],
-        "exact": {"descriptor": exact.index.descriptor.name, "threshold": exact.threshold, "rule": exact.rule} if exact else None}
+        "background": as_json(layer.background, digits=None),
+        "notes": [*(q.reason for q in twins_apart(fresh, layer.twins)[1]), *warnings(layer)],
+        "exact": as_json(exact and exact_rule(exact), digits=None)}
 
 
 def told(shots, targets, embeddings, budget):
@@ -160,7 +162,7 @@ def pictured(method, shots, targets, folder):
     def cell(routes, route):
         if route not in routes:
             return None
-        top = judged.best(routes[route])
+        top = judged.closest_shot(routes[route])
         return open_image(folder / top.folder / top.record.image), f"{top.similarity:.2f}", top.copied
 
     for group in dict.fromkeys(t.group for t in targets):

@@ -12,13 +12,14 @@ from tiny_families import tiny_family
 from rotescope.common.errors import InputError
 from rotescope.common.model_options import ModelOptions
 from rotescope.common.models import check_model, find_model, load_pipeline, open_model
-from rotescope.mitigate.contract.mitigation import guided
+from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.detectors.options import DetectConfig
-from rotescope.mitigate.detectors.scores import detect
-from rotescope.mitigate.generate import GenerateConfig, generate
+from rotescope.mitigate.detectors.scores import write_scores
+from rotescope.mitigate.sampling.generation import generate_to_folder
+from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.sampler import noise_seed
 from rotescope.options.audit import AuditConfig
-from rotescope.procedures.audit import audit
+from rotescope.procedures.audit import run_audit
 from rotescope.train.objective.families import FAMILIES
 
 TEXTS = ("a cat", "a bus on a red background")
@@ -33,13 +34,14 @@ def prompts(tmp_path):
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
 def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
     model = str(bases(name))
-    out = generate(GenerateConfig(prompts, str(tmp_path / "out"), model=model, mitigation=("none", "stp:transition=600"),
-                                  seeds=(3,), num_inference_steps=3, resolution=16, device="cpu"))
+    out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model,
+                                            mitigation=("none", "stp:transition=600"), seeds=(3,),
+                                            num_inference_steps=3, resolution=16, device="cpu"))
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     for record in pq.read_table(out / "records.parquet").to_pylist():
         if record["method"] == "none":
-            alone = pipe(record["prompt"], **guided(pipe, 1, 7.5), num_inference_steps=3, height=16, width=16,
+            alone = pipe(record["prompt"], **guidance_arguments(pipe, 1, 7.5), num_inference_steps=3, height=16, width=16,
                          generator=torch.Generator().manual_seed(noise_seed(record["prompt"], 3))).images[0]
             made = np.asarray(Image.open(out / record["image"]), int)
             assert np.abs(made - np.asarray(alone, int)).max() <= 1
@@ -48,7 +50,7 @@ def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_
 
 
 def test_an_audit_of_another_family_at_another_size_and_precision(bases, images, tmp_path):
-    report = audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
+    report = run_audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
                                max_prompts=2, num_inference_steps=2, resolution=32, dtype="bf16", device="cpu"))
     assert report["methods"]["none"]["ungrouped"]["n"] == 2
     run = json.loads((tmp_path / "out/samples/run.json").read_text())
@@ -58,9 +60,9 @@ def test_an_audit_of_another_family_at_another_size_and_precision(bases, images,
 
 def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
     config = DetectConfig(prompts, str(tmp_path / "out"), model=str(bases("flux")), detector=("edges:n=2",), device="cpu")
-    assert len(detect(config)) == 2
+    assert len(write_scores(config)) == 2
     with pytest.raises(InputError, match="serves sd, sdxl, not FluxPipeline"):
-        detect(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), device="cpu"))
+        write_scores(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), device="cpu"))
     assert not (tmp_path / "other").exists()
 
 
@@ -68,7 +70,7 @@ def test_a_size_that_the_model_cannot_make_is_named(bases, prompts, tmp_path):
     for name, side, grain in (("sd1", 50, 8), ("sd3", 0, 8)):
         config = GenerateConfig(prompts, str(tmp_path / "out"), model=str(bases(name)), resolution=side, device="cpu")
         with pytest.raises(InputError, match=f"resolution={side}: take a multiple of {grain}"):
-            generate(config)
+            generate_to_folder(config)
         assert not list(tmp_path.glob("*out*"))
 
 

@@ -3,6 +3,7 @@ import errno
 import os
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from rotescope import cli
 from rotescope.common.errors import InputError, RunError, exit_cleanly
 from rotescope.common.outputs import check_file, check_output, output_folder
-from rotescope.common.settings import parse, save
+from rotescope.common.settings import named, named_in_file, parse, save
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,67 @@ def read(*argv, **settings):
 ])
 def test_options_as_people_type_them(argv, expected):
     assert read(*argv) == expected
+
+
+def test_one_name_for_the_training_images():
+    @dataclass(frozen=True)
+    class Trains:
+        train_data: str = "x"
+
+    for argv in (["--train_data", "a"], ["--train_data_dir", "a"], ["--train-data-dir=a"], ["--dataset_name", "a"]):
+        assert parse(Trains, argv, prog="p", description="d").train_data == "a"
+        assert named(argv) == {"train_data"}
+    with pytest.raises(InputError, match="--train_data is given twice"):
+        parse(Trains, ["--train_data", "a", "--train_data_dir", "b"], prog="p", description="d")
+
+
+def test_an_older_file_of_options_names_the_training_images_otherwise(tmp_path):
+    @dataclass(frozen=True)
+    class Trains:
+        train_data: str = "x"
+        output_dir: str = "y"
+
+    file = tmp_path / "config.yaml"
+    file.write_text("train_data_dir: a b, c\noutput_dir: é\n")
+    found = parse(Trains, ["--config", str(file)], prog="p", description="d")
+    assert found == Trains("a b, c", "é")
+    assert named_in_file(["--config", str(file)]) == {"train_data", "output_dir"}
+    file.write_text("train_data_dir: a\ntrain_data: b\n")
+    with pytest.raises(InputError, match="keep one"):
+        parse(Trains, ["--config", str(file)], prog="p", description="d")
+
+
+@pytest.mark.parametrize("argv", [("--steps", "1", "--steps", "2"), ("--fast", "--fast", "false"), ("--name=a", "--name", "b")])
+def test_an_option_that_is_given_twice_is_refused(argv):
+    with pytest.raises(InputError, match=f"{argv[0].partition('=')[0]} is given twice: give it once"):
+        read(*argv)
+
+
+def test_help_has_a_short_usage_groups_and_commands_to_copy(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+    @dataclass(frozen=True)
+    class Base:
+        HEADINGS: ClassVar = {"model": "the model"}
+        model: str
+        """which one"""
+
+    @dataclass(frozen=True)
+    class Whole(Base):
+        HEADINGS: ClassVar = {"output_dir": "output"}
+        output_dir: str = "o"
+        """where"""
+
+    with pytest.raises(SystemExit):
+        parse(Whole, ["--help"], prog="p", description="What it\ndoes.\n\n    p --model m --output_dir o\n    p " + "--x y " * 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: p --model MODEL [--option VALUE …]"
+    assert "What it does." in lines
+    assert "    p --model m --output_dir o" in lines
+    option = "  --model MODEL         which one (required, type: str)"
+    assert lines.index("the model:") < lines.index(option) < lines.index("output:")
+    assert max(map(len, lines)) <= 80
+    assert sum(line.endswith("\\") for line in lines) == 1
 
 
 def test_out_is_short_for_output_dir():

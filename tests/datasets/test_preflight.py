@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from rotescope.datasets.emoji.scenes import OBJECTS, scenes, sprite
 from rotescope.datasets.images import near_duplicates as similar
 from rotescope.datasets.images.clusters import find_pictures, look_at, pdq, phash
+from rotescope.datasets.inspection.preflight import deduplicated, preflight
 from rotescope.datasets.inspection.risk import ranking, repeated, risks
 from rotescope.datasets.manifest import Example, Manifest
-from rotescope.datasets.preflight import deduplicated, preflight
 from rotescope.datasets.preflight import main as preflight_main
 from rotescope.datasets.readers.sources import load_source, read_source
 
@@ -166,8 +166,7 @@ def test_perceptual_hash_stays_close_under_edits_that_keep_the_place():
 
 
 def test_pdq_is_near_for_edits_and_far_for_other_pictures():
-    """Where the optional package is installed; its authors count 31 of 256 bits as a match."""
-    pytest.importorskip("pdqhash")
+    """PDQ's authors count 31 of 256 bits as a match."""
     one, other = [scene.image for scene in scenes(2, 1)]
     hashes = [int(pdq(image), 16) for image in (one, recompressed(one, 60), other)]
     assert (hashes[0] ^ hashes[1]).bit_count() <= 31 < (hashes[0] ^ hashes[2]).bit_count()

@@ -16,7 +16,7 @@ from instruments import leave, noise, rows_of, samples_folder, training_folder, 
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
-from scipy.stats import binomtest
+from scipy.stats import beta
 from tiny import image_folder, tiny_pipeline, tokenizer
 
 from rotescope.commands import audit
@@ -30,15 +30,20 @@ from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, nulls_of
 from rotescope.evaluate.nulls.copy_threshold import copy_threshold
+from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.quality import alignment
-from rotescope.evaluate.quality.alignment import agreement, find_alignment, get_alignment
-from rotescope.evaluate.quality.fidelity import fidelity, precision_recall
+from rotescope.evaluate.quality.alignment import caption_match, find_alignment, get_alignment
+from rotescope.evaluate.quality.fidelity import NEIGHBOURS, fidelity, precision_recall
 from rotescope.evaluate.report.chart_data import gap_curves, sweep_points
-from rotescope.evaluate.report.per_image import cells, measure
-from rotescope.evaluate.score import score_samples
-from rotescope.evaluate.statistics.replication import clopper_pearson, images_needed, sim95
+from rotescope.evaluate.report.evaluation import score_folder
+from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.report.per_group import group_findings
+from rotescope.evaluate.report.per_image import measure
+from rotescope.evaluate.report.report_types import TrainingImages
+from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson, share_estimate
+from rotescope.evaluate.statistics.replication import GroupFindings, images_needed, sim95
 from rotescope.evaluate.verdict.rules import Rule, check_power, parse_rules
-from rotescope.evaluate.verdict.verdict import judge
+from rotescope.evaluate.verdict.verdict import verdict_on
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +57,19 @@ def data(tmp_path_factory):
     ("always", lambda method, i, seed: True, 1.0), ("never", lambda method, i, seed: False, 0.0)])
 def test_copy_rate_of_the_degenerate_generators_is_exact(data, tmp_path, name, copied, rate):
     report = score_samples(samples_folder(tmp_path / name, data, copied), data)
-    cell = report["methods"]["none"]["ungrouped"]
-    assert (cell["copy_rate"], cell["own_copy_rate"], cell["copies"]) == (rate, rate, 80 * rate)
-    assert cell["prompts_copied"] == 40 * rate
-    assert report["verdict"]["outcome"] == ("failed" if rate else "passed")
-    assert all(p["is_copy"] == bool(rate) for p in report["pairs"])
+    found = report["none"]["ungrouped"]
+    assert (found.copy_rate.value, found.own_copy_rate.value, found.copies) == (rate, rate, 80 * rate)
+    assert (found.copy_rate.n_images, found.copy_rate.n_prompts, found.prompts_copied) == (80, 40, 40 * rate)
+    assert report.verdict.outcome == ("failed" if rate else "passed")
+    assert all(p.is_copy == bool(rate) for p in report.pairs)
 
 
 @pytest.mark.parametrize("k", [1, 7, 39])
 def test_a_generator_that_copies_k_of_n_is_found_to_have_k(data, tmp_path, k):
     report = score_samples(samples_folder(tmp_path / "s", data, lambda method, i, seed: i < k, seeds=(0,)), data)
-    cell = report["methods"]["none"]["ungrouped"]
-    assert (cell["copies"], cell["n"], cell["prompts_copied"]) == (k, 40, k)
-    assert {p["nearest"] for p in report["pairs"] if p["is_copy"]} == {e.image_id for e in data.examples[:k]}
+    found = report["none"]["ungrouped"]
+    assert (found.copies, found.n, found.prompts_copied) == (k, 40, k)
+    assert {p.nearest for p in report.pairs if p.is_copy} == {e.image_id for e in data.examples[:k]}
 
 
 def test_a_copy_of_another_training_image_is_a_copy_but_not_of_the_own(data, tmp_path):
@@ -73,9 +78,9 @@ def test_a_copy_of_another_training_image_is_a_copy_but_not_of_the_own(data, tmp
     rows = rows_of(folder)
     shifted = [row | {"image_id": rows[i - 1]["image_id"]} for i, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(shifted), folder / "records.parquet")
-    cell = score_samples(folder, data)["methods"]["none"]["ungrouped"]
-    assert cell["copy_rate"] == 1
-    assert cell["own_copy_rate"] < 0.2
+    found = score_samples(folder, data)["none"]["ungrouped"]
+    assert found.copy_rate.value == 1
+    assert found.own_copy_rate.value < 0.2
 
 
 def test_figures_do_not_depend_on_the_order_of_records_or_training_images(data, tmp_path):
@@ -84,25 +89,27 @@ def test_figures_do_not_depend_on_the_order_of_records_or_training_images(data, 
     pq.write_table(pa.Table.from_pylist(rows_of(folder)[::-1]), folder / "records.parquet")
     second = score_samples(folder, Manifest(data.examples[::-1]))
     for key in ("methods", "copy_threshold", "background", "histogram"):
-        assert first[key] == pytest.approx(second[key], abs=2e-6) if key == "copy_threshold" else first[key] == second[key]
+        one, other = first.as_json()[key], second.as_json()[key]
+        assert one == pytest.approx(other, abs=2e-6) if key == "copy_threshold" else one == other
 
 
 def test_exact_duplicates_count_once_with_their_copies(data, tmp_path):
     twin = replace(data[0], image_id=data[0].image_id + "-2", copies=5)
     doubled = Manifest((replace(data[0], copies=3), *data.examples[1:], twin))
     report = score_samples(samples_folder(tmp_path / "s", [twin], lambda *_: True), doubled)
-    assert report["training_images"] == {"unique": 40, "entries": 41, "copies": 39 + 3 + 5}
-    assert report["pairs"][0]["copies"] == 8
-    assert report["methods"]["none"]["ungrouped"]["own_copy_rate"] == 1  # known by the id of either
-    assert report["background"]["p99"] < 0.99  # the twin is not its own nearest other
+    assert report.training_images == TrainingImages(unique=40, entries=41, copies=39 + 3 + 5)
+    assert report.pairs[0].copies == 8
+    assert report["none"]["ungrouped"].own_copy_rate.value == 1  # known by the id of either
+    assert report.background.p99 < 0.99  # the twin is not its own nearest other
 
 
 # ----- arithmetic
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 96), (1, 96), (48, 96), (95, 96), (96, 96), (3, 1000)])
-def test_interval_is_scipys_exact_one(k, n):
-    expected = binomtest(k, n).proportion_ci(0.95, method="exact")
-    assert clopper_pearson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+def test_interval_has_the_quantiles_of_beta_distributions(k, n):
+    """Clopper and Pearson's own form: Beta(k, n − k + 1) and Beta(k + 1, n − k)."""
+    low, high = beta.ppf(0.025, k, n - k + 1) if k else 0, beta.ppf(0.975, k + 1, n - k) if k < n else 1
+    assert clopper_pearson(k, n) == pytest.approx((low, high), abs=1e-9)
 
 
 def test_interval_by_hand():
@@ -174,7 +181,7 @@ def test_embedded_alignment_is_open_clips_forward(towers, data):
     x = torch.stack([torch.from_numpy(np.asarray(image)).permute(2, 0, 1).float() / 127.5 - 1 for image in images])
     with torch.no_grad():
         image, text = model.encode_image(x, normalize=True), model.encode_text(tokenize(words, captions), normalize=True)
-    cosine, hit = agreement(metric.images(images), metric.texts(captions), metric.texts(captions), [{i} for i in range(5)])
+    cosine, hit = caption_match(metric.images(images), metric.texts(captions), metric.texts(captions), [{i} for i in range(5)])
     assert np.allclose(cosine, (image * text).sum(1), atol=1e-4)
     assert hit.tolist() == (image @ text.T).argmax(1).eq(torch.arange(5)).tolist()
     assert metric.label == "embedded contrastive model (in-domain)"
@@ -229,7 +236,7 @@ def test_another_caption_of_the_own_image_is_right(towers, data, tmp_path):
     said = replace(data[0], captions=(data[0].captions[0], "a picture of " + data[0].captions[0]))
     others = (replace(e, captions=said.captions[1:]) for e in data.examples[1:])
     found = score_samples(samples_folder(tmp_path / "s", [said], lambda *_: True), Manifest((said, *others)), alignment=towers[2])
-    assert found["methods"]["none"]["ungrouped"]["caption_accuracy"] == 1
+    assert found["none"]["ungrouped"].caption_accuracy == 1
 
 
 def test_kid_and_fid_by_their_formulas():
@@ -239,10 +246,10 @@ def test_kid_and_fid_by_their_formulas():
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) * math.sqrt(8) for v in (x, y))
     kernel = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
     off = lambda k: (k.sum() - np.trace(k)) / (60 * 59)  # noqa: E731
-    assert found["kid"] == pytest.approx(off(kernel(x, x)) + off(kernel(y, y)) - 2 * kernel(x, y).mean(), abs=1e-4)
+    assert found.kid == pytest.approx(off(kernel(x, x)) + off(kernel(y, y)) - 2 * kernel(x, y).mean(), abs=1e-4)
     a, b = np.cov(x.T), np.cov(y.T)
     distance = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
-    assert found["fid"] == pytest.approx(distance, rel=1e-3)
+    assert found.fid == pytest.approx(distance, rel=1e-3)
     assert fidelity(x, y) == fidelity(x, y)
     assert fidelity(x[:1], y) is None
 
@@ -250,21 +257,36 @@ def test_kid_and_fid_by_their_formulas():
 def test_precision_and_recall_by_hand():
     real = torch.arange(6.0)[:, None]                            # third others at 3, 2, 2, 2, 2, 3: they cover from -3 to 8
     close, far = torch.tensor([[0.5], [2.0], [2.2], [3.0]]), torch.tensor([[100.0], [101.0], [102.0], [103.0]])
-    assert precision_recall(close, real) == {"precision": 1.0, "recall": 1.0}
-    assert precision_recall(far, real) == {"precision": 0.0, "recall": 0.0}
+    assert precision_recall(close, real) == (1.0, 1.0)
+    assert precision_recall(far, real) == (0.0, 0.0)
     half = torch.cat([close, far])
-    assert precision_recall(half, real)["precision"] == 0.5
+    assert precision_recall(half, real)[0] == 0.5
     single = torch.tensor([[0.0], [0.01], [0.02], [0.03]])       # one picture again and again: real, and no variety
-    assert precision_recall(single, real) == {"precision": 1.0, "recall": pytest.approx(1 / 6)}
-    assert precision_recall(real[:3], real) == {"precision": None, "recall": None}
+    assert precision_recall(single, real) == (1.0, pytest.approx(1 / 6))
+    assert precision_recall(real[:3], real) == (None, None)
+
+
+def test_precision_and_recall_are_what_their_equation_says():
+    """Kynkäänniemi et al. 2019, eq. 1, written out."""
+    rng = np.random.default_rng(0)
+    real, made = (torch.from_numpy(rng.normal(shift, 1, (n, 6)).astype(np.float32)) for n, shift in ((50, 0), (40, 0.7)))
+
+    def radii(x):
+        return torch.cdist(x, x).sort(1).values[:, NEIGHBOURS]  # the first is itself
+    between = torch.cdist(made, real)
+    expected = (between <= radii(real)).any(1).float().mean(), (between <= radii(made)[:, None]).any(0).float().mean()
+    assert precision_recall(made, real) == pytest.approx([v.item() for v in expected])
 
 
 # ----- rule and verdict
 
 def cell(copies, n, **more):
-    return {"n": n, "copies": copies, "copy_rate": copies / n, "copy_rate_interval": clopper_pearson(copies, n),
-            "own_copy_rate": None, "sim95": 0.5, "sim95_interval": (0.4, 0.6), "alignment": 0.8, "above_chance": copies > 1,
-            "leaked_prompts": copies, "unresolved_prompts": 0} | more
+    return GroupFindings(**{
+        "n": n, "copies": copies, "copy_rate": share_estimate(copies, n, n), "above_chance": copies > 1, "own_copies": 0,
+        "own_copy_rate": None, "sim95": Estimate(0.5, 0.4, 0.6, n, n), "top1_mean": 0.5, "share_over": {}, "copies_by": {},
+        "n_prompts": n, "prompts_copied": copies, "prompts_significant": copies, "leaked_prompts": copies,
+        "unresolved_prompts": 0, "alignment": 0.8, "caption_accuracy": None, "denoiser_rows": None,
+        "transition_timestep": None, "fidelity": None} | more)
 
 
 @pytest.mark.parametrize(("cells", "outcome"), [
@@ -272,30 +294,30 @@ def cell(copies, n, **more):
     ({"duplicated": cell(0, 96), "control": cell(2, 200)}, "passed"),
     ({"ungrouped": cell(0, 24)}, "undecided"), ({"ungrouped": cell(4, 4)}, "failed")])
 def test_verdict(cells, outcome):
-    verdict = judge({"none": cells}, Rule.parse("copy_rate>0.05"), 0.009)
-    assert verdict["outcome"] == outcome
-    assert verdict["passed"] == {"failed": False, "passed": True, "undecided": None}[outcome]
-    assert "0.9% of held-out pictures" in verdict["text"]
+    verdict = verdict_on({"none": cells}, Rule.parse("copy_rate>0.05"), 0.009)
+    assert verdict.outcome == outcome
+    assert verdict.passed == {"failed": False, "passed": True, "undecided": None}[outcome]
+    assert "0.9% of held-out pictures" in verdict.text
     if outcome == "undecided":
-        assert verdict["needed"] == 72
-        assert "it takes 72 images in each group, 48 more, and no more copies, to decide" in verdict["text"]
+        assert verdict.needed == 72
+        assert "it takes 72 images in each group, 48 more, and no more copies, to decide" in verdict.text
 
 
 @pytest.mark.parametrize(("copies", "n", "rule", "needed"), [
     (3, 72, "copy_rate>0.05", 173), (3, 369, "copy_rate>0.01", 874), (1, 60, "copy_rate>0.05", 110),
     (2, 96, "copy_rate>0.05", 142)])
 def test_a_rate_below_the_limit_passes_only_if_its_interval_is(copies, n, rule, needed):
-    verdict = judge({"none": {"ungrouped": cell(copies, n)}}, rule, None)
-    assert (verdict["outcome"], verdict["passed"], verdict["needed"]) == ("undecided", None, needed)
-    assert f"With {n} images and {copies} copied" in verdict["text"]
+    verdict = verdict_on({"none": {"ungrouped": cell(copies, n)}}, rule, None)
+    assert (verdict.outcome, verdict.passed, verdict.needed) == ("undecided", None, needed)
+    assert f"With {n} images and {copies} copied" in verdict.text
     limit = Rule.parse(rule).limit
     assert clopper_pearson(copies, needed)[1] <= limit < clopper_pearson(copies, needed - 1)[1]
-    assert judge({"none": {"ungrouped": cell(copies, needed)}}, rule, None)["passed"] is True
+    assert verdict_on({"none": {"ungrouped": cell(copies, needed)}}, rule, None).passed is True
 
 
 def test_sim95_takes_images_enough_to_have_a_tail():
     def outcome(n, high):
-        return judge({"none": {"ungrouped": cell(0, n, sim95=0.5, sim95_interval=(0.4, high))}}, "sim95>0.8", None)["outcome"]
+        return verdict_on({"none": {"ungrouped": cell(0, n, sim95=Estimate(0.5, 0.4, high, n, n))}}, "sim95>0.8", None).outcome
     assert [outcome(58, 0.6), outcome(59, 0.6), outcome(59, 0.81)] == ["undecided", "passed", "undecided"]
     assert 0.95 ** 59 < 0.05 < 0.95 ** 58
 
@@ -303,12 +325,12 @@ def test_sim95_takes_images_enough_to_have_a_tail():
 def test_leaked_prompts_are_told_from_copies_that_chance_explains():
     def judged(leaked, unresolved, rule="leaked_prompts>0"):
         made = cell(4, 500, above_chance=False, leaked_prompts=leaked, unresolved_prompts=unresolved)
-        return judge({"none": {"ungrouped": made}}, rule, None, null_needed=7996)
-    assert [judged(*c)["outcome"] for c in ((0, 0), (1, 0), (0, 3))] == ["passed", "failed", "undecided"]
-    assert "3 prompts copy" in judged(0, 3)["text"]
-    assert "7,996" in judged(0, 3)["text"]
-    assert judged(0, 0, "copies>0")["headline"] == "A rule is broken, though by no more copies than chance brings."
-    assert judged(1, 0, "copies>0")["headline"] == "The generated images reproduce training images."
+        return verdict_on({"none": {"ungrouped": made}}, rule, None, null_needed=7996)
+    assert [judged(*c).outcome for c in ((0, 0), (1, 0), (0, 3))] == ["passed", "failed", "undecided"]
+    assert "3 prompts copy" in judged(0, 3).text
+    assert "7,996" in judged(0, 3).text
+    assert judged(0, 0, "copies>0").headline == "A rule is broken, though by no more copies than chance brings."
+    assert judged(1, 0, "copies>0").headline == "The generated images reproduce training images."
 
 
 def test_a_rule_that_chance_breaks_is_known_beforehand():
@@ -330,12 +352,12 @@ def test_a_limit_that_means_nothing_is_refused(text, says):
 def test_verdict_names_the_best_mitigation_and_its_price():
     methods = {"none": {"duplicated": cell(90, 96)}, "stp": {"duplicated": cell(10, 96)},
                "og-stp": {"duplicated": cell(2, 96, alignment=0.76)}}  # .073 is the end of its interval
-    text = judge(methods, Rule.parse("copy_rate>0.05"), None)["text"]
+    text = verdict_on(methods, Rule.parse("copy_rate>0.05"), None).text
     assert "With OG + STP, 2 of 96 still do: 2.1% (0.3–7.3%), at 0.95 × the text-image agreement." in text
-    assert judge(methods, Rule.parse("og-stp:copy_rate>0.08"), None)["passed"] is True
-    assert judge(methods, Rule.parse("stp:copies > 9"), None)["passed"] is False
+    assert verdict_on(methods, Rule.parse("og-stp:copy_rate>0.08"), None).passed is True
+    assert verdict_on(methods, Rule.parse("stp:copies > 9"), None).passed is False
     del methods["none"]
-    assert judge(methods, Rule.parse("copies>5"), None)["passed"] is False  # now it is on every method
+    assert verdict_on(methods, Rule.parse("copies>5"), None).passed is False  # now it is on every method
 
 
 @pytest.mark.parametrize("text", [
@@ -371,16 +393,16 @@ def test_sweep_has_a_curve_for_each_family(data, tmp_path):
     layers = {"descriptor": calibrated(index, nulls_of(index))}
     measured = measure(samples, layers, data)
     points = sweep_points(samples, measured, layers["descriptor"])
-    assert [(p["family"], p["transition_timestep"], p["copy_rate"]) for p in points] == [
+    assert [(p.family, p.transition_timestep, p.copy_rate.value) for p in points] == [
         ("delayed", 800, 1), ("delayed", 500, 0), ("opposite", 800, 0), ("opposite", 500, 0)]
-    assert cells(samples, measured, layers["descriptor"])["d-800"]["ungrouped"]["denoiser_rows"] == 21
+    assert group_findings(samples, measured, layers["descriptor"])["d-800"]["ungrouped"].denoiser_rows == 21
 
 
 def test_gap_curves_are_quartiles_where_a_gap_was_computed(data, tmp_path):
     curves = gap_curves(read_samples(samples_folder(tmp_path / "s", data[:5], lambda *_: False)))["none"]["ungrouped"]
-    assert curves["timesteps"] == list(range(999, 100, -100))  # not the last step, which has none
-    assert curves["median"][0] == 2
-    assert (curves["low"][0], curves["high"][0], curves["n"]) == (1, 3, 10)
+    assert curves.timesteps == tuple(range(999, 100, -100))  # not the last step, which has none
+    assert curves.median[0] == 2
+    assert (curves.low[0], curves.high[0], curves.n) == (1, 3, 10)
 
 
 # ----- commands
@@ -395,8 +417,10 @@ def test_score_takes_any_two_folders(tmp_path, capsys):
     assert leave(score.main, argv) == 0
     out = capsys.readouterr()
     summary = json.loads(out.out)
-    assert summary["methods"]["none"]["ungrouped"]["copies"] == 3
     assert summary["verdict"]["passed"] is False  # and yet code 0: no rule was given
+    assert summary["report"] == str(tmp_path / "out/report.html")
+    assert len(out.out) < 500
+    assert json.loads((tmp_path / "out/report.json").read_text())["methods"]["none"]["groups"]["ungrouped"]["copies"] == 3
     assert "3/4" in out.err
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == ["model_card.md", "pairs.parquet", "report.html", "report.json"]
@@ -439,13 +463,13 @@ def test_a_broken_generated_image_is_left_out_by_name(data, tmp_path):
     (sweep / "none/images/P00001-S0.png").write_bytes(b"not an image")
     (base / "none/images/P00002-S1.png").write_bytes(b"\x89PNG")
     report = score_samples(folder, data, base=base, sweep=sweep)
-    assert [(item["of"], item["name"]) for item in report["left_out"]] == [
+    assert [(item.of, item.name) for item in report.left_out] == [
         ("generated", "none/images/P00002-S1.png"), ("sweep", "none/images/P00001-S0.png"),
         ("base model's", "none/images/P00002-S1.png")]
-    cell = report["methods"]["none"]["ungrouped"]
-    assert (cell["n"], cell["copies"], len(report["pairs"])) == (5, 1, 5)
-    assert "1 generated picture is left out: " in report["notes"][0]
-    assert report["base"]["n"] == 3
+    found = report["none"]["ungrouped"]
+    assert (found.n, found.copies, len(report.pairs)) == (5, 1, 5)
+    assert "1 generated picture is left out: " in report.notes[0]
+    assert report.base.n == 3
     (base / "none/images/P00000-S0.png").write_bytes(b"")
     with pytest.raises(InputError, match="base model's samples have no image of prompt 0, seed 0"):
         score_samples(folder, data, base=base)
@@ -461,13 +485,13 @@ def test_what_cannot_be_read_is_left_out_by_name_and_stops_nothing(tmp_path):
     (train / "broken.png").write_bytes(b"not an image")
     (made / "empty.png").write_bytes(b"")
     Image.fromarray(np.random.default_rng(77).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(held / "new.png")
-    report = score.score(score.ScoreConfig(generated=str(made), train_data=str(train), heldout_data=str(held),
+    report = score_folder(ScoreConfig(generated=str(made), train_data=str(train), heldout_data=str(held),
                                            output_dir=str(tmp_path / "out")))
-    assert [(item["of"], Path(item["name"]).name) for item in report["left_out"]] == [
+    assert [(item.of, Path(item.name).name) for item in report.left_out] == [
         ("training", "broken.png"), ("held-out", "0.png"), ("held-out", "1.png"), ("generated", "empty.png")]
-    assert report["methods"]["none"]["ungrouped"]["copies"] == 3
-    assert report["background"]["heldout"]["n"] == 1
-    assert sum("left out: " in note for note in report["notes"]) == 3
+    assert report["none"]["ungrouped"].copies == 3
+    assert report.background.heldout.n == 1
+    assert sum("left out: " in note for note in report.notes) == 3
     (made / "0.png").write_bytes(b"")
     (made / "1.png").write_bytes(b"")
     (made / "2.png").write_bytes(b"")
@@ -480,7 +504,7 @@ def test_what_cannot_be_read_is_left_out_by_name_and_stops_nothing(tmp_path):
     (["--search", "annoy"], "no search")])
 def test_an_audit_finds_wrong_options_before_it_samples(wrong, said, tmp_path, monkeypatch, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(audit, "sample", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr("rotescope.procedures.audit.sample", lambda *_: pytest.fail("sampled"))
     with pytest.raises(SystemExit) as left:
         audit.main([*map(str, ["--model", tmp_path / "model", "--train_data", image_folder(tmp_path / "train", n=4), "--base", "",
                                "--output_dir", tmp_path / "out", "--device", "cpu"]), *wrong])
@@ -492,10 +516,10 @@ def test_a_picture_twice_in_other_bytes_does_not_hide_its_copies(tmp_path):
     """With the pair in the null of the exact layer, nothing but itself would come closer."""
     data = image_folder(tmp_path / "train", n=8)
     Image.open(data / "0.png").save(data / "again.png", compress_level=0)
-    report = score.score(score.ScoreConfig(generated=str(image_folder(tmp_path / "made", n=3)), train_data=str(data),
+    report = score_folder(ScoreConfig(generated=str(image_folder(tmp_path / "made", n=3)), train_data=str(data),
                                output_dir=str(tmp_path / "out")))
-    assert report["exact"]["threshold"] < 0.98
-    assert all("exact" in p["copied_by"] for p in report["pairs"])
+    assert report.exact.threshold < 0.98
+    assert all("exact" in p.copied_by for p in report.pairs)
 
 
 def test_one_training_image_needs_a_threshold(data, tmp_path):
@@ -503,9 +527,9 @@ def test_one_training_image_needs_a_threshold(data, tmp_path):
     with pytest.raises(InputError, match="--copy_threshold"):
         score_samples(folder, Manifest(data.examples[:1]))
     report = score_samples(folder, Manifest(data.examples[:1]), copy_threshold=0.9)
-    assert report["methods"]["none"]["ungrouped"]["copy_rate"] == 1
-    assert report["threshold_rule"] == "given by the user"
-    assert "Only 1 different training images" in report["notes"][0]
+    assert report["none"]["ungrouped"].copy_rate.value == 1
+    assert report.threshold_rule == "given by the user"
+    assert "Only 1 different training images" in report.notes[0]
 
 
 def test_audit_samples_scores_and_judges(tmp_path, capsys):
@@ -515,7 +539,7 @@ def test_audit_samples_scores_and_judges(tmp_path, capsys):
             "--mitigation", "none", "og-stp", "--num_inference_steps", "2", "--max_prompts", "4", "--device", "cpu"]
     assert leave(audit.main, [*argv, "--fail_on", "copies>0"]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert {m: groups["ungrouped"]["n"] for m, groups in report["methods"].items()} == {"none": 8, "og-stp": 8}
+    assert {m: found["groups"]["ungrouped"]["n"] for m, found in report["methods"].items()} == {"none": 8, "og-stp": 8}
     assert report["seeds"] == [3, 4]
     assert report["methods"]["og-stp"]["settings"]["before"] == -2
     assert {"model", "training_data", "samples"} <= set(report["hashes"])

@@ -22,8 +22,11 @@ from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source, read_source
 from rotescope.evaluate import index_images as indexing
 from rotescope.evaluate import score
+from rotescope.evaluate.neighbours.index_folder import shard_of
+from rotescope.evaluate.options import ScoreConfig
+from rotescope.evaluate.report.evaluation import score_folder
 from rotescope.mitigate.budget import budgeted_sampling as planned
-from rotescope.mitigate.sampling.sampler import SCHEMA
+from rotescope.mitigate.sampling.sampler import RECORD_SCHEMA
 from rotescope.procedures import audit
 
 
@@ -52,7 +55,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
             "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--partial", "false"]
     assert leave(audit_command.main, argv) == (1 if k else 0)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    cell = report["methods"]["none"]["ungrouped"]
+    cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
     assert {p["expected"] for p in report["prompts"] if p["copies"]} == {e.image_id for e in data.examples[:k]}
     assert all((p["p"] == pytest.approx(report["p_values"]["smallest"])) == bool(p["copies"]) for p in report["prompts"])
@@ -210,8 +213,8 @@ def test_prompt_sets_are_groups_of_the_report(model, tmp_path):
             "--device", "cpu", "--num_inference_steps", "1", "--partial", "false", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    cells = report["methods"]["none"]
-    assert [(group, cell["n"], cell["n_prompts"]) for group, cell in cells.items() if group != "settings"] == [
+    cells = report["methods"]["none"]["groups"]
+    assert [(group, cell["n"], cell["n_prompts"]) for group, cell in cells.items()] == [
         ("captions", 6, 3), ("heldout", 6, 3), ("empty", 5, 1), ("file", 4, 2)]
     assert report["prompt_sets"] == {"captions": {"prompts": 4, "sampled": 3}, "heldout": {"prompts": 6, "sampled": 3},
                                      "empty": {"prompts": 1, "sampled": 1}, "file": {"prompts": 2, "sampled": 2}}
@@ -239,7 +242,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
         (folder / method / "images").mkdir(parents=True, exist_ok=True)
         for i, seed, _ in batch:
             (part / rows[i, seed]["image"]).rename(folder / rows[i, seed]["image"])
-        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], SCHEMA), file)
+        pq.write_table(pa.Table.from_pylist([rows[i, seed] for i, seed, _ in batch], RECORD_SCHEMA), file)
     monkeypatch.setattr(planned, "score_prompts", scores)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
@@ -250,7 +253,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     assert {k: plan[k] for k in ("name", "score_images", "images", "prompts", "sampled", "rounds")} == {
         "name": "ranked", "score_images": 10.0, "images": 14, "prompts": 20, "sampled": 8, "rounds": [8, 4, 2]}
     assert [p["images"] for p in plan["ranking"]] == [2, 2, 3, 3, 1, 1, 1, 1] + 12 * [0]
-    cell = report["methods"]["none"]["ungrouped"]
+    cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["n"], cell["copies"], cell["prompts_copied"]) == (14, 7, 3)
     verdict = report["verdict"]
     assert (verdict["rule"], verdict["outcome"]) == ("leaked_prompts>0", "failed")
@@ -271,7 +274,7 @@ def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lo
         assert (len(one), len(everything)) == (7, 12)  # 9 less 4 × 2 / 4 for the scores
         assert max(np.abs(one[name].astype(int) - everything[name]).max() for name in one) <= 1
     report = json.loads((tmp_path / "one/report.json").read_text(encoding="utf-8"))
-    assert {m: cells["ungrouped"]["n"] for m, cells in report["methods"].items()} == {"none": 7, "og-stp": 7}
+    assert {m: found["groups"]["ungrouped"]["n"] for m, found in report["methods"].items()} == {"none": 7, "og-stp": 7}
     assert (report["plan"]["rounds"], report["base"]["n"]) == ([4, 2, 1], 4)
     assert [p["rank"] for p in report["plan"]["ranking"]] == [1, 2, 3, 4]
 
@@ -282,7 +285,7 @@ def test_a_budget_alone_samples_at_random(model, tmp_path):
             "--partial", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["ungrouped"]["n"] == 3
+    assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["groups"]["ungrouped"]["n"] == 3
     assert "3 of 4 prompts were sampled, drawn at random" in report["verdict"]["text"]
 
 
@@ -348,13 +351,13 @@ def with_kinds(folder, names, number=0):
 def test_score_takes_or_leaves_out_every_kind_of_image(name, tmp_path):
     for i, part in enumerate(("train", "held", "made")):
         with_kinds(training_folder(tmp_path / part, 3, 7 + i), [name], i % 2)
-    report = score.score(score.ScoreConfig(generated=str(tmp_path / "made"), train_data=str(tmp_path / "train"), partial=False,
-                                           heldout_data=str(tmp_path / "held"), output_dir=str(tmp_path / "out")))
+    report = score_folder(ScoreConfig(generated=str(tmp_path / "made"), train_data=str(tmp_path / "train"), partial=False,
+                                      heldout_data=str(tmp_path / "held"), output_dir=str(tmp_path / "out")))
     bad = name in ("bomb.png", "empty.png")
-    assert [(item["of"], Path(item["name"]).name) for item in report["left_out"]] == [
+    assert [(item.of, Path(item.name).name) for item in report.left_out] == [
         (of, name) for of in ("training", "held-out", "generated") if bad]
-    assert (report["training_images"]["unique"], report["background"]["heldout"]["n"]) == ((3, 3) if bad else (4, 4))
-    assert {p["image"]: p["similarity"] for p in report["pairs"]}.get(name) == (None if bad else pytest.approx(1, abs=1e-3))
+    assert (report.training_images.unique, report.background.heldout.n) == ((3, 3) if bad else (4, 4))
+    assert {p.image: p.similarity for p in report.pairs}.get(name) == (None if bad else pytest.approx(1, abs=1e-3))
 
 
 def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monkeypatch):
@@ -366,7 +369,7 @@ def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monke
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert {Path(item["name"]).name for item in report["left_out"]} == {"bomb.png", "empty.png"}
-    cell = report["methods"]["none"]["ungrouped"]
+    cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert cell["own_copy_rate"] == cell["copy_rate"] == 1
     assert cell["n"] == 7
 
@@ -388,4 +391,4 @@ def test_index_embeds_in_shards_and_merges(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1-4", "a"])
 def test_a_shard_that_cannot_be_read_is_refused(text):
     with pytest.raises(InputError, match="cannot read the shard"):
-        indexing.shard_of(text)
+        shard_of(text)

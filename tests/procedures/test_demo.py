@@ -8,11 +8,9 @@ from places import ROOT
 
 from rotescope.common.errors import InputError
 from rotescope.common.settings import parse
-from rotescope.evaluate.score import ScoreConfig
-from rotescope.mitigate.calibrate import CalibrateConfig
+from rotescope.evaluate.options import ScoreConfig
 from rotescope.mitigate.detectors.options import DetectConfig
-from rotescope.mitigate.generate import GenerateConfig
-from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.options import CalibrateConfig, GenerateConfig, named_policies
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
 from rotescope.options.demo import DemoConfig
@@ -57,7 +55,7 @@ def test_the_demo_ends_in_a_report_of_the_promised_form(tmp_path):
     assert set(report["methods"]) == {"none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp"}
     for method in report["methods"].values():
         for group in ("duplicated", "control"):
-            cell = method[group]
+            cell = method["groups"][group]
             assert cell["n"] == 24
             assert cell["copy_rate_interval"][0] <= cell["copy_rate"] <= cell["copy_rate_interval"][1]
             assert {"sim95", "alignment", "denoiser_rows"} <= set(cell)

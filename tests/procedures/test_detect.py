@@ -15,7 +15,14 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.detectors import scores as scoring
 from rotescope.mitigate.detectors.options import DetectConfig
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
-from rotescope.mitigate.detectors.scores import askable, check, detect, heldout_prompts, not_served, without_images
+from rotescope.mitigate.detectors.scores import (
+    askable,
+    check_detection,
+    unseen_captions,
+    without_images,
+    write_scores,
+    wrong_family,
+)
 from rotescope.mitigate.prompts.prompt import load_prompts
 from rotescope.procedures import detect as front
 
@@ -51,7 +58,7 @@ def test_it_writes_scores_tokens_and_the_table(model, prompts, tmp_path, capsys)
 
 
 def test_another_run_gives_the_same_scores_and_another_seed_others(model, prompts, tmp_path):
-    runs = [[r["score"] for r in detect(DetectConfig(prompts, str(tmp_path / name), model=model, seed=seed, device="cpu"))]
+    runs = [[r["score"] for r in write_scores(DetectConfig(prompts, str(tmp_path / name), model=model, seed=seed, device="cpu"))]
             for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert runs[0] == runs[1] != runs[2]
 
@@ -61,14 +68,14 @@ def test_recall_takes_the_training_images_from_the_manifest_or_where_it_is_told(
     manifest.save(tmp_path / "manifest.parquet")
     config = DetectConfig(str(tmp_path / "manifest.parquet"), str(tmp_path / "own"), model=model, detector=("recall",),
                           device="cpu")
-    rows = detect(config)
+    rows = write_scores(config)
     assert [r["group"] for r in rows] == ["duplicated"] * 2 + ["control"] * 2
     (tmp_path / "p.csv").write_text("prompt,group,image_id\n" + "".join(
         f"{r['prompt']},{r['group']},{r['image_id']}\n" for r in rows) + "a bus,control,\n")
     other = replace(config, prompts=str(tmp_path / "p.csv"), output_dir=str(tmp_path / "other"), train_data=str(images))
-    assert [r["score"] for r in detect(other)] == [*(r["score"] for r in rows), None]
+    assert [r["score"] for r in write_scores(other)] == [*(r["score"] for r in rows), None]
     with pytest.raises(InputError, match="name them with --train_data"):
-        detect(replace(other, prompts=prompts, train_data=None, output_dir=str(tmp_path / "none")))
+        write_scores(replace(other, prompts=prompts, train_data=None, output_dir=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
 
 
@@ -142,19 +149,19 @@ def test_the_table_by_hand():
 
 def test_all_is_every_detector_and_of_those_that_cannot_be_asked_none(model, manifest, prompts):
     config = DetectConfig(manifest, "out", model=model, detector=("all", "recall:n=1"))
-    texts = check(config)
+    texts = check_detection(config)
     assert list(texts.values()) == [*DETECTORS, "recall:n=1"]
     assert list(texts) == [*(name for name in DETECTORS if name != "recall"), "recall", "recall_n=1"]
     plain = load_prompts(prompts, ())
-    assert set(askable(check(replace(config, detector=("all",))), replace(config, detector=("all",)),
+    assert set(askable(check_detection(replace(config, detector=("all",))), replace(config, detector=("all",)),
                        lambda d: without_images(d, plain, {}))) == set(DETECTORS) - {"recall"}
     with pytest.raises(InputError, match="name them with --train_data"):
         askable(texts, config, lambda d: without_images(d, plain, {}))
     pipe = cached_pipeline("sd3")
     assert list(askable({"sail": "sail", "edges": "edges", "cliques": "cliques"}, replace(config, detector=("all", "edges")),
-                        lambda d: not_served(d, pipe))) == ["edges", "cliques"]
+                        lambda d: wrong_family(d, pipe))) == ["edges", "cliques"]
     with pytest.raises(InputError, match="not StableDiffusion3Pipeline"):
-        askable({"sail": "sail"}, replace(config, detector=("sail",)), lambda d: not_served(d, pipe))
+        askable({"sail": "sail"}, replace(config, detector=("sail",)), lambda d: wrong_family(d, pipe))
 
 
 def test_heldout_captions_are_as_many_as_the_largest_group_has_or_as_was_said(manifest, others, images):
@@ -162,11 +169,11 @@ def test_heldout_captions_are_as_many_as_the_largest_group_has_or_as_was_said(ma
     examples = scoring.training_images(config)
     prompts = load_prompts(manifest, ("duplicated", "control"))
     unseen = ["a rocket on a red background", "a crab on a red background", "a cat on a blue background"]
-    assert [p.text for p in heldout_prompts(config, prompts, examples)] == unseen[:2]
-    assert [p.text for p in heldout_prompts(replace(config, max_prompts=9), prompts, examples)] == unseen
-    assert heldout_prompts(replace(config, heldout_data=None), prompts, examples) == []
+    assert [p.text for p in unseen_captions(config, prompts, examples)] == unseen[:2]
+    assert [p.text for p in unseen_captions(replace(config, max_prompts=9), prompts, examples)] == unseen
+    assert unseen_captions(replace(config, heldout_data=None), prompts, examples) == []
     with pytest.raises(InputError, match="that the model never saw"):
-        heldout_prompts(replace(config, heldout_data=str(images)), prompts, examples)
+        unseen_captions(replace(config, heldout_data=str(images)), prompts, examples)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -177,11 +184,11 @@ def test_heldout_captions_are_as_many_as_the_largest_group_has_or_as_was_said(ma
 ])
 def test_wrong_input_is_one_line_before_anything_runs(changes, message, model, prompts, tmp_path):
     with pytest.raises(InputError, match=message):
-        check(DetectConfig(**{"prompts": prompts, "output_dir": str(tmp_path / "out"), "model": model, **changes}))
+        check_detection(DetectConfig(**{"prompts": prompts, "output_dir": str(tmp_path / "out"), "model": model, **changes}))
 
 
 def test_the_commands_of_its_help_are_understood():
-    lines = [line.strip() for line in scoring.__doc__.splitlines() if line.strip().startswith("rotescope detect")]
+    lines = [line.strip() for line in detect_command.__doc__.splitlines() if line.strip().startswith("rotescope detect")]
     assert lines
     for line in lines:
         config = parse(DetectConfig, shlex.split(line)[2:], prog="detect", description="")

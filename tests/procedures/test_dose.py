@@ -89,14 +89,14 @@ def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, mo
     """Dies in the third of four fine-tunes; the second start trains that and the last one alone. A broken picture is named."""
     spoilt = with_broken_picture(images, tmp_path / "images")
     config = config_of(base, spoilt, tmp_path / "dose", mitigation=("none", "stp"), train_mitigation=("deduplication",))
-    trained, finetune = [], module.finetune
+    trained, run_finetune = [], module.run_finetune
 
     def noted(finetuning, dies=True):
         trained.append(Path(finetuning.output_dir).parent.name)
         if dies and len(trained) == 3:
             raise RunError("the loss is nan")
-        return finetune(finetuning, progress=False)
-    monkeypatch.setattr(module, "finetune", noted)
+        return run_finetune(finetuning, progress=False)
+    monkeypatch.setattr(module, "run_finetune", noted)
     with pytest.raises(RunError):
         dose(config)
     assert not (tmp_path / "dose").exists()

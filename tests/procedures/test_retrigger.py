@@ -221,7 +221,7 @@ def shots(tmp_path_factory):
             ("caption", data.examples[:4], "duplicated", 0), ("embedding", data.examples[:4], "duplicated", 4),
             ("caption", others.examples, "heldout", 0), ("embedding", others.examples, "heldout", 0)):
         made = samples_folder(folder / f"{route}-{group}", examples, lambda method, i, seed, k=k: i < k and seed, groups=(group,))
-        found += judged.judge_samples(route, read_samples(made), layers, {e.image_id: e for e in examples})
+        found += judged.shots_of(route, read_samples(made), layers, {e.image_id: e for e in examples})
     return found
 
 

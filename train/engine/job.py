@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.common.outputs import check_apart
+from rotescope.common.prediction import TARGETS
 from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
@@ -18,7 +19,7 @@ from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
-from rotescope.train.objective.objective import TARGETS, NoiseSchedule, noise_schedule
+from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
 from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
 from rotescope.train.options.limits import check_values
 
@@ -128,8 +129,7 @@ def _warn_of_long_captions(manifest, pipe):
     tokenizer, limit = longest_reader(pipe)
     long = too_long(manifest.captions(), tokenizer, limit)
     if long and is_first_process():
-        line = f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}"
-        Console(stderr=True).print(line, markup=False, soft_wrap=True)
+        say(f"warning: {len(long)} captions are cut at the model's {limit} tokens, the first: {long[0]}")
 
 
 def _trainable(config, pipe):

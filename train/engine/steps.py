@@ -12,8 +12,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.common.errors import RunError
+from rotescope.common.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Encoded
-from rotescope.train.objective.objective import TARGETS, NoiseSchedule, add_noise, flow_weight, loss_per_sample, min_snr_weight
+from rotescope.train.objective.objective import NoiseSchedule, flow_weight, loss_per_sample, min_snr_weight
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 
 NO_MITIGATION = TrainingMitigation()
@@ -123,7 +124,7 @@ class DenoisingLoss:
         alpha, sigma = self.schedule.rates(batch.levels)
         mean, std = self.encoded.moments(batch)
         x0 = mean + std * batch.posterior_noise
-        noisy = add_noise(x0, batch.noise, alpha, sigma)
+        noisy = noisy_latents(x0, batch.noise, alpha, sigma)
         target = TARGETS[self.schedule.target](x0, batch.noise, alpha, sigma)
         condition, words = self._told(batch)
         noisy, timesteps, target = (t.to(self.device) for t in (noisy, self.schedule.timesteps[batch.levels], target))

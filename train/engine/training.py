@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.models import DTYPES
 from rotescope.common.processes import is_first_process, process_count
@@ -26,7 +26,7 @@ from rotescope.train.options.limits import check_schedule
 from rotescope.train.tracking.validation import accelerator_of, check_agreed, report, tracked, visiting
 
 
-def finetune(config, on_step=None, progress=True, monitor=None):
+def train_model(config, on_step=None, progress=True, monitor=None):
     """Train as `config` says -> the checkpoint's folder.
 
     `on_step(StepResult)` is called after each step. `monitor(Job, say)` -> a function of the Run, which is called in every
@@ -36,7 +36,7 @@ def finetune(config, on_step=None, progress=True, monitor=None):
     """
     started = time.time()
     job, repository = check(config), open_hub(config)
-    watch = _watch(job, monitor, _say if progress else _hush)
+    watch = _watch(job, monitor, say if progress else _hush)
     size = batch_size(config, process_count())
     steps = total_steps(config, job.manifest, size)
     _check_length(job, steps, size)
@@ -61,10 +61,6 @@ def finetune(config, on_step=None, progress=True, monitor=None):
             upload(job, repository)
         accelerator.wait_for_everyone()
     return Path(config.output_dir)
-
-
-def _say(line):
-    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _watch(job, monitor, say):
@@ -108,7 +104,7 @@ def _check_length(job, steps, size):
         if any(e.copies > 1 for e in job.manifest) and not job.config.partial_plan:
             raise InputError(f"{error}; --partial_plan true trains all the same, as for a trial of a few steps") from error
         if is_first_process():
-            _say(f"warning: {error}")
+            say(f"warning: {error}")
 
 
 def _announce(job, steps, size, progress):
@@ -117,9 +113,9 @@ def _announce(job, steps, size, progress):
         epochs = steps * size / job.manifest.copies
         copies = sorted({e.copies for e in job.manifest})
         shown = " to ".join(f"{epochs * c:,.1f}" for c in dict.fromkeys((copies[0], copies[-1])))
-        _say(f"{steps:,} steps of {size} samples: {epochs:,.1f} epochs, an image is shown about {shown} times")
+        say(f"{steps:,} steps of {size} samples: {epochs:,.1f} epochs, an image is shown about {shown} times")
     if job.source.quarantined and is_first_process():
-        _say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
+        say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
              f"{job.source.quarantined[0].reason}")
 
 
@@ -128,7 +124,7 @@ def _announce_idle_cores(accelerator):
     processes, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _cores()
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and accelerator.is_main_process \
             and torch.get_num_threads() == 1 < cores // processes:
-        _say(f"note: this trains on {processes} of {cores} cores; accelerate launch --num_cpu_threads_per_process "
+        say(f"note: this trains on {processes} of {cores} cores; accelerate launch --num_cpu_threads_per_process "
              f"{cores // processes} would use {cores // processes * processes}")
 
 

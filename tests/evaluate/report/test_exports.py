@@ -14,12 +14,16 @@ from instruments import leave, samples_folder, training_folder, training_set
 from PIL import Image
 
 from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate import score
+from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.report.exports import junit, metadata, model_card, write_pairs
 from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.report.html import render, uri, write_report
+from rotescope.evaluate.report.html import render, write_report
+from rotescope.evaluate.report.page_pictures import THUMBNAIL
+from rotescope.evaluate.report.terminal import announce, show_and_judge
 from rotescope.evaluate.verdict.rules import Rule, check_ids, parse_rules
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600}}
@@ -45,8 +49,8 @@ def test_a_rule_on_images_is_broken_by_a_copy_of_one(data, tmp_path):
     ids = [e.image_id for e in data]
 
     def outcomes(*rules):
-        verdict = score_samples(folder, data, rule=rules, partial=False)["verdict"]
-        return [r["outcome"] for r in verdict["rules"]], verdict["passed"]
+        verdict = score_samples(folder, data, rule=rules, partial=False).verdict
+        return [r.outcome for r in verdict.rules], verdict.passed
     assert outcomes(f"any_copies_of:{ids[30]},{ids[8]}") == (["failed"], False)
     assert outcomes(f"any_copies_of:{ids[30]}") == (["passed"], True)
     assert outcomes(f"stp:any_copies_of:{ids[8]}", "copies>100") == (["passed", "passed"], True)
@@ -63,7 +67,7 @@ def test_a_twin_goes_by_either_id(data, tmp_path):
     twin = replace(data[0], image_id=data[0].image_id + "-2")
     folder = samples_folder(tmp_path / "s", [data[0]], lambda *_: True)
     report = score_samples(folder, Manifest((*data.examples, twin)), rule=f"any_copies_of:{twin.image_id}", partial=False)
-    assert report["verdict"]["passed"] is False
+    assert report.verdict.passed is False
 
 
 def test_a_rule_on_an_image_sees_its_copy_though_its_twin_in_other_bytes_is_nearer(tmp_path):
@@ -76,7 +80,7 @@ def test_a_rule_on_an_image_sees_its_copy_though_its_twin_in_other_bytes_is_near
 
     def passed(*names, **how):
         rule = f"any_copies_of:{','.join(by_name[name] for name in names)}"
-        return score_samples(tmp_path / "made", data, rule=rule, partial=False, **how)["verdict"]["passed"]
+        return score_samples(tmp_path / "made", data, rule=rule, partial=False, **how).verdict.passed
     assert passed("003.png") is False
     assert passed("again.jpg") is False
     assert passed("003.png", copy_threshold=2.0) is False  # by the exact layer alone
@@ -145,11 +149,13 @@ def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
 def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_is_measured(
         given, said, argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(score, "score_samples", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("rotescope.evaluate.report.evaluation.score_samples", lambda *_, **__: pytest.fail("measured"))
     shutil.copytree("s", "x/s")
     load_source("train").save("m.parquet")
     there = sorted(tmp_path.rglob("*"))
-    assert leave(score.main, [*argv, *given]) == 2
+    named = set(given)
+    kept = [word for i in range(0, len(argv), 2) if argv[i] not in named for word in argv[i:i + 2]]
+    assert leave(score.main, [*kept, *given]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert said in error
@@ -161,21 +167,21 @@ def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, repo
     """As in `rotescope score … 2>&1 | head -c 100`."""
     reader, writer = os.pipe()
     os.close(reader)
-    judged = dict(report) | {"verdict": report["verdict"] | {"passed": rule != "copies>0"}}
+    judged = replace(report, verdict=replace(report.verdict, outcome="failed" if rule == "copies>0" else "passed"))
     with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
         patched.setattr(sys, "stderr", closed)
 
         def main(argv):
-            score.announce(parse_rules(rule), score.ScoreConfig(generated="s", train_data="train", output_dir="out"))
-            score.show_and_judge(judged, "out", (rule,))
+            announce(parse_rules(rule), ScoreConfig(generated="s", train_data="train", output_dir="out"))
+            show_and_judge(judged, "out", (rule,))
         assert leave(exit_cleanly(main), []) == code
 
 
 @pytest.mark.parametrize(("images", "told"), [(400, True), (399, False)])
 def test_a_rule_that_chance_breaks_in_so_many_images_is_announced(images, told, capsys):
-    config = score.ScoreConfig(generated="s", train_data="train", output_dir="out", copy_quantile=0.99)
-    score.announce(parse_rules("copies>4"), config, images)
+    config = ScoreConfig(generated="s", train_data="train", output_dir="out", copy_quantile=0.99)
+    announce(parse_rules("copies>4"), config, images)
     assert ("copies>4 breaks by chance" in capsys.readouterr().err) == told
 
 
@@ -187,11 +193,12 @@ def test_junit_has_a_case_for_each_prompt_and_rule(report):
     assert all(len(s) == int(s.get("tests")) for s in root)
     message = suites["none"][0].find("failure").get("message")
     assert message.startswith("2 of 2 images copy a training image; highest similarity 1.000, threshold 0.")
-    assert suites["none"][0].get("name") == report["prompts"][0]["prompt"]
+    assert suites["none"][0].get("name") == report.prompts[0].prompt
 
 
 def test_junit_takes_any_caption(report):
-    hostile = dict(report) | {"prompts": [report["prompts"][0] | {"prompt": "\x00</testcase> & \ud800 🙂 \x1b " + 10_000 * "x"}]}
+    prompt = replace(report.prompts[0], prompt="\x00</testcase> & \ud800 🙂 \x1b " + 10_000 * "x")
+    hostile = replace(report, prompts=(prompt,))
     case = ET.fromstring(junit(hostile)).find("testsuite[@name='none']/testcase")
     assert case.get("name").startswith("�</testcase> & � 🙂 �")
     assert len(case.get("name")) == 500
@@ -206,14 +213,14 @@ def test_model_card_carries_evaluation_results(report):
     assert yaml.safe_load(metadata(report))["model-index"][0]["results"][0]["task"]["type"] == "text-to-image"
     text = model_card(report)
     assert "| plain guidance | all prompts | 18 of 80 | 22% (14–33%) |" in text or "18 of 80 | 23% (14–33%)" in text
-    assert report["verdict"]["headline"] in text
+    assert report.verdict.headline in text
 
 
 def test_redaction_hides_training_images_and_their_copies(report, data):
     open_page, hidden_page = render(report), render(report, redact=True)
     assert open_page.count("<img") > hidden_page.count("<img") > 0
-    assert uri(data[0].open()) in open_page
-    assert not [e.image_id for e in data if uri(e.open()) in hidden_page]  # the instrument's copies are exact
+    assert data_uri(data[0].open(), THUMBNAIL) in open_page
+    assert not [e.image_id for e in data if data_uri(e.open(), THUMBNAIL) in hidden_page]  # the instrument's copies are exact
     assert data[0].captions[0] in hidden_page
 
 
@@ -227,6 +234,6 @@ def test_any_file_name_goes_through(data, tmp_path):
     report = score_samples(tmp_path / "made", data, partial=False)
     write_report(report, tmp_path / "out")
     write_pairs(report, tmp_path / "out/pairs.parquet")
-    assert {p["image"] for p in report["pairs"]} == {"a 'quoted' \"name\".png", "caf\\udce9 \\udcff.png", "🙂 <b>.png"}
+    assert {p["image"] for p in report.as_json()["pairs"]} == {"a 'quoted' \"name\".png", "caf\\udce9 \\udcff.png", "🙂 <b>.png"}
     assert ET.fromstring(junit(report)).find("testsuite[@name='none']").get("failures") == "3"
     assert "🙂 &lt;b&gt;.png" in (tmp_path / "out/report.html").read_text(encoding="utf-8")

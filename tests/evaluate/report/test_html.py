@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from instruments import noise, samples_folder, training_set
@@ -17,12 +18,17 @@ from PIL import Image
 from places import ROOT
 from rich.console import Console
 
+from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.html import Report, settings_in_words, spread_over, uri, write_report
+from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.report.html import write_report
+from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
+from rotescope.evaluate.report.page_tables import settings_in_words
 from rotescope.evaluate.report.terminal import print_table
-from rotescope.evaluate.score import score_samples
-from rotescope.evaluate.verdict.verdict import best
+from rotescope.evaluate.statistics.estimate import share_estimate
+from rotescope.evaluate.verdict.verdict import best_mitigation
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600},
            "og-dtp": {"before": -7.5, "transition": "dynamic"}}
@@ -82,20 +88,21 @@ def page(reported):
 def test_json_holds_what_the_schema_promises(reported):
     report, folder = reported
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert found == report
-    assert found["schema_version"] == "1.0"
+    assert found == report.as_json() == json.loads(report.to_json())
+    assert found["schema_version"] == "2.0"
     assert {"verdict", "descriptor", "copy_threshold", "threshold_rule", "background", "seeds", "guidance_scale",
             "num_inference_steps", "alignment_metric", "fidelity_metric", "methods", "sweep", "hashes", "versions", "config",
             "pairs"} <= set(found)
     assert list(found["methods"]) == ["none", "stp", "og-dtp"]
-    for groups in found["methods"].values():
-        assert set(groups) == {"settings", "duplicated", "control"}
-        for cell in (groups["duplicated"], groups["control"]):
+    for method in found["methods"].values():
+        assert set(method) == {"label", "settings", "groups"}
+        assert set(method["groups"]) == {"duplicated", "control"}
+        for cell in method["groups"].values():
             assert {"n", "n_prompts", "copies", "copy_rate", "copy_rate_interval", "own_copy_rate", "sim95", "top1_mean",
                     "alignment", "caption_accuracy", "denoiser_rows", "fidelity"} <= set(cell)
-    assert [found["methods"][m]["duplicated"]["copy_rate"] for m in METHODS] == [1, 0.25, 0]
+    assert [found["methods"][m]["groups"]["duplicated"]["copy_rate"] for m in METHODS] == [1, 0.25, 0]
     assert len(found["pairs"]) == 240
-    assert set(found["verdict"]) >= {"passed", "text", "rule"}
+    assert set(found["verdict"]) >= {"passed", "text", "rule", "reasons"}
     assert "base64" not in json.dumps(found)
 
 
@@ -115,10 +122,10 @@ def test_page_is_one_file_that_fetches_nothing(reported, page):
 def test_page_says_the_verdict_first_and_the_figures(reported, page):
     report, _ = reported
     text = " ".join(page.text.split()).replace("\u2060", "")
-    assert text.index(report["verdict"]["headline"]) < text.index("How often, and at what price")
-    assert report["verdict"]["text"] in text
+    assert text.index(report.verdict.headline) < text.index("How often, and at what price")
+    assert report.verdict.text in text
     assert "40 of 40 images made from captions of duplicated images copy a training image: 100% (91–100%)" in text
-    for said in ("0% (0–8.8%)", "25% (13–41%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report["hashes"]["samples"]):
+    for said in ("0% (0–8.8%)", "25% (13–41%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report.hashes["samples"]):
         assert said in text
 
 
@@ -159,7 +166,7 @@ def test_a_bare_folder_gets_a_page_without_what_is_not_known(tmp_path):
         noise(i, side=300).save(tmp_path / "made" / f"{i}.png")
     report = score_samples(tmp_path / "made", data)
     page = Page(write_report(report, tmp_path / "out").read_text(encoding="utf-8"))
-    assert report["verdict"]["outcome"] == "undecided"
+    assert report.verdict.outcome == "undecided"
     assert "None is close enough to count as a copy" in " ".join(page.text.split())
     assert "Denoiser" not in page.text
     assert "The same prompt under every method" not in page.text
@@ -168,13 +175,14 @@ def test_a_bare_folder_gets_a_page_without_what_is_not_known(tmp_path):
 
 def test_numbers_are_json_whatever_they_were():
     import numpy as np
-    report = Report({"a": float("nan"), "b": np.float64(0.123456789), "c": (1, None, True), 4: "x"}, None)
-    assert report == {"a": None, "b": 0.123457, "c": [1, None, True], "4": "x"}
+    mixed = {"a": float("nan"), "b": np.float32(0.1234567), "c": (1, None, True), 4: "x", "d": 1.23456789e-9, "e": "\udcff"}
+    assert as_json(mixed) == {"a": None, "b": 0.123457, "c": [1, None, True], "4": "x", "d": 1.23457e-9, "e": "\\udcff"}
+    assert as_json(1 / 3, digits=None) == 1 / 3
 
 
 def test_pictures_go_in_exactly_or_as_thumbnails():
-    assert uri(noise(0)).startswith("data:image/png;base64,")
-    assert len(uri(Image.effect_noise((1024, 512), 50).convert("RGB"))) < 40_000
+    assert data_uri(noise(0), THUMBNAIL).startswith("data:image/png;base64,")
+    assert len(data_uri(Image.effect_noise((1024, 512), 50).convert("RGB"), THUMBNAIL)) < 40_000
 
 
 def test_small_parts():
@@ -197,6 +205,8 @@ def test_table_fits_a_terminal(reported):
     print_table(reported[0], console)
     lines = console.export_text().splitlines()
     assert len(lines) == 1 + 6 + 2
+    assert max(map(len, lines[:-1])) <= 80
+    assert "…" not in "".join(lines)
     assert lines[1].split()[:4] == ["none", "duplicated", "40/40", "100%"]
     assert lines[-1] == "failed by copy_rate>0.05: The generated images reproduce training images."
 
@@ -288,9 +298,9 @@ def test_browser_sorts_and_filters_the_prompts(reported, tmp_path):
     assert similar == sorted(similar, reverse=True)
     assert reverse == similar[::-1]
     assert named == sorted(named, key=str.lower)
-    assert len(named) == sum(p["method"] == "none" for p in report["prompts"])  # plain guidance, until another is chosen
-    assert len(copies) == sum(p["method"] == "stp" and p["copies"] > 0 for p in report["prompts"]) > 0
-    assert (none, seen["said"], seen["sorted"]) == ([], f"0 of {len(report['prompts'])} lines", "ascending")
+    assert len(named) == sum(p.method == "none" for p in report.prompts)  # plain guidance, until another is chosen
+    assert len(copies) == sum(p.method == "stp" and p.copies > 0 for p in report.prompts) > 0
+    assert (none, seen["said"], seen["sorted"]) == ([], f"0 of {len(report.prompts)} lines", "ascending")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -321,8 +331,9 @@ def test_the_screenshot_that_the_readme_shows(tmp_path):
 
 
 def test_the_best_method_is_not_the_one_whose_images_are_mush():
-    cells = {"mush": {"copy_rate": 0.0, "alignment": 0.2}, "good": {"copy_rate": 0.1, "alignment": 0.88},
-             "weak": {"copy_rate": 0.5, "alignment": 0.97}}
-    assert best(cells, {"alignment": 0.95}) == "good"
-    assert best(cells, {"alignment": None}) == "mush"
-    assert best({"mush": cells["mush"]}, {"alignment": 0.95}) == "mush"
+    def found(copies, alignment):
+        return SimpleNamespace(copy_rate=share_estimate(copies, 10, 10), alignment=alignment)
+    findings = {"mush": found(0, 0.2), "good": found(1, 0.88), "weak": found(5, 0.97)}
+    assert best_mitigation(findings, found(9, 0.95)) == "good"
+    assert best_mitigation(findings, found(9, None)) == "mush"
+    assert best_mitigation({"mush": findings["mush"]}, found(9, 0.95)) == "mush"

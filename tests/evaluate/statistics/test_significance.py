@@ -16,7 +16,9 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, exact_layer, nulls_of
 from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.statistics.replication import clopper_pearson, images_needed, sim95, sim95_interval
+from rotescope.evaluate.report.report_types import PValueBasis
+from rotescope.evaluate.statistics.estimate import clopper_pearson
+from rotescope.evaluate.statistics.replication import images_needed, sim95, sim95_interval
 from rotescope.evaluate.statistics.significance import FDR, benjamini_hochberg, null_needed, paired_p_value, rank_p_values
 
 
@@ -138,12 +140,12 @@ def test_nothing_in_the_nulls_reaches_the_exact_layer(data):
 def test_each_layer_reports_its_copies_and_either_makes_one(data, tmp_path):
     """A calibrated threshold that nothing reaches leaves the copies to the exact layer."""
     folder = samples_folder(tmp_path / "s", data, lambda method, i, seed: i < 5, seeds=(0,))
-    either = score_samples(folder, data, copy_threshold=2.0)["methods"]["none"]["ungrouped"]
-    assert (either["copies"], either["copies_by"]) == (5, {"descriptor": 0, "exact": 5})
-    alone = score_samples(folder, data, copy_threshold=2.0, exact="none")["methods"]["none"]["ungrouped"]
-    assert (alone["copies"], alone["copies_by"]) == (0, {"descriptor": 0})
+    either = score_samples(folder, data, copy_threshold=2.0)["none"]["ungrouped"]
+    assert (either.copies, either.copies_by) == (5, {"descriptor": 0, "exact": 5})
+    alone = score_samples(folder, data, copy_threshold=2.0, exact="none")["none"]["ungrouped"]
+    assert (alone.copies, alone.copies_by) == (0, {"descriptor": 0})
     both = score_samples(folder, data)
-    assert {tuple(p["copied_by"]) for p in both["pairs"]} == {("descriptor", "exact"), ()}
+    assert {p.copied_by for p in both.pairs} == {("descriptor", "exact"), ()}
     with pytest.raises(InputError, match="no exact layer"):
         score_samples(folder, data, exact="magic")
 
@@ -156,12 +158,11 @@ def test_a_generator_that_copies_nothing_gets_uniform_p_values(tmp_path):
     heldout = load_source(saved(tmp_path / "held", [s.image for s in scenes(300, 2)]), need_captions=False)
     made = saved(tmp_path / "made", [s.image for s in scenes(150, 3)])
     report = score_samples(made, train, heldout, partial=False)
-    p = [prompt["p"] for prompt in report["prompts"]]
+    p = [prompt.p for prompt in report.prompts]
     assert len(p) == 150
     assert kstest(p, "uniform").pvalue > 0.01
-    assert sum(prompt["significant"] for prompt in report["prompts"]) <= 1
-    assert report["p_values"] == {"null": "heldout", "n": 300, "smallest": pytest.approx(1 / 301, abs=1e-6), "fdr": 0.05,
-                                  "needed": 2999}
+    assert sum(prompt.significant for prompt in report.prompts) <= 1
+    assert report.p_values == PValueBasis("heldout", 300, smallest=1 / 301, fdr=0.05, needed=2999)
 
 
 def test_a_generator_that_copies_k_prompts_has_k_significant_ones(tmp_path):
@@ -169,11 +170,11 @@ def test_a_generator_that_copies_k_prompts_has_k_significant_ones(tmp_path):
     heldout = load_source(saved(tmp_path / "held", [s.image for s in scenes(200, 2)]), need_captions=False)
     folder = samples_folder(tmp_path / "s", train.examples[:30], lambda method, i, seed: i < 9, seeds=(0,))
     report = score_samples(folder, train, heldout, partial=False)
-    assert [p["prompt_index"] for p in report["prompts"] if p["significant"]] == list(range(9))
-    assert report["methods"]["none"]["ungrouped"]["prompts_significant"] == 9
-    pairing = report["shuffled_pairing"]["none"]
-    assert pairing["own"] > pairing["shuffled"] + 0.1
-    assert pairing["p"] < 0.01
+    assert [p.prompt_index for p in report.prompts if p.significant] == list(range(9))
+    assert report["none"]["ungrouped"].prompts_significant == 9
+    pairing = report.shuffled_pairing["none"]
+    assert pairing.own > pairing.shuffled + 0.1
+    assert pairing.p < 0.01
 
 
 @pytest.mark.slow

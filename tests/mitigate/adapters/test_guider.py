@@ -5,8 +5,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
-from test_pipelines import PROMPTS, STEPS, images
 from tiny import TOKENS, cached_pipeline
+from tiny_runs import PROMPTS, STEPS, images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError

@@ -10,6 +10,7 @@ from diffusers.guiders.tangential_classifier_free_guidance import normalized_gui
 from oracle import Transition, plain_loop
 from scipy.stats import beta
 from tiny import TOKENS, cached_pipeline, loud_pipeline, tiny_pipeline
+from tiny_runs import PROMPTS, calibration
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
@@ -17,19 +18,18 @@ from rotescope.common.outputs import write_json
 from rotescope.mitigate import calibrate
 from rotescope.mitigate import list_mitigations as mitigations
 from rotescope.mitigate.contract.mitigation import Step
-from rotescope.mitigate.contract.prediction import combine, eps_factor, prediction_gap
+from rotescope.mitigate.contract.prediction import combine, prediction_gap
 from rotescope.mitigate.denoiser.probe import Probe
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.methods.calibrated_transition import CalibratedTransition, Calibration
 from rotescope.mitigate.methods.guidance_schedules import SHAPES, beta_density, damp
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum, local_minima
-from rotescope.mitigate.methods.probed_transition import ProbedTransition
+from rotescope.mitigate.methods.probe_transition import ProbeTransition
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 from rotescope.mitigate.methods.transition import TransitionGuidance
 from rotescope.mitigate.prompts.prompt import Prompt, read_prompts
 from rotescope.mitigate.sampling.sampler import noise_seed, sample
 
-PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
 STEPS = 10
 PAPER = ("none", "stp", "og-stp", "dtp", "og-dtp")
 
@@ -203,7 +203,7 @@ def test_the_probe_of_the_released_variant_by_hand(pipe):
 
 def test_where_the_probe_finds_its_step():
     assert local_minima([1, 3, 2, 4, 1, 1, 0]) == [2]
-    index = ProbedTransition()._index
+    index = ProbeTransition()._index
     assert [index(c) for c in ([3, 1, 2, 0, 4], [3, 1, 2], [3, 2, 1], [3, 2, 1, 2, 0, 1])] == [3, 1, 5, 2]
 
 
@@ -267,11 +267,6 @@ def test_tangential_damping_leaves_a_learned_variance_alone():
 
 
 # ----- what is ordinary
-
-def calibration(file, gaps, timesteps, scale=7.5, steps=STEPS):
-    file.write_text(json.dumps(Calibration.of(gaps, timesteps, scale, steps).as_json()))
-    return file
-
 
 def test_calibration_by_hand():
     gaps = np.exp(np.arange(8.0)[:, None] * [1, 2])  # log d: 0…7 and 0…14
@@ -401,14 +396,6 @@ def test_combine_by_hand():
     cond, uncond = torch.tensor([[3.0], [3.0], [3.0]]), torch.tensor([[1.0], [1.0], [1.0]])
     assert combine(cond, uncond, torch.tensor([0.0, 1.0, -2.0])).flatten().tolist() == [1.0, 3.0, -3.0]
     assert prediction_gap(torch.full((1, 4), 3.0), torch.zeros(1, 4)).item() == 6.0
-
-
-def test_eps_factor_turns_v_and_x0_differences_into_eps():
-    pipe = tiny_pipeline("v_prediction")
-    alpha_bar = pipe.scheduler.alphas_cumprod[700]
-    x, v1, v2 = torch.randn(3, 5)
-    eps = [alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x for v in (v1, v2)]
-    torch.testing.assert_close((eps[0] - eps[1]).norm(), eps_factor(pipe.scheduler, 700) * (v1 - v2).norm())
 
 
 def test_policies_by_name_and_setting():

@@ -28,33 +28,21 @@ from diffusers import (
 from diffusers.hooks import HookRegistry, ModelHook
 from oracle import Transition, plain_loop
 from peft import LoraConfig
-from tiny import SETTINGS, TINY, TOKENS, UNET, WIDTH, cached_pipeline, image_folder, tiny_pipeline
+from tiny import TINY, TOKENS, UNET, WIDTH, cached_pipeline, image_folder, tiny_pipeline
+from tiny_runs import PROMPTS, STEPS, images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
 from rotescope.mitigate.adapters.guider import guider_for
-from rotescope.mitigate.contract.mitigation import denoiser_of
+from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.methods.registry import ENTRIES
 from rotescope.mitigate.methods.transition import TransitionGuidance
 
-PROMPTS = ["a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background"]
-STEPS = 6
 SCHEDULERS = (DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, EulerAncestralDiscreteScheduler)
 PICTURE = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MASK = (torch.arange(16) < 8).double().expand(3, 1, 16, 16)
 OPPOSITE, DYNAMIC = TransitionGuidance(-2.0, 650), TransitionGuidance(0.0, "dynamic", latest=300)
-
-
-def images(pipe, prompts=PROMPTS, rows=None, kind="sd", scale=7.5, **settings):
-    """-> latents (n, …), before decoding, so that a comparison is exact; image i starts from the noise of seed i."""
-    noise = [torch.Generator().manual_seed(i) for i in (range(len(prompts)) if rows is None else rows)]
-    name = "true_cfg_scale" if kind == "flux" else "guidance_scale"
-    settings = {"num_inference_steps": STEPS, "generator": noise, "output_type": "latent", name: scale,
-                **SETTINGS[kind], **settings}
-    if kind == "flux" and isinstance(settings["negative_prompt"], str):
-        settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
-    return pipe(prompts, **settings).images
 
 
 def tiny_controlnet():

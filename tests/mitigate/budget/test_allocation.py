@@ -4,7 +4,7 @@ import pytest
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Example, Manifest
-from rotescope.mitigate.budget.allocation import as_record, ranked, ranking, seeds_of, uniform, widths
+from rotescope.mitigate.budget.allocation import as_record, order_by_score, ranked, seeds_of, uniform, widths
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 
@@ -77,9 +77,9 @@ def test_rounds_halve_and_fill_the_budget(n, rounds, budget, expected):
 
 
 def test_ties_keep_their_order():
-    assert ranking([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
-    assert ranking([None, 0.0, None, -1.0]) == [1, 3, 0, 2]
-    assert ranking({5: 0.0, 2: 1.0, 9: 0.0}, [9, 5, 2]) == [2, 9, 5]
+    assert order_by_score([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
+    assert order_by_score([None, 0.0, None, -1.0]) == [1, 3, 0, 2]
+    assert order_by_score({5: 0.0, 2: 1.0, 9: 0.0}, [9, 5, 2]) == [2, 9, 5]
 
 
 def test_a_known_ranking_and_known_leaks():
@@ -98,12 +98,12 @@ def test_a_known_ranking_and_known_leaks():
 
 def test_what_a_report_says_of_a_plan():
     record = as_record("ranked", 5, 3, [[(2, 0), (0, 0)], [(2, 1)]], [0.5, 0.1, 0.9], detector="edges", score_images=2.0)
-    assert record.pop("ranking") == [
+    assert record.pop("order_by_score") == [
         {"prompt_index": 2, "rank": 1, "score": 0.9, "images": 2}, {"prompt_index": 0, "rank": 2, "score": 0.5, "images": 1},
         {"prompt_index": 1, "rank": 3, "score": 0.1, "images": 0}]
     assert record == {"name": "ranked", "budget": 5, "detector": "edges", "score_images": 2.0, "images": 3, "prompts": 3,
                       "sampled": 2, "rounds": [2, 1]}
-    assert as_record("uniform", 1, 2, [[(1, 0)]])["ranking"] == [
+    assert as_record("uniform", 1, 2, [[(1, 0)]])["order_by_score"] == [
         {"prompt_index": 0, "images": 0}, {"prompt_index": 1, "images": 1}]
 
 

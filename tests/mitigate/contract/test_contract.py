@@ -9,16 +9,16 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from test_pipeline_hook import calibration
-from test_pipelines import images
 from tiny import TINY, cached_pipeline, image_folder, loud_pipeline
+from tiny_runs import calibration, images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.common.model_options import BASE
 from rotescope.common.models import load_pipeline
 from rotescope.datasets.readers.sources import load_source
-from rotescope.mitigate.contract.mitigation import FAMILIES, Mitigation, denoiser_of
+from rotescope.mitigate.contract.families import FAMILIES, denoiser_of
+from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]

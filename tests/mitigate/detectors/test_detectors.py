@@ -11,11 +11,11 @@ from tiny import tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.tiled_distance import tiled_distances
-from rotescope.mitigate.contract.prediction import eps_factor
-from rotescope.mitigate.denoiser.probe import Probe, cross_attention, to_eps
+from rotescope.mitigate.denoiser.probe import Probe, cross_attention
 from rotescope.mitigate.detectors.generated_images import clique_distance, edge_agreement
 from rotescope.mitigate.detectors.prediction_gap import details
-from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -106,17 +106,6 @@ def test_the_pipeline_is_as_it_was(pipe):
     hooks = [len(m._forward_pre_hooks) for m in pipe.unet.modules()]
     list(score_prompts(pipe, PROMPTS, get_detector("entropy-e:n=1")))
     assert [len(m._forward_pre_hooks) for m in pipe.unet.modules()] == hooks
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_to_eps_inverts_the_definition_of_each_output(kind):
-    scheduler = tiny_pipeline(kind).scheduler
-    x0, eps = torch.randn(2, 5, dtype=torch.float64)
-    alpha, sigma = scheduler.alphas_cumprod[700].double().sqrt(), (1 - scheduler.alphas_cumprod[700].double()).sqrt()
-    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}[kind]
-    torch.testing.assert_close(to_eps(scheduler, output, alpha * x0 + sigma * eps, 700), eps, rtol=1e-5, atol=1e-5)
-    step = (to_eps(scheduler, output + 1, x0, 700) - to_eps(scheduler, output, x0, 700)).abs().max().item()
-    assert step == pytest.approx(eps_factor(scheduler, 700), rel=1e-5)
 
 
 def test_cross_attention_is_what_the_layer_attends_with(pipe, probe):

@@ -12,7 +12,7 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
-from rotescope.mitigate.prompts.prompt import Prompt, prompts_of
+from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
 from rotescope.mitigate.sampling.sampler import noise_seed
 
 
@@ -25,7 +25,7 @@ def pipe():
 def data(images):
     """-> prompts of six images and one of none, {image_id: Example}."""
     manifest = load_source(images)
-    return [*prompts_of(manifest), Prompt("a crab")], {e.image_id: e for e in manifest}
+    return [*caption_prompts(manifest), Prompt("a crab")], {e.image_id: e for e in manifest}
 
 
 def test_it_is_the_ratio_of_two_denoising_losses(pipe, data):

@@ -4,15 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_pipelines import images
 from tiny import cached_pipeline, image_folder
+from tiny_runs import images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.denoiser.probe import image_latents
-from rotescope.mitigate.methods.recall_transition import Known, RecallTransition, describe, known_images
+from rotescope.mitigate.methods.recall_transition import KnownImages, RecallTransition, describe_latents, known_images
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.transition import PLAIN, TransitionGuidance
 
@@ -51,13 +51,13 @@ def test_who_is_recognised_is_held_back_and_no_other(manifest, settings, same_as
 def test_each_image_goes_its_own_way(manifest, monkeypatch):
     closest = {}
 
-    def kept(self, latents, look=Known.similarity):
+    def kept(self, latents, look=KnownImages.similarity):
         found = look(self, latents)
         closest.update({n: max(value, closest.get(n, -1)) for n, value in zip(rows, found.tolist(), strict=True)})
         return found
     rows = range(3)
     with monkeypatch.context() as patched:
-        patched.setattr(Known, "similarity", kept)
+        patched.setattr(KnownImages, "similarity", kept)
         plain, before = sampled(RecallTransition(manifest, threshold=NEVER, warm_up=1000))
     first, second, third = sorted(closest, key=closest.get)
     rule = RecallTransition(manifest, threshold=(closest[first] + closest[second]) / 2, warm_up=1000)
@@ -91,7 +91,7 @@ def test_the_same_image_twice_counts_once_and_large_latents_are_pooled(manifest,
     assert len(known_images(tmp_path / "manifest.parquet", cached_pipeline("sd")).vectors) == 9
     x = torch.rand(2, 4, 64, 64)
     pooled = x.view(2, 4, 32, 2, 32, 2).mean((3, 5))
-    torch.testing.assert_close(describe(x), describe(pooled))
+    torch.testing.assert_close(describe_latents(x), describe_latents(pooled))
 
 
 @pytest.mark.parametrize(("setting", "complaint"), [

@@ -10,7 +10,7 @@ from tiny import loud_pipeline, tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import add_numbers, add_words, repeat_words
-from rotescope.mitigate.contract.mitigation import PipelineCall
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
 from rotescope.mitigate.denoiser.first_step import FirstStep
 from rotescope.mitigate.methods.caption_perturbation import CaptionPerturbation
 from rotescope.mitigate.methods.cross_attention import (
@@ -22,7 +22,7 @@ from rotescope.mitigate.methods.cross_attention import (
     mask_summary,
 )
 from rotescope.mitigate.methods.initial_noise import NoiseOptimisation, SharpnessAwareNoise, SharpnessStep
-from rotescope.mitigate.methods.probed_transition import ProbedTransition
+from rotescope.mitigate.methods.probe_transition import ProbeTransition
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.text_embedding import (
     CaptionNoise,
@@ -127,7 +127,7 @@ def test_two_in_a_chain_are_the_one_by_hand_and_then_the_other(pipe, name):
     ("rta", "attention-mask"), ("rta", "probe"), ("attention-mask", "probe"), ("spike-attenuation", "probe")])
 def test_a_chain_is_the_same_in_either_order(pipe, one, other):
     """The end of a prompt is looked up, and a probe is sent, when all the others have done what they do."""
-    named = RIVALS | {"probe": ProbedTransition()}
+    named = RIVALS | {"probe": ProbeTransition()}
     (found, run), (turned, again) = (sample(pipe, tuple(named[n] for n in order), num_inference_steps=7)
                                      for order in ((one, other), (other, one)))
     assert torch.equal(found, turned)

@@ -13,12 +13,12 @@ from tiny import image_folder, tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
-from rotescope.mitigate.contract.mitigation import PipelineCall
+from rotescope.mitigate.contract.pipeline_call import PipelineCall
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.training_image_guidance import (
     AntiMemorizationGuidance,
-    clean_estimate,
-    describe,
+    clean_estimator,
+    describe_colours,
     load_descriptors,
     similarity,
     similarity_gradient,
@@ -51,9 +51,9 @@ def test_the_descriptor_by_hand():
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     small = x.numpy().reshape(2, 3, 32, 2, 32, 2).mean((3, 5))
     flat = (small - small.mean((2, 3), keepdims=True)).reshape(2, -1)
-    np.testing.assert_allclose(describe(x), flat / np.linalg.norm(flat, axis=1, keepdims=True), atol=1e-6)
-    torch.testing.assert_close(describe(x * 2 - 1), describe(x))
-    assert not describe(torch.ones(1, 3, 8, 8)).any()
+    np.testing.assert_allclose(describe_colours(x), flat / np.linalg.norm(flat, axis=1, keepdims=True), atol=1e-6)
+    torch.testing.assert_close(describe_colours(x * 2 - 1), describe_colours(x))
+    assert not describe_colours(torch.ones(1, 3, 8, 8)).any()
 
 
 def test_a_training_image_is_found_as_itself(manifest):
@@ -67,7 +67,7 @@ def test_a_training_image_is_found_as_itself(manifest):
 
 
 def test_the_gradient_is_the_slope_of_the_similarity(pipe, manifest):  # noqa: F811
-    known, clean = load_descriptors(manifest).double(), clean_estimate(pipe.scheduler, 400)
+    known, clean = load_descriptors(manifest).double(), clean_estimator(pipe.scheduler, 400)
     x, output, direction = torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         slope = similarity_gradient(pipe.vae, known, clean, x, output)
@@ -81,7 +81,7 @@ def test_the_clean_estimate_undoes_the_noise(pipe, kind):  # noqa: F811
     clean, eps = torch.randn(2, 5)
     alpha, sigma = scheduler.alphas_cumprod[300].sqrt(), (1 - scheduler.alphas_cumprod[300]).sqrt()
     output = eps if kind == "epsilon" else alpha * eps - sigma * clean
-    torch.testing.assert_close(clean_estimate(scheduler, 300)(alpha * clean + sigma * eps, output), clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(clean_estimator(scheduler, 300)(alpha * clean + sigma * eps, output), clean, atol=1e-4, rtol=1e-4)
 
 
 def test_far_from_the_training_set_nothing_happens(pipe, manifest):  # noqa: F811
@@ -100,7 +100,7 @@ def test_dissimilarity_makes_the_clean_estimate_less_like_its_neighbour(pipe, ma
     sample, cond, uncond = torch.randn(3, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     step = SimpleNamespace(timestep=400, sample=sample, cond=cond, uncond=uncond, gap=torch.ones(5),
                            call=SimpleNamespace(pipe=pipe))
-    clean, known = clean_estimate(pipe.scheduler, 400), load_descriptors(manifest).double()
+    clean, known = clean_estimator(pipe.scheduler, 400), load_descriptors(manifest).double()
 
     def closeness(dissimilarity, threshold=-1e3):
         settings = AntiMemorizationGuidance(manifest, 0.0, dissimilarity, threshold)

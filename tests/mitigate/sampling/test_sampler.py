@@ -19,11 +19,11 @@ from tiny import tiny_pipeline
 
 from rotescope.common.errors import InputError
 from rotescope.evaluate.inputs.samples import read_samples
-from rotescope.mitigate.generate import GenerateConfig, check, generate
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt
 from rotescope.mitigate.sampling import sampler
-from rotescope.mitigate.sampling.options import named_policies
+from rotescope.mitigate.sampling.generation import check_generation, generate_to_folder
+from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 
 TEXTS = ("a cat on a blue background", "a bus", "a frog and a pig on a pink background")
@@ -70,46 +70,46 @@ def stop_after(monkeypatch):
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(config, tmp_path, stop_after):
-    whole = contents(generate(replace(config, output_dir=str(tmp_path / "whole"))))
+    whole = contents(generate_to_folder(replace(config, output_dir=str(tmp_path / "whole"))))
     stop_after(4)
     with pytest.raises(Stop):
-        generate(config)
+        generate_to_folder(config)
     assert not Path(config.output_dir).exists()
     with pytest.raises(InputError, match="--resume"):
-        generate(config)
+        generate_to_folder(config)
     done = stop_after(None)
-    assert contents(generate(replace(config, resume=True))) == whole
+    assert contents(generate_to_folder(replace(config, resume=True))) == whole
     assert len(done) == 2  # of 6 batches
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "prompts.txt", "whole"]
     assert len(whole) == 12 + 1
-    assert generate(replace(config, resume=True)) == Path(config.output_dir)  # nothing is left to do
+    assert generate_to_folder(replace(config, resume=True)) == Path(config.output_dir)  # nothing is left to do
     assert len(done) == 2
 
 
 def test_a_run_goes_on_under_its_own_settings_alone(config, tmp_path, stop_after):
     stop_after(1)
     with pytest.raises(Stop):
-        generate(config)
+        generate_to_folder(config)
     (tmp_path / "other.txt").write_text("a pig")
     other = {"batch_size": 3, "seeds": (0, 2), "mitigation": ("none",), "guidance_scale": 3.0,
              "prompts": str(tmp_path / "other.txt")}
     for key, value in other.items():
         with pytest.raises(InputError, match=key):
-            generate(replace(config, resume=True, **{key: value}))
+            generate_to_folder(replace(config, resume=True, **{key: value}))
     done = stop_after(None)
-    generate(replace(config, overwrite=True))  # anew
+    generate_to_folder(replace(config, overwrite=True))  # anew
     assert len(done) == 6
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(config, tmp_path, stop_after):
     stop_after(0)
     with pytest.raises(Stop):
-        generate(config)
+        generate_to_folder(config)
     assert [p.name for p in tmp_path.iterdir()] == ["prompts.txt"]
 
 
 def test_records_say_what_each_image_is_and_cost(config):
-    out = generate(config)
+    out = generate_to_folder(config)
     rows = pq.read_table(out / "records.parquet").to_pylist()
     assert [(r["method"], r["prompt_index"], r["seed"]) for r in rows] == [
         (m, i, s) for m in ("none", "og-stp") for i in range(3) for s in (0, 1)]
@@ -194,7 +194,7 @@ def make(folder):
 
 def test_wrong_settings_are_refused_and_names_are_no_paths(config):
     with pytest.raises(InputError, match="seed is named twice"):
-        check(replace(config, seeds=(1, 1)))
+        check_generation(replace(config, seeds=(1, 1)))
     with pytest.raises(InputError, match="named twice"):
         named_policies(("stp", "stp"))
     assert all("/" not in name for name in named_policies(("stp:transition=600", "stp:transition=700")))
@@ -227,7 +227,7 @@ def test_two_processes_sample_as_one(config, tmp_path, one_thread):
     done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, timeout=1200, env=environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"samples"') == 1
-    assert contents(Path(config.output_dir)) == contents(generate(replace(config, output_dir=str(tmp_path / "one"))))
+    assert contents(Path(config.output_dir)) == contents(generate_to_folder(replace(config, output_dir=str(tmp_path / "one"))))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "out", "prompts.txt"]
 
 
@@ -246,6 +246,6 @@ def test_a_run_that_is_killed_outright_loses_and_repeats_nothing(config, tmp_pat
     assert 5 <= len(kept) < 240
     images = {r["image"]: (tmp_path / ".out.unfinished" / r["image"]).stat().st_mtime_ns
               for p in kept for r in pq.read_table(p).to_pylist()}
-    out = generate(replace(long, resume=True))
+    out = generate_to_folder(replace(long, resume=True))
     assert {name: (out / name).stat().st_mtime_ns for name in images} == images  # not made again
-    assert contents(out) == contents(generate(replace(long, output_dir=str(tmp_path / "whole"))))
+    assert contents(out) == contents(generate_to_folder(replace(long, output_dir=str(tmp_path / "whole"))))

@@ -9,15 +9,16 @@ from tiny import tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
+from rotescope.common.prediction import TARGETS, eps_slope, noisy_latents
 from rotescope.datasets.captions.perturbation import PERTURBATIONS, add_words, token_words
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.train.encodings.encode import Preprocessing, encode, encode_texts
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.objective.families import Predictor
-from rotescope.train.objective.objective import TARGETS, add_noise, draw_levels, noise_schedule
-from rotescope.train.objective.training_mitigations import TO_EPSILON, LossBank, PerturbedCaptions, TrainingMitigation
+from rotescope.train.objective.objective import draw_levels, noise_schedule
+from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_blended_captions_and_noise_are_as_by_hand(setting):
     mean, std = encoded.moments(batch)
     x0 = mean + std * batch.posterior_noise
     with torch.no_grad():
-        prediction = pipe.unet(add_noise(x0, batch.noise, alpha, sigma), batch.levels, text).sample
+        prediction = pipe.unet(noisy_latents(x0, batch.noise, alpha, sigma), batch.levels, text).sample
         ours = DenoisingLoss(encoded, schedule, CPU, mitigation=mitigation)(predictor, batch)
     target = alpha * batch.noise - sigma * x0
     torch.testing.assert_close(ours, (prediction - target).square().mean((1, 2, 3)))
@@ -90,7 +91,7 @@ def test_perturbed_captions_are_encoded_as_shown(setting):
     x0 = mean + std * batch.posterior_noise
     with torch.no_grad():
         text = pipe.encode_prompt(shown, CPU, 1, False)[0]
-        prediction = pipe.unet(add_noise(x0, batch.noise, alpha, sigma), batch.levels, text).sample
+        prediction = pipe.unet(noisy_latents(x0, batch.noise, alpha, sigma), batch.levels, text).sample
         loss = DenoisingLoss(encoded, schedule, CPU, mitigation=mitigation, captions=captions)
         ours = loss(predictor, batch)
         parts = torch.cat([loss(predictor, part) for part in batch.split(4)])
@@ -104,7 +105,7 @@ def test_samples_beyond_the_threshold_are_skipped(setting):
     batch = batch_of(setting, TrainingMitigation(), caption_dropout=0.3)
     alpha, sigma = schedule.rates(batch.levels)
     mean, std = encoded.moments(batch)
-    noisy = add_noise(mean + std * batch.posterior_noise, batch.noise, alpha, sigma)
+    noisy = noisy_latents(mean + std * batch.posterior_noise, batch.noise, alpha, sigma)
     table = encoded.texts["text"]
     with torch.no_grad():
         pair = [pipe.unet(noisy, batch.levels, table[rows]).sample for rows in (batch.captions, torch.zeros_like(batch.captions))]
@@ -169,22 +170,22 @@ def test_gaps_count_in_epsilon(kind):
     x_t, eps = torch.randn(5), torch.randn(2, 5)
     x0 = (x_t - sigma * eps) / alpha
     told = TARGETS[kind](x0, eps, alpha, sigma)
-    torch.testing.assert_close(TO_EPSILON[kind](alpha, sigma) * (told[0] - told[1]).abs(), (eps[0] - eps[1]).abs())
+    torch.testing.assert_close(eps_slope(kind, alpha, sigma) * (told[0] - told[1]), eps[0] - eps[1])
 
 
 def test_a_threshold_that_nothing_reaches_changes_nothing(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "plain")
-    plain = weights(finetune(config, progress=False))
+    plain = weights(train_model(config, progress=False))
     for name, changes, same in (("high", {"hard_threshold": 1e9}, True), ("noise", {"rand_noise_lam": 0.5}, False),
                                 ("mixup", {"mixup_noise_lam": 1.0}, False), ("bank", {"mem_ratio": 1e9}, True)):
-        other = weights(finetune(replace(config, output_dir=str(tmp_path / name), **changes), progress=False))
+        other = weights(train_model(replace(config, output_dir=str(tmp_path / name), **changes), progress=False))
         assert (largest_difference(plain, other) == 0) == same
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images, tmp_path, name):
     config = config_of(base, images, tmp_path / "out", max_train_steps=2)
-    plain, other = (finetune(replace(config, output_dir=str(tmp_path / out), **changes), progress=False) for out, changes in (
+    plain, other = (train_model(replace(config, output_dir=str(tmp_path / out), **changes), progress=False) for out, changes in (
         ("plain", {}), ("perturbed", {"caption_perturbation": name, "caption_perturbation_probability": 1.0})))
     assert largest_difference(weights(plain), weights(other)) > 0
     assert Manifest.load(plain / "manifest.parquet") == Manifest.load(other / "manifest.parquet")
@@ -198,4 +199,4 @@ def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images,
     ({"rand_noise_lam": 0.1, "lora": True, "train_text_encoder": True}, "leave out --train_text_encoder")])
 def test_what_a_mitigation_cannot_do_is_bad_input(base, images, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        finetune(config_of(base, images, tmp_path / "out", **changes), progress=False)
+        train_model(config_of(base, images, tmp_path / "out", **changes), progress=False)

@@ -14,7 +14,7 @@ from rotescope.mitigate.methods.transition import ScaleRun, TransitionGuidance, 
 
 
 @dataclass(frozen=True)
-class ProbedTransition(Mitigation):
+class ProbeTransition(Mitigation):
     """Scale `before` until step k, the pipeline's guidance_scale from it on; k from a probe of as many steps as the run has.
 
     before: scale of the probe, too. fallback_index: k where c has no minimum.

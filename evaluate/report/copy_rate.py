@@ -1,0 +1,123 @@
+"""The copy rate as a metric for a training loop."""
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics import Metric
+
+from rotescope.common.errors import InputError
+from rotescope.evaluate.inputs.pictures_in_memory import data_of
+from rotescope.evaluate.inputs.training_and_heldout import apart
+from rotescope.evaluate.options import CopyRule
+from rotescope.evaluate.report.findings import check_measuring, make_layers
+from rotescope.evaluate.statistics.estimate import Estimate, share_estimate
+
+WANTED = "pass a list of PIL images, or a tensor (n, 3, height, width), uint8 or float from 0 to 1"
+
+
+class CopyRate(Metric):
+    """Share of generated images that copy a training image, as `score` counts it.
+
+    Parameters
+    ----------
+    reference : str, Path, Manifest or list of PIL images
+        The training images, two or more.
+    heldout : the same, optional
+        Pictures that the model never saw.
+    descriptor, exact, copy_null, copy_quantile, copy_threshold, index_dir
+        As for `score`. ``descriptor="auto"`` is chosen by the first images that are seen.
+    **kwargs
+        Of torchmetrics.Metric.
+
+    Attributes
+    ----------
+    similarity : list of tensors (n,)
+        To the nearest training image.
+    copied : list of tensors (n,) uint8, 1 for a copy
+
+    Raises
+    ------
+    InputError
+        If there are no training images, or the options do not fit.
+
+    Examples
+    --------
+    >>> metric = CopyRate(reference="photos")                # doctest: +SKIP
+    >>> metric.update(images)                                # doctest: +SKIP
+    >>> value, low, high, n_images, _ = metric.compute()     # doctest: +SKIP
+    """
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    similarity: list[torch.Tensor]
+    copied: list[torch.Tensor]
+
+    def __init__(self, reference, *, heldout=None, descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train",
+                 copy_quantile: float = 0.99, copy_threshold: float | None = None, index_dir: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        training, held, _ = data_of(reference, heldout)
+        self._data = training, apart(held, training)[0]
+        self._how = CopyRule(descriptor=descriptor, exact=exact, copy_null=copy_null, copy_quantile=copy_quantile,
+                             copy_threshold=copy_threshold, index_dir=index_dir)
+        check_measuring(self._how, *self._data, None)
+        self._layers: dict = {}
+        self.add_state("similarity", default=[], dist_reduce_fx="cat")
+        self.add_state("copied", default=[], dist_reduce_fx="cat")
+
+    def update(self, images) -> None:
+        """Compare images with the training images.
+
+        Parameters
+        ----------
+        images : list of PIL images, or tensor (n, 3, height, width)
+            uint8 from 0 to 255, or float from 0 to 1.
+        """
+        pictures = _pictures(images)
+        if not pictures:
+            return
+        if not self._layers:
+            side = min(min(picture.size) for picture in pictures)
+            self._layers = make_layers(side, *self._data, None, self._how)
+        found = {}
+        for name, layer in self._layers.items():
+            similarity, _ = layer.index.nearest(layer.index.descriptor(pictures))
+            found[name] = torch.from_numpy(np.asarray(similarity, np.float32))
+        copied = torch.stack([found[name] >= layer.threshold for name, layer in self._layers.items()]).any(0)
+        self.similarity.append(found["descriptor"].to(self.device))
+        self.copied.append(copied.to(self.device, torch.uint8))
+
+    def compute(self) -> Estimate:
+        """The share of all images so far, in all processes, that copy.
+
+        Returns
+        -------
+        Estimate
+            Value, ends of the exact 95% interval, number of images; the prompts are not known, and count as one.
+
+        Raises
+        ------
+        InputError
+            If no image was seen.
+        """
+        parts = self.copied if isinstance(self.copied, list) else [self.copied]  # a tensor once processes have met
+        copied = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8)
+        if not len(copied):
+            raise InputError("no image was given to CopyRate: call update first")
+        return share_estimate(int(copied.sum()), len(copied), 1)
+
+
+def _pictures(images):
+    """-> list of RGB PIL images."""
+    if not isinstance(images, torch.Tensor):
+        pictures = list(images)
+        wrong = next((one for one in pictures if not isinstance(one, Image.Image)), None)
+        if wrong is not None:
+            raise InputError(f"a {type(wrong).__name__} is no image: {WANTED}")
+        return [one.convert("RGB") for one in pictures]
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise InputError(f"a tensor of shape {tuple(images.shape)} is no batch of images: {WANTED}")
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point() or len(images) and not (images.min() >= 0 and images.max() <= 1):
+            raise InputError(f"the pixels are {images.dtype} and not all from 0 to 1: {WANTED}")
+        images = (images.double() * 255).round().to(torch.uint8)
+    return [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).cpu().contiguous().numpy()]

@@ -1,0 +1,70 @@
+"""What the page says in figures: tiles, tables, and which of their columns say something."""
+from rotescope.common.wording import MEANINGS, percent, share, short_name
+from rotescope.evaluate.verdict.verdict import best_mitigation
+
+LINES = 2000  # prompts in the table, the most similar ones
+
+
+def sentence(text):
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def tiles(report):
+    """The three or four figures under the verdict."""
+    first = "none" if "none" in report.methods else next(iter(report.methods))
+    groups = report[first].groups
+    made = [_tile(report, first, group) for group in groups]
+    worst = max(groups, key=lambda g: groups[g].copy_rate.value)
+    others = {m: found[worst] for m, found in report.methods.items() if m != first and worst in found.groups}
+    if others:
+        made.append(_tile(report, best_mitigation(others, groups[worst]), worst))
+    held = report.background.heldout
+    if held.n:
+        made.append({"figure": percent(held.copy_rate), "name": "Chance", "of": "held-out pictures", "bad": False,
+                     "detail": f"{round(held.copy_rate * held.n):,} of {held.n:,} come as close"})
+    return made
+
+
+def _tile(report, method, group):
+    found = report[method][group]
+    return {"figure": percent(found.copy_rate.value), "name": sentence(report[method].label), "bad": found.above_chance,
+            "of": short_name(group),
+            "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"}
+
+
+def headings(report):
+    """{method: its name, as a heading}."""
+    return {method: sentence(label) for method, label in report.labels.items()}
+
+
+def tables(report):
+    """-> {group: [(method, its meaning and settings, GroupFindings)]}."""
+    made = {}
+    for method, group, found in report.each_group():
+        about = [MEANINGS.get(method), settings_in_words(report[method].settings)]
+        made.setdefault(group, []).append((method, ": ".join(filter(None, about)), found))
+    return made
+
+
+def columns(report):
+    """Which columns of the table say something."""
+    findings = [found for _, _, found in report.each_group()]
+    return {"prompts": any(f.n_prompts > 1 for f in findings), "rows": any(f.denoiser_rows is not None for f in findings),
+            "significant": any(f.prompts_significant is not None for f in findings)}
+
+
+def settings_in_words(settings):
+    transition = settings.get("transition")
+    if transition is None or transition == 1000:  # guided from the start
+        return ""
+    until = "the gap’s first minimum" if transition == "dynamic" else f"t\u00a0=\u00a0{transition:g}"
+    colour = "" if settings.get("colour") is None else f" ({settings['colour']:g} on the mean over the picture)"
+    return f"scale {settings['before']:g}{colour} until {until}".replace("-", "−")
+
+
+def lines(report):
+    """The table of prompts: those whose images came closest first, and which of its columns say something."""
+    told = sorted((p for p in report.prompts if p.prompt), key=lambda p: -p.top1_similarity)
+    return {"shown": told[:LINES], "left_out": len(told) > LINES, "own": any(p.own_similarity is not None for p in told),
+            "p": bool(told)}

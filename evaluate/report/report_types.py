@@ -1,0 +1,156 @@
+"""What a report is made of. Figures are as they were measured; JSON rounds them (json_types)."""
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
+from rotescope.evaluate.statistics.replication import GroupFindings
+from rotescope.evaluate.verification.partial_copies import Regions
+
+# ----- conditions
+
+@dataclass(frozen=True)
+class TrainingImages:
+    unique: int                  # different pictures
+    entries: int                 # lines of the manifest
+    copies: int                  # pictures that an epoch shows
+
+
+@dataclass(frozen=True)
+class ExactRule:
+    """The layer of copies that are all but identical."""
+    descriptor: str
+    threshold: float
+    rule: str                    # where the threshold comes from
+
+
+@dataclass(frozen=True)
+class PValueBasis:
+    """What the p-values rest on."""
+    null: str                    # heldout, or train
+    n: int                       # pictures in it
+    smallest: float              # p that one prompt can reach
+    fdr: float                   # false discovery rate up to which a prompt is significant
+    needed: int | None           # null pictures it takes for one prompt to be significant at all, if there are fewer
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Similarity of images to their prompts' own training images, against shuffled pairs."""
+    own: float
+    shuffled: float
+    p: float
+
+
+# ----- per image
+
+@dataclass(frozen=True)
+class Pair:
+    """A generated image, and the training image that it copies or is nearest to."""
+    method: str
+    group: str
+    prompt_index: int | None
+    prompt: str
+    seed: int | None
+    image: str                   # its name among the samples
+    similarity: float            # to the nearest training image, by the calibrated descriptor
+    is_copy: bool
+    copied_by: tuple[str, ...]   # which layers say so: descriptor, exact
+    nearest: str                 # image_id
+    nearest_caption: str
+    copies: int                  # how often an epoch shows that training image
+    null_as_close: int           # pictures of the null that come as close
+    expected: str                # image_id of the training image that the prompt belongs to, "" if none is known
+    own_similarity: float | None  # to that one
+
+
+@dataclass(frozen=True)
+class PartialCopy:
+    """A generated image that copies a training image in part, mirrored or recoloured."""
+    method: str
+    group: str
+    prompt_index: int | None
+    prompt: str
+    seed: int | None
+    image: str
+    nearest: str                 # image_id
+    kind: str                    # of verification.kinds.KINDS
+    similarity: float
+    regions: tuple[Regions, ...]
+
+
+# ----- per prompt
+
+@dataclass(frozen=True)
+class PromptFindings:
+    """What was found of one prompt under one method."""
+    group: str
+    prompt_index: int | None
+    prompt: str
+    image: str                   # its first image
+    n: int                       # images
+    copies: int
+    top1_similarity: float       # highest similarity of its images to any training image
+    p: float                     # by rank among the null
+    q: float                     # adjusted over the prompts of the method (Benjamini and Hochberg)
+    significant: bool            # q is at most the false discovery rate
+    leaked: bool                 # it copies, and chance does not explain it
+    expected: str                # image_id of the training image that the prompt belongs to, "" if none is known
+    own_similarity: float | None  # highest similarity to that one
+    method: str
+
+
+# ----- per method and group of prompts
+
+@dataclass(frozen=True)
+class MethodFindings:
+    """What was found of one way of sampling."""
+    label: str                   # its name for people
+    settings: dict[str, Any]
+    groups: dict[str, GroupFindings]
+
+    def __getitem__(self, group) -> GroupFindings:
+        return self.groups[group]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Delayed (before ≥ 0) or opposite guidance at one transition timestep."""
+    family: str                  # delayed, or opposite
+    before: float                # guidance scale before the transition
+    transition_timestep: float
+    n: int
+    copies: int
+    copy_rate: Estimate = field(metadata=INTERVAL)
+    alignment: float | None
+    caption_accuracy: float | None
+
+
+# ----- what is drawn
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of similarity to the nearest training image."""
+    edges: tuple[float, ...]     # one more than counts; the copy threshold is one of them
+    background: tuple[int, ...]  # training images to one another
+    heldout: tuple[int, ...]
+    methods: dict[str, dict[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class GapCurve:
+    """Prediction gap by timestep: quartiles over images."""
+    n: int
+    timesteps: tuple[float, ...]
+    median: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Opens what a report shows but does not hold; either answers None for a picture that is not to be shown."""
+    generated: Callable[[str], Image.Image | None]   # by `image` of a Pair
+    training: Callable[[str], Image.Image | None]    # by image_id; None if it is no training image's

@@ -1,0 +1,168 @@
+"""The arguments of one pipe(...), which mitigations may change before it runs, and what it cost."""
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from rotescope.common.errors import InputError
+from rotescope.common.seeds import hashed_integer
+from rotescope.mitigate.contract.families import denoiser_of, family
+
+TAKES_NOISE = ("sd", "sdxl", "sd3", "pixart")  # FLUX packs its latents
+
+
+class PipelineCall:
+    """One call of a pipeline. What it holds changes only by its methods: reading an attribute draws and encodes nothing.
+
+    Attributes
+    ----------
+    arguments : dict
+        What the pipeline will be given.
+    n : int
+        Images that the call makes.
+    latents : torch.Tensor or None
+        Initial noise (n, C, h, w) of unit variance; None until it is given, drawn or set.
+    embeddings : tuple of torch.Tensor, or None
+        Text embeddings (cond, uncond), each (n, tokens, width); None until they are encoded or set.
+    seeds : list of int, or None
+        One an image; None until `draw_seeds`.
+    extra_rows : torch.Tensor
+        Denoiser rows (n,) that were spent outside the sampling loop.
+    memory : dict
+        mitigation -> what its `prepare` found out and its run wants to know.
+    probe : function or None
+        probe(mitigation) -> (hook, final latents): the same call under it, from the same noise.
+    """
+
+    def __init__(self, pipe, arguments):
+        self.pipe, self.arguments, self.family = pipe, dict(arguments), family(pipe)
+        self._defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()
+                          if p.default is not p.empty}
+        self._texts = None  # the prompts, once their embeddings have taken their place
+        self.n = self._prompts_given() * self._per_prompt
+        self.latents, self.embeddings, self.seeds = self.get("latents"), None, None
+        self.extra_rows = torch.zeros(self.n, dtype=torch.long)
+        self.memory: dict[Any, Any] = {}
+        self.probe: Any = None
+
+    def get(self, name, default=None):
+        """An argument, or what the pipeline takes for it."""
+        value = self.arguments.get(name)
+        return self._defaults.get(name, default) if value is None else value
+
+    @property
+    def guidance_scale(self):
+        """As the call has it, whatever its pipeline calls it."""
+        return self.get("true_cfg_scale" if self.family == "flux" else "guidance_scale")
+
+    @property
+    def device(self):
+        """Where the pipeline runs."""
+        return self.pipe._execution_device
+
+    def _prompts_given(self):
+        prompt, embeds = self.get("prompt"), self.get("prompt_embeds")
+        return 1 if isinstance(prompt, str) else len(prompt if prompt is not None else embeds)
+
+    @property
+    def _per_prompt(self):
+        return self.get("num_images_per_prompt") or 1
+
+    # ----- prompts
+
+    @property
+    def prompts(self):
+        """One an image. Raises InputError where the pipeline got embeddings instead."""
+        if self._texts is None and self.get("prompt") is None:
+            raise InputError("this mitigation reads the prompts: give the pipeline `prompt`, not `prompt_embeds`")
+        return self._texts or self._repeated(self.get("prompt"))
+
+    def replace_prompts(self, texts):
+        """Give the pipeline n other prompts, one an image. InputError once their embeddings stand in their place."""
+        if self._texts is not None:
+            raise InputError("a mitigation that changes prompts must come before one that changes their embeddings")
+        second = next((name for name in ("prompt_2", "prompt_3") if self.get(name) is not None), None)
+        if second:
+            raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline `prompt` alone")
+        self._expand()
+        self.arguments["prompt"] = list(texts)
+
+    def _repeated(self, value):
+        """An argument for each image: a string counts for all."""
+        each = [value] * (self.n // self._per_prompt) if value is None or isinstance(value, str) else list(value)
+        return [v for v in each for _ in range(self._per_prompt)]
+
+    def _expand(self):
+        """One entry an image in whatever goes with the prompts, so that each image may go its own way."""
+        if self._per_prompt > 1:
+            prompts, negative = self.prompts, self.get("negative_prompt")
+            negative = None if negative is None else self._repeated(negative)
+            self.arguments |= {"prompt": prompts, "negative_prompt": negative, "num_images_per_prompt": 1}
+
+    # ----- seeds
+
+    def draw_seeds(self):
+        """-> `seeds`: those of the images' generators; drawn at the first call where there is no generator."""
+        if self.seeds is None:
+            self.seeds = _seeds_of(self.get("generator"), self.n)
+        return self.seeds
+
+    def rng(self, i, salt=""):
+        """numpy's generator for image i: its seed and its prompt decide, never its place in the batch."""
+        return np.random.default_rng(hashed_integer(repr((self.draw_seeds()[i], self.prompts[i], salt))))
+
+    # ----- initial noise
+
+    def draw_noise(self):
+        """-> `latents`, drawn at the first call, as the pipeline would draw them. InputError where it takes none."""
+        if self.latents is None:
+            if self.family not in TAKES_NOISE or "latents" not in self._defaults or "image" in self._defaults:
+                raise InputError(f"this mitigation changes the initial noise, which {type(self.pipe).__name__} does not take")
+            denoiser, factor = denoiser_of(self.pipe), self.pipe.vae_scale_factor
+            sides = [(self.get(side) or denoiser.config.sample_size * factor) // factor for side in ("height", "width")]
+            shape = self.n, denoiser.config.in_channels, *sides
+            self.replace_noise(randn_tensor(shape, self.get("generator"), self.device, denoiser.dtype))
+        return self.latents
+
+    def replace_noise(self, noise):
+        """Give the pipeline this initial noise (n, C, h, w) of unit variance."""
+        self.latents = self.arguments["latents"] = noise
+
+    # ----- text embeddings
+
+    def encode_text(self):
+        """-> `embeddings`, encoded at the first call, as the pipeline would encode them; Stable Diffusion 1 and 2 only."""
+        if self.embeddings is None:
+            both = self.get("prompt_embeds"), self.get("negative_prompt_embeds")
+            if both[0] is None:
+                both = self._encoded()
+            elif self._per_prompt > 1:
+                both = tuple(e.repeat_interleave(self._per_prompt, 0) for e in both)
+            self.replace_embeddings(*both)
+        return self.embeddings
+
+    def _encoded(self):
+        if self.family != "sd":
+            raise InputError(f"this mitigation changes text embeddings, which is not served on {type(self.pipe).__name__}")
+        self._expand()
+        return self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"),
+                                       clip_skip=self.get("clip_skip"))
+
+    def replace_embeddings(self, cond, uncond):
+        """Give the pipeline text embeddings, each (n, tokens, width), instead of the prompts, which stay readable for `rng`."""
+        self._texts = self.prompts if self._texts or self.get("prompt") is not None else None
+        self.embeddings = cond, uncond
+        self.arguments |= {"prompt": None, "negative_prompt": None, "num_images_per_prompt": 1,
+                           "prompt_embeds": cond, "negative_prompt_embeds": uncond}
+
+
+def _seeds_of(generator, n):
+    """None, a generator for all, or one an image -> n integers."""
+    if generator is None:
+        return torch.randint(2 ** 62, (n,)).tolist()
+    if isinstance(generator, torch.Generator):
+        seed = generator.initial_seed()
+        return [hashed_integer(repr((seed, i))) for i in range(n)] if n > 1 else [seed]
+    return [g.initial_seed() for g in generator]

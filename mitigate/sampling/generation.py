@@ -1,0 +1,160 @@
+"""Prompts × seeds × mitigations: into memory, image by image, or into a folder that a killed run goes on with."""
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from accelerate import PartialState
+from PIL import Image
+
+from rotescope.common.errors import InputError
+from rotescope.common.models import check_model, chosen_device, load_pipeline, open_model
+from rotescope.common.outputs import check_output
+from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.mitigate.prompts.prompt import Prompt, load_prompts
+from rotescope.mitigate.sampling.options import check_sampling, named_policies
+from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
+from rotescope.mitigate.sampling.run_description import describe, sample_described
+from rotescope.mitigate.sampling.sampler import sample
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One image and how it came about.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        The picture.
+    prompt : Prompt
+        Its text, and the group and training image that it belongs to, if known.
+    mitigation : str
+        The name, with its settings where two of one name were asked for.
+    seed : int
+        As it was asked for.
+    noise_seed : int
+        Of the image's own torch.Generator: prompt and seed decide.
+    denoiser_rows, denoiser_calls : int
+        Rows of the denoiser's batch that it cost, and calls in which it took part; plain guidance costs two rows a call.
+    transition_timestep : float or None
+        When guidance set in; None where that never happened.
+    prediction_gaps : list of float
+        ‖eps_cond − eps_uncond‖₂ at each of `timesteps`, in ε; NaN where one of the two was not computed.
+    timesteps : list of float
+        From noise to picture.
+    """
+    image: Image.Image
+    prompt: Prompt
+    mitigation: str
+    seed: int
+    noise_seed: int
+    denoiser_rows: int
+    denoiser_calls: int
+    transition_timestep: float | None
+    prediction_gaps: list[float]
+    timesteps: list[float]
+
+
+def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
+             mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
+             seeds: Iterable[int] = (0,), *, guidance_scale: float = 7.5, num_inference_steps: int = 50,
+             resolution: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
+    """Images of prompts under mitigations, one after the other; nothing is written.
+
+    The same prompt, seed and settings give the image that `rotescope generate` makes, whatever batch it is in.
+
+    Parameters
+    ----------
+    pipe : diffusers pipeline, str or Path
+        A pipeline, or a model's folder or name on the hub, which is opened in fp32, on the GPU where there is one.
+    prompts : str, or an iterable of str or Prompt
+        A text that comes twice gets another noise the second time.
+    mitigations : str or Mitigation, or a sequence of them
+        Names of `list_mitigations`, perhaps with settings ("og-stp:before=-3"), or objects.
+    seeds : iterable of int
+        One image a prompt and a seed.
+    guidance_scale : float
+        In diffusers' convention; above 1.
+    num_inference_steps : int
+        Of the pipeline's own scheduler.
+    resolution : int, optional
+        Side of the images in pixels; the model's own unless given.
+    batch_size : int
+        Images at a time.
+
+    Yields
+    ------
+    GeneratedImage
+        Mitigation by mitigation, then prompt by prompt, then seed by seed.
+
+    Raises
+    ------
+    InputError
+        At the call, for whatever cannot be sampled; nothing is computed then.
+
+    Examples
+    --------
+    >>> for found in generate(pipe, ["a cat on a blue background"], ["none", "og-stp"], seeds=[0, 1]):
+    ...     found.image.save(f"{found.mitigation}-{found.seed}.png")
+    """
+    given = [p if isinstance(p, Prompt) else Prompt(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+    chosen = named_policies([mitigations] if isinstance(mitigations, str | Mitigation) else list(mitigations))
+    settings = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "batch_size": batch_size}
+    seeds = tuple(seeds)
+    check_sampling(SimpleNamespace(seeds=seeds, **settings))
+    if not given or not chosen:
+        raise InputError("there is nothing to generate: give at least one prompt and one mitigation")
+    opened = _opened(pipe)
+    for mitigation in chosen.values():
+        check_chain(opened, [mitigation])
+    return _generated(opened, given, chosen, seeds, resolution=resolution, **settings)
+
+
+def _opened(pipe):
+    if not isinstance(pipe, str | Path):
+        return pipe
+    return load_pipeline(str(pipe)).to(chosen_device("auto"))
+
+
+def _generated(pipe, prompts, policies, seeds, **settings):
+    """The loop of `generate`, after its checks. The pipeline's bars are afterwards as they were."""
+    bars = getattr(pipe, "_progress_bar_config", {})
+    try:
+        for name, policy in policies.items():
+            for found in sample(pipe, prompts, policy, seeds, **settings):
+                told = {key: value for key, value in vars(found).items() if key != "prompt_index"}
+                yield GeneratedImage(prompt=prompts[found.prompt_index], mitigation=name, **told)
+    finally:
+        pipe.set_progress_bar_config(**bars)
+
+
+# ----- into a folder
+
+def check_generation(config, training=None):
+    """Raise InputError for whatever would stop the run later -> {name: mitigation}; `training` as named_policies has it."""
+    if not (config.resume and is_finished(config.output_dir)):
+        check_output(config.output_dir, config.overwrite,
+                     inputs=(config.model, config.lora, config.prompts, training, *config.mitigation))
+    check_model(config)
+    check_sampling(config)
+    return named_policies(config.mitigation, training)
+
+
+def generate_to_folder(config):
+    """Sample as a GenerateConfig says -> the samples folder. Under `accelerate launch` every process calls it."""
+    policies = check_generation(config)
+    prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
+    device = chosen_device(config.device)
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
+    about = describe(config, prompts, policies) if state.is_main_process else {}
+    if config.resume and is_finished(config.output_dir):
+        if state.is_main_process:
+            check_same(Path(config.output_dir), about)
+        return Path(config.output_dir)
+    pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
+    with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
+        sample_described(config, pipe, prompts, policies, draft, about, state)
+    return Path(config.output_dir)
