@@ -26,9 +26,9 @@ from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.dose_plan import dose_runs, recipe_of
 from rotescope.procedures.finetune import run_finetune
+from rotescope.procedures.plots.dose import draw_dose
 from rotescope.train.engine.job import check_job
 
 
@@ -63,7 +63,7 @@ def dose(config):
             _sample(config, job, draft / job.folder)
         left_out = [asdict(q) for q in source.quarantined]
         found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
-        plots.draw_dose(found["curves"], dose_caption(found), found["chance"], draft / "dose.png")
+        draw_dose(found["curves"], dose_caption(found), found["chance"], draft / "dose.png")
         (draft / "dose.md").write_text(dose_table(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)

@@ -20,8 +20,8 @@ from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.figures import draw_all
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def run_figures(config):
             report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
         curves = Curves(draft)
         found, drawn = assess_claims(curves, report, config)
-        plots.draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report.copy_threshold)
+        draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report.copy_threshold)
         write_json(draft / "claims.json", {
             "claims": [asdict(c) for c in found], "descriptor": report.descriptor,
             "copy_threshold": as_json(report.copy_threshold), "threshold_rule": report.threshold_rule,

@@ -20,7 +20,7 @@ from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
+from rotescope.procedures.plots.returns import draw_returns
 
 PLAIN = judged.PLAIN
 SHOWN = 4  # images of a group in the picture
@@ -92,7 +92,7 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
               folder / "embeddings.safetensors")
     for method in policies:
         rows, titles = pictured(method, shots, targets, folder / "samples")
-        plots.draw_returns(rows, titles, folder / f"retrigger-{method}.png")
+        draw_returns(rows, titles, folder / f"retrigger-{method}.png")
     write_json(folder / "retrigger.json", found)
     return found
 
@@ -155,7 +155,7 @@ def told(shots, targets, embeddings, budget):
 
 
 def pictured(method, shots, targets, folder):
-    """-> rows (label, [(picture, text, is a copy) or None]) and the titles of their columns, for plots.draw_returns."""
+    """-> rows (label, [(picture, text, is a copy) or None]) and the titles of their columns, for draw_returns."""
     columns = [*((method, route) for route in judged.ROUTES), *([(PLAIN, "embedding")] if method != PLAIN else [])]
     found, rows = judged.by_image(shots), []
 
