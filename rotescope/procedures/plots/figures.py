@@ -130,7 +130,7 @@ def _moved(drawn):
     figure, axes = _axes("timestep of the steepest fall", "images")
     bins = np.linspace(0, 1000, 26)
     for values, colour, label in ((drawn["unguided"], BLUE, "unguided"), (drawn["against"], RED, "opposite guidance")):
-        axes.hist(values, bins, color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
+        axes.hist(values, bins.tolist(), color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
     axes.invert_xaxis()
     axes.legend()
     return figure

@@ -25,7 +25,7 @@ def pareto_figure(rows: dict[str, dict]) -> Figure:
     ordered = sorted(rows, key=lambda name: (rows[name]["duplicated"]["copy_rate"], -rows[name]["duplicated"]["alignment"]))
     heights = 4.4, 0.2 * len(rows) + 0.7
     figure = blank_figure(7.5, sum(heights))
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
     rates, alignments = below.subplots(1, 2, width_ratios=(2.2, 1))
     _list_rates(rates, rows, ordered)
     _list_alignments(alignments, rows, ordered)
