@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
@@ -32,6 +31,7 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.plan import draw_plan
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from rotescope.common.console import silenced
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_manifest
@@ -24,6 +23,7 @@ from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import unique_names
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
 from rotescope.procedures.audit import run_audit

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import find_model, open_model
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -27,6 +26,7 @@ from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.models.pipelines import find_model, open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 

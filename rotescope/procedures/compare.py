@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -26,6 +25,7 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.pareto import draw_pareto
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.outputs import check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -20,6 +19,7 @@ from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.figures import draw_all
 

@@ -4,7 +4,6 @@ import shutil
 from safetensors.torch import save_file
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, check_beside, check_output, output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
@@ -20,6 +19,7 @@ from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
 PLAIN = judged.PLAIN
