@@ -132,7 +132,7 @@ def _of(cell):
     return f"{cell['brought_back']} of {cell['images']}"
 
 
-def table_of(tally):
+def tally_table(tally):
     """A line for each method and group, to be printed by rich."""
     table = Table(box=None, pad_edge=False, header_style="bold", title="images brought back (95 % interval of their share)")
     for column in ("method", "images", *ROUTES.values(), "p against held-out"):

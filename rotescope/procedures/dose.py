@@ -21,7 +21,7 @@ from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.per_image import measure
-from rotescope.evaluate.statistics.dose_response import Outcome, caption, curves_of, markdown
+from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_caption, dose_markdown
 from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
@@ -63,8 +63,8 @@ def dose(config):
             _sample(config, job, draft / job.folder)
         left_out = [asdict(q) for q in source.quarantined]
         found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
-        plots.draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
-        (draft / "dose.md").write_text(markdown(found), encoding="utf-8")
+        plots.draw_dose(found["curves"], dose_caption(found), found["chance"], draft / "dose.png")
+        (draft / "dose.md").write_text(dose_markdown(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)
     show_quarantined(source.quarantined, Path(config.output_dir) / "dose.json", source.unused)

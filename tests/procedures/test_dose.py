@@ -12,7 +12,7 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, markdown
+from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_markdown
 from rotescope.options.dose import DoseConfig
 from rotescope.procedures import dose as module
 from rotescope.procedures.dose import dose
@@ -48,7 +48,7 @@ def test_points_pool_the_training_seeds_by_hand():
 def test_the_table_names_what_its_numbers_mean():
     about = {"curves": curves_of(list(outcomes())), "images": 2, "train_seeds": [0, 1], "seeds": [0], "descriptor": "pixels",
              "copy_threshold": 0.8612, "threshold_rule": "0.99 quantile"}
-    lines = markdown(about).splitlines()
+    lines = dose_markdown(about).splitlines()
     assert lines[0] == "| copies | `none` |"
     assert lines[3] == "| 8 | 75% (19–99%) |"
     assert lines[4].startswith("| controls | 0% (0–")
