@@ -13,9 +13,9 @@ from typing import Any
 from rotescope.common.console import silenced
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, load_pipeline
-from rotescope.common.suggestions import nearest
+from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
-from rotescope.datasets.readers.sources import load_source
+from rotescope.datasets.readers.sources import load_manifest
 from rotescope.evaluate.report.findings import report_from
 from rotescope.evaluate.report.report import Report
 from rotescope.mitigate.contract.mitigation import Mitigation
@@ -30,33 +30,6 @@ from rotescope.procedures.audit import run_audit
 from rotescope.procedures.compare import comparison_table, run_comparison
 from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import FinetuneConfig
-
-
-def load_manifest(data: str | Path) -> Manifest:
-    """The images of a data set, each known by its content.
-
-    Parameters
-    ----------
-    data : str or Path
-        A folder of images, a Parquet or tar file, a manifest, a saved Hugging Face data set, or the name of one on the hub.
-
-    Returns
-    -------
-    Manifest
-        A sequence of Example: image_id, captions, copies, group, `open()`.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, or a picture of it cannot be read.
-
-    Examples
-    --------
-    >>> from rotescope import load_manifest
-    >>> manifest = load_manifest("photos")
-    >>> manifest[0].captions, manifest[0].open().size     # doctest: +SKIP
-    """
-    return load_source(data, need_captions=False)
 
 
 def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | Path | None = None,
@@ -105,7 +78,7 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
     >>> report = audit(model=model, train_data=photos, mitigations=["none", "og-stp"], seeds=range(2), num_inference_steps=2)
     >>> report.verdict.outcome in ("passed", "failed", "undecided")
     True
-    >>> report["none"]["captions"].copy_rate.n_images
+    >>> report["none"]["ungrouped"].copy_rate.n_images
     12
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
@@ -274,7 +247,7 @@ def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) ->
     names = [f.name for f in fields(config_class)]
     unknown = next((name for name in more if name not in names), None)
     if unknown:
-        raise InputError(f"{unknown} is no option: {nearest(unknown, names)}")
+        raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
     return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
 
 

@@ -11,7 +11,7 @@ from rotescope.datasets.images.image_bytes import to_rgb
 from rotescope.datasets.manifest import Example, Manifest
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.inputs.samples import Record, Samples, pixels_sha256, read_samples
-from rotescope.evaluate.inputs.training_and_heldout import left_out_of
+from rotescope.evaluate.inputs.training_and_heldout import left_out_named
 
 WANTED = "pass a folder, or a list of PIL images, (image, prompt) pairs or objects with .image and .prompt"
 
@@ -134,7 +134,7 @@ def _manifest(data, what):
         return data, []
     if isinstance(data, str | PathLike):
         source = read_source(data, need_captions=False)
-        return source.manifest, left_out_of(what, source.quarantined)
+        return source.manifest, left_out_named(what, source.quarantined)
     examples, seen = [], {}
     for i, picture in enumerate(data):
         rgb = _rgb(picture, f"{what} picture {i:05d}")

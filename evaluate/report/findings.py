@@ -10,7 +10,7 @@ from rotescope.common.outputs import versions
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import choose, get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
-from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_of, twins_apart
+from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
 from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
@@ -77,9 +77,9 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
-    left_out = (*left_out, *left_out_of("held-out", twice + again), *(
+    left_out = (*left_out, *left_out_named("held-out", twice + again), *(
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
-        for item in left_out_of(what, some.left_out)))
+        for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
     measured = measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
     points = measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None

@@ -13,6 +13,7 @@ from rotescope.evaluate.report.exports import model_card, write_pairs
 from rotescope.evaluate.report.page_pictures import grid, page_figures, shown_pairs, shown_parts
 from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, verdict_tiles
 from rotescope.evaluate.report.report_types import ReportPictures
+from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
 from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.retrigger_tally import ROUTES
 
@@ -62,6 +63,7 @@ def _environment():
                               trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
+    environment.globals |= {f.__name__: f for f in (chance_hits, prompts_together, method_words)}
     return environment
 
 

@@ -63,7 +63,7 @@ def marked(picture, regions):
     for x, y, w, h in (r for r in regions if tuple(r) != WHOLE):
         box = [left + x * edge, top + y * edge, left + (x + w) * edge - 1, top + (y + h) * edge - 1]
         draw.rectangle(box, outline="white", width=2 * line)
-        draw.rectangle(box, outline="#b23c17", width=line)
+        draw.rectangle(box, outline="black", width=line)
     return picture
 
 

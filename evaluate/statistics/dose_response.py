@@ -59,7 +59,7 @@ def dose_caption(about):
             f"{about['copy_threshold']:.3f} ({about['threshold_rule']}); 95 % Clopper-Pearson intervals")
 
 
-def dose_markdown(about):
+def dose_table(about):
     """The table: a line a dose, a column a curve; below, its controls of all doses together, and the price in alignment."""
     curves = about["curves"]
     lines = [f"| copies | {' | '.join(f'`{name}`' for name in curves)} |", "|---" * (len(curves) + 1) + "|"]

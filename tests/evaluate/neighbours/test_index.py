@@ -105,8 +105,8 @@ def test_the_search_takes_half_precision_from_disk(tmp_path):
 
 def test_faiss_finds_what_exact_search_finds_and_says_how_often():
     rng = np.random.default_rng(0)
-    reference = unit(rng, 2000, 32)
-    query = reference[:300] + rng.normal(size=(300, 32)).astype(np.float32) * 0.02
+    reference = unit(rng, 2000, 8)
+    query = reference[:300] + rng.normal(size=(300, 8)).astype(np.float32) * 0.02
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     similarity, row, said = approximate(query, reference)
     exact_similarity, exact_row = nearest(query, reference)
