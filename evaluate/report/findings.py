@@ -22,7 +22,7 @@ from rotescope.evaluate.report.chart_data import gap_curves, histogram, pairs_of
 from rotescope.evaluate.report.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
 from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.report.report import Report
-from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, Pictures, TrainingImages
+from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, ReportPictures, TrainingImages
 from rotescope.evaluate.statistics.base_comparison import against_base
 from rotescope.evaluate.statistics.published_tables import conventions
 from rotescope.evaluate.verdict.rules import check_ids, check_own, parse_rules
@@ -255,5 +255,5 @@ def report_from(report, folder, kept=None):
 
 def _pictures(samples, manifest):
     by_id, by_name = {e.image_id: e for e in manifest}, {r.image: r for r in samples.records}
-    return Pictures(generated=lambda image: samples.open(by_name[image]),
+    return ReportPictures(generated=lambda image: samples.open(by_name[image]),
                     training=lambda image_id: by_id[image_id].open() if image_id in by_id else None)

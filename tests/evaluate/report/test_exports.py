@@ -21,7 +21,7 @@ from rotescope.evaluate import score
 from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.report.exports import junit, metadata, model_card, write_pairs
 from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.report.html import render, write_report
+from rotescope.evaluate.report.html import render_report, write_report
 from rotescope.evaluate.report.page_pictures import THUMBNAIL
 from rotescope.evaluate.report.terminal import announce, show_and_judge
 from rotescope.evaluate.verdict.rules import Rule, check_ids, parse_rules
@@ -217,7 +217,7 @@ def test_model_card_carries_evaluation_results(report):
 
 
 def test_redaction_hides_training_images_and_their_copies(report, data):
-    open_page, hidden_page = render(report), render(report, redact=True)
+    open_page, hidden_page = render_report(report), render_report(report, redact=True)
     assert open_page.count("<img") > hidden_page.count("<img") > 0
     assert data_uri(data[0].open(), THUMBNAIL) in open_page
     assert not [e.image_id for e in data if data_uri(e.open(), THUMBNAIL) in hidden_page]  # the instrument's copies are exact
