@@ -22,7 +22,7 @@ from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder

@@ -23,7 +23,7 @@ from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.evaluate.inputs.samples import open_image
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.mitigate.budget.allocation import ranked, uniform
 from rotescope.mitigate.budget.budgeted_sampling import pair_agreement, score_cost, scores_of
 from rotescope.mitigate.detectors.registry import get_detector

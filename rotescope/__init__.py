@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rotescope.datasets.inspection.preflight import preflight as preflight
     from rotescope.datasets.manifest import Manifest as Manifest
     from rotescope.datasets.readers.sources import load_manifest as load_manifest
-    from rotescope.evaluate.report.copy_rate import CopyRate as CopyRate
-    from rotescope.evaluate.report.evaluation import score as score
+    from rotescope.evaluate.measurement.copy_rate import CopyRate as CopyRate
+    from rotescope.evaluate.measurement.evaluation import score as score
     from rotescope.evaluate.report.report import Report as Report
     from rotescope.library import audit as audit
     from rotescope.library import compare as compare
@@ -43,7 +43,7 @@ _HOMES = {  # public name -> its module
     "audit": "library", "compare": "library", "detect": "library", "finetune": "library",
     "preflight": "datasets.inspection.preflight", "Manifest": "datasets.manifest",
     "load_manifest": "datasets.readers.sources",
-    "score": "evaluate.report.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.report.copy_rate",
+    "score": "evaluate.measurement.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.measurement.copy_rate",
     "generate": "mitigate.sampling.generation", "Prompt": "mitigate.prompts.prompt",
     "mitigated": "mitigate.adapters.pipeline_hook", "guider_for": "mitigate.adapters.guider",
     "TransitionGuidance": "mitigate.methods.transition",

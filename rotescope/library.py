@@ -15,7 +15,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_manifest
-from rotescope.evaluate.report.findings import report_from
+from rotescope.evaluate.measurement.findings import report_from
 from rotescope.evaluate.report.report import Report
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.detectors.prompt_scores import score_prompts

@@ -111,7 +111,8 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("mitigate.sampling",), ("mitigate.embedding_search",), ("mitigate.detectors",),
     ("mitigate.budget", "mitigate.generate", "mitigate.calibrate", "mitigate.list_mitigations"),
     ("evaluate.options", "evaluate.inputs", "evaluate.quality"), ("evaluate.descriptors",), ("evaluate.neighbours",),
-    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",), ("evaluate.report",),
+    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",),
+    ("evaluate.report",), ("evaluate.measurement",),
     ("evaluate.score", "evaluate.index_images"),
     ("options",), ("procedures",), ("commands",), ("front",),
 )

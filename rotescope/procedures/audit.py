@@ -12,10 +12,10 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
+from rotescope.evaluate.measurement.evaluation import write_all
+from rotescope.evaluate.measurement.findings import check_measuring, score_samples, totals
 from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.evaluation import write_all
-from rotescope.evaluate.report.findings import check_measuring, score_samples, totals
 from rotescope.evaluate.report.terminal import announce
 from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds

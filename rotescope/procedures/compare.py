@@ -13,7 +13,7 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family

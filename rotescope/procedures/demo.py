@@ -8,7 +8,7 @@ from rotescope.common.outputs import check_output
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.mitigate.sampling.generation import generate_to_folder

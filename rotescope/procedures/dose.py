@@ -16,10 +16,10 @@ from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.findings import make_layers
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.findings import make_layers
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_caption, dose_table
 from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling

@@ -11,8 +11,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.neighbours.index import embed
-from rotescope.evaluate.report.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import paper_claims as claims
 from rotescope.mitigate.contract.mitigation import Mitigation

@@ -17,7 +17,7 @@ from rotescope.commands.finetune import main
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts

@@ -1,6 +1,6 @@
 """The noise levels that a denoiser is trained on, and the loss of each sample. Pure.
 
-Targets and conversions stand in common/prediction.py.
+Targets and conversions stand in rotescope/models/prediction.py.
 """
 from dataclasses import dataclass
 

@@ -15,11 +15,11 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import pixels
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.neighbours import int8_prefilter as coarse
 from rotescope.evaluate.neighbours.descriptor_store import MappedRows, Store, merge, read_about
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.neighbours.nearest import approximate, nearest, nearest_other
-from rotescope.evaluate.report.findings import score_samples
 
 
 @pytest.fixture(scope="module")

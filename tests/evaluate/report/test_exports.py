@@ -18,9 +18,9 @@ from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate import score
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.report.exports import junit, metadata, model_card, write_pairs
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import render_report, write_report
 from rotescope.evaluate.report.page_pictures import THUMBNAIL
 from rotescope.evaluate.report.terminal import announce, show_and_judge
@@ -149,7 +149,7 @@ def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
 def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_is_measured(
         given, said, argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rotescope.evaluate.report.evaluation.score_samples", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("rotescope.evaluate.measurement.evaluation.score_samples", lambda *_, **__: pytest.fail("measured"))
     shutil.copytree("s", "x/s")
     load_source("train").save("m.parquet")
     there = sorted(tmp_path.rglob("*"))

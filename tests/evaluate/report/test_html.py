@@ -20,8 +20,8 @@ from rich.console import Console
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over

@@ -10,9 +10,9 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS, scenes, sprite
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import centred_pixels
-from rotescope.evaluate.report import findings as scoring
+from rotescope.evaluate.measurement import findings as scoring
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.exports import write_pairs
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import render_report
 from rotescope.evaluate.report.page_pictures import marked
 from rotescope.evaluate.statistics.published_tables import dcr, membench

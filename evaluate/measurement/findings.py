@@ -12,15 +12,15 @@ from rotescope.evaluate.descriptors.registry import choose, get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
+from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
+from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
 from rotescope.evaluate.nulls.same_picture import Twins
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
-from rotescope.evaluate.report.chart_data import gap_curves, histogram, pairs_of, sweep_points
-from rotescope.evaluate.report.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.report.report import Report
 from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, ReportPictures, TrainingImages
 from rotescope.evaluate.statistics.base_comparison import against_base
