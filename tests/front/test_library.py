@@ -90,7 +90,7 @@ def test_a_finetune_and_a_comparison_from_python(base, photos, nowhere, capfd):
 
 def test_detectors_from_python_are_the_registrys(base, nowhere):
     prompts = ["a cat", "a bus"]
-    found = rotescope.detect(base, prompts, ["magnitude:n=1,steps=1", "edges:n=1"])
+    found = rotescope.detect(base, prompts, ["magnitude:n=1,steps=1", "edges:n=2"])
     assert {name: len(scores) for name, scores in found.items()} == {"magnitude": 2, "edges": 2}
     with pytest.raises(InputError, match="recall looks at the training images"):
         rotescope.detect(base, prompts, "recall")
