@@ -12,7 +12,7 @@ from importlib import import_module
 from math import isfinite
 
 from rotescope.common.errors import InputError
-from rotescope.common.suggestions import nearest
+from rotescope.common.suggestions import suggestion
 from rotescope.mitigate.contract.families import FAMILIES
 
 
@@ -89,7 +89,7 @@ def find_entry(text, entries, what):
     """NAME or NAME:key=value,… -> the entry and the text behind the colon. InputError for an unknown name."""
     name, _, settings = text.partition(":")
     if name not in entries:
-        raise InputError(f"no {what} is called {name!r}: {nearest(name, entries)}")
+        raise InputError(f"no {what} is called {name!r}: {suggestion(name, entries)}")
     return entries[name], settings
 
 
@@ -119,7 +119,7 @@ def _parted(entry, text):
 def _setting(entry, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     if key not in entry.settings or not equals:
-        known = nearest(key, entry.settings) if entry.settings else "it has no settings"
+        known = suggestion(key, entry.settings) if entry.settings else "it has no settings"
         raise InputError(f"{entry.name}: {text!r} is not a setting: write key=value; {known}")
     return key, value
 
