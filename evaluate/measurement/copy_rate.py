@@ -7,7 +7,7 @@ from torchmetrics import Metric
 from rotescope.common.errors import InputError
 from rotescope.evaluate.inputs.pictures_in_memory import data_of
 from rotescope.evaluate.inputs.training_and_heldout import apart
-from rotescope.evaluate.measurement.findings import check_measuring, make_layers
+from rotescope.evaluate.measurement.layers import check_measuring, make_layers
 from rotescope.evaluate.options import CopyRule
 from rotescope.evaluate.statistics.estimate import Estimate, share_estimate
 

@@ -13,7 +13,8 @@ from rotescope.evaluate.inputs.output_checks import check_images, check_places, 
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
 from rotescope.evaluate.measurement.evaluation import write_all
-from rotescope.evaluate.measurement.findings import check_measuring, score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
+from rotescope.evaluate.measurement.layers import check_measuring
 from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.terminal import announce

@@ -16,7 +16,7 @@ from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
-from rotescope.evaluate.measurement.findings import make_layers
+from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment

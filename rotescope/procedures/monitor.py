@@ -18,7 +18,7 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
-from rotescope.evaluate.measurement.findings import make_layers
+from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.measurement.per_group import group_findings
 from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import unique

@@ -10,7 +10,8 @@ from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in, twins_apart
-from rotescope.evaluate.measurement.findings import exact_rule, make_layers
+from rotescope.evaluate.measurement.findings import exact_rule
+from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.nulls.calibration import check_null, warnings
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import retrigger_tally as judged
