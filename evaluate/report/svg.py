@@ -110,6 +110,11 @@ def strip_rows(report):
 
 
 def strips(report, width):
+    """The drawing as SVG; see draw_strips."""
+    return draw_strips(report, width).svg()
+
+
+def draw_strips(report, width):
     """Histograms over one axis, one strip each; what lies beyond the threshold is a copy."""
     rows, edges, threshold = strip_rows(report), report.histogram.edges, report.copy_threshold
     narrow, top = width < 500, 26
@@ -134,7 +139,7 @@ def strips(report, width):
         c.line(x(v), bottom, x(v), bottom + 4, "rule")
         c.text(x(v), bottom + 18, f"{v:g}")
     c.text((left + width - right) / 2, bottom + 35, "similarity to the nearest training image")
-    return c.svg()
+    return c
 
 
 def _first_above(edges, threshold):
@@ -207,8 +212,13 @@ SHAPES = {"delayed": "delayed guidance, by its transition τ", "opposite": "oppo
 
 
 def tradeoff(report, width):
-    """Alignment against copy rate: left and up is better."""
-    points, narrow = tradeoff_points(report), width < 500
+    """The drawing as SVG; see draw_tradeoff."""
+    return draw_tradeoff(tradeoff_points(report), width).svg()
+
+
+def draw_tradeoff(points, width):
+    """Alignment against copy rate: left and up is better. points: as tradeoff_points has them."""
+    narrow = width < 500
     families = [f for f in SHAPES if any(p[0] == f for p in points)]
     lines = len(families) if narrow else -(-len(families) // 2)
     left, top = 40, 40 + 20 * lines
@@ -234,7 +244,7 @@ def tradeoff(report, width):
         _mark(c, x(rate), y(aligned), family)
     for _, label, rate, _, aligned in sorted(points, key=lambda p: p[0] in ("delayed", "opposite")):  # names first
         c.label(x(rate), y(aligned), label, "value")
-    return c.svg()
+    return c
 
 
 def _mark(c, x, y, family):
