@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from functools import cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
