@@ -64,7 +64,8 @@ class ScoreConfig(MeasureConfig):
     generated: str
     """what rotescope generate wrote, or any folder of images"""
     base_generated: str | None = None
-    """pictures by the base model on the same prompts and seeds: what it makes too, this fine-tune did not memorize"""
+    """pictures by the base model on the same prompts and seeds: what it makes too, this
+    fine-tune did not memorize"""
     sweep: str | None = None
     """a second samples folder with one method a transition, for the trade-off curves"""
 

@@ -13,7 +13,7 @@ from typing import Any
 from rotescope.common.console import silenced
 from rotescope.common.errors import InputError
 from rotescope.common.models import chosen_device, load_pipeline
-from rotescope.common.suggestions import nearest
+from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_manifest
 from rotescope.evaluate.report.findings import report_from
@@ -247,7 +247,7 @@ def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) ->
     names = [f.name for f in fields(config_class)]
     unknown = next((name for name in more if name not in names), None)
     if unknown:
-        raise InputError(f"{unknown} is no option: {nearest(unknown, names)}")
+        raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
     return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
 
 

@@ -5,9 +5,9 @@
     keys.bin         32 bytes a row: the SHA-256 of the encoded image
     queries/         the same for pictures that are compared with them
 
-The vectors and the keys only ever grow, the vectors first. So whatever was cut short, the rows that both of them
-hold are whole. A row whose vector is not of length 1, because a disk lost what it was given, is embedded again in
-its place; so are, at each use, the few pictures whose descriptor is 0.
+The vectors and the keys only ever grow, the vectors first. So whatever was cut short, the rows that both of
+them hold are whole. A row whose vector is not of length 1, because a disk lost what it was given, is embedded
+again in its place; so are, at each use, the few pictures whose descriptor is 0.
 """
 import fcntl
 import json
@@ -163,8 +163,8 @@ def read_about(folder):
 
 
 def merge(shards, folder):
-    """Indexes of parts of a data set -> one Store in `folder`: each picture once. InputError unless they are all of one
-    descriptor."""
+    """Indexes of parts of a data set -> one Store in `folder`: each picture once. InputError unless they are
+    all of one descriptor."""
     about = read_about(shards[0])
     merged = Store(folder, about["descriptor"], about["dim"])
     parts = [Store(shard, merged.name, merged.dim) for shard in shards]  # all checked before any is copied

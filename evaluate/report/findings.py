@@ -10,7 +10,7 @@ from rotescope.common.outputs import versions
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import choose, get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
-from rotescope.evaluate.inputs.training_and_heldout import apart, named, twins_apart
+from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
 from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
@@ -77,15 +77,16 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
-    left_out = (*left_out, *named("held-out", twice + again), *(
+    left_out = (*left_out, *left_out_named("held-out", twice + again), *(
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
-        for item in named(what, some.left_out)))
+        for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
     measured = measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
     points = measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
-    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values.needed is None)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
+                            resolved=p_values.needed is None)
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
@@ -93,12 +94,17 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         notes=(*left_out_notes(left_out), *warnings(layer), *_not_sought(how, index)), left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
-        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))), methods=_methods(samples, groups),
-        prompts=prompts, **_partial(samples, measured, index, how), conventions=conventions(samples, measured, layer),
-        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest), prompts) if unadapted else None,
+        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
+        methods=_methods(samples, groups),
+        prompts=prompts, **_partial(samples, measured, index, how),
+        conventions=conventions(samples, measured, layer),
+        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest),
+                          prompts) if unadapted else None,
         sweep=sweep_points(swept, points, layer) if swept else (),
-        hashes=_hashes(samples, manifest, heldout, aligner, index), versions=samples.run.get("versions", {}) | versions(),
-        config={"sampling": samples.run.get("config", {}), "scoring": config or {}}, prediction_gaps=gap_curves(samples),
+        hashes=_hashes(samples, manifest, heldout, aligner, index),
+        versions=samples.run.get("versions", {}) | versions(),
+        config={"sampling": samples.run.get("config", {}), "scoring": config or {}},
+        prediction_gaps=gap_curves(samples),
         histogram=histogram(samples, measured, layer), pairs=pairs_of(samples, measured, layer),
         pictures=_pictures(samples, manifest))
 
@@ -113,7 +119,8 @@ def _check_rules(rules, samples, manifest):
 def _methods(samples, groups):
     """{method: {group: GroupFindings}} -> {method: MethodFindings}."""
     told = samples.run or set(groups) != {"none"}
-    return {method: MethodFindings(name(method) if told else "generated images", samples.run.get("methods", {}).get(method, {}),
+    return {method: MethodFindings(name(method) if told else "generated images",
+                                   samples.run.get("methods", {}).get(method, {}),
                                    found) for method, found in groups.items()}
 
 
@@ -149,10 +156,12 @@ def make_layers(side, manifest, heldout, base, how, on_image=None):
 
 
 def _similarity(layers, samples, chosen):
-    """What similarity and copies are measured by -> fields of Report; chosen: whether auto chose the descriptor."""
+    """What similarity and copies are measured by -> fields of Report; chosen: whether auto
+    chose the descriptor."""
     layer, exact = layers["descriptor"], layers.get("exact")
     side = min(samples.side, *layer.index.examples[0].open().size)
-    return {"descriptor": layer.index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
+    return {"descriptor": layer.index.descriptor.name,
+            "descriptor_choice": choose(side)[1] if chosen else "user's choice",
             "search": layer.index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
             "background": layer.background, "exact": exact and exact_rule(exact)}
 
@@ -171,7 +180,8 @@ def _partial(samples, measured, index, how):
     copies = []
     for f in found:
         r = samples.records[f.position]
-        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, index.examples[f.row].image_id,
+        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image,
+                                  index.examples[f.row].image_id,
                                   f.kind, f.similarity, f.regions))
     return {"partial": tuple(copies), "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
@@ -236,9 +246,11 @@ def _hashes(samples, manifest, heldout, aligner, index):
 
 
 def report_from(report, folder, kept=None):
-    """The same report, whose generated pictures lie in `folder` now. kept: what must live as long as the report does."""
+    """The same report, whose generated pictures lie in `folder` now. kept: what must live as
+    long as the report does."""
     folder = Path(folder)
-    return replace(report, pictures=replace(report.pictures, generated=lambda image, _=kept: open_image(folder / image)))
+    return replace(report, pictures=replace(report.pictures,
+                                            generated=lambda image, _=kept: open_image(folder / image)))
 
 
 def _pictures(samples, manifest):

@@ -1,4 +1,5 @@
-"""Report -> files: report.html, one page that needs no network, for screen, phone and paper, and what lies beside it."""
+"""Report -> files: report.html, one page that needs no network, for screen, phone and paper,
+and what lies beside it."""
 import base64
 import hashlib
 from dataclasses import replace
@@ -12,6 +13,7 @@ from rotescope.evaluate.report.exports import model_card, write_pairs
 from rotescope.evaluate.report.page_pictures import figures, grid, shown_pairs, shown_parts
 from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, tiles
 from rotescope.evaluate.report.report_types import Pictures
+from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
 from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.retrigger_tally import ROUTES
 
@@ -20,7 +22,8 @@ HERE = Path(__file__).parent
 
 
 def write_files(report, folder, redact=False):
-    """Everything that people and machines read of a Report, into a folder that is there; redact: as render has it."""
+    """Everything that people and machines read of a Report, into a folder that is there;
+    redact: as render has it."""
     write_report(report, folder, redact)
     write_pairs(report, Path(folder) / "pairs.parquet")
     write_text(Path(folder) / "model_card.md", model_card(report))
@@ -43,7 +46,8 @@ def render(report, redact=False):
     report = withheld(report) if redact else report
     script = (HERE / "report.js").read_text(encoding="utf-8")
     return printable(_environment().get_template("report.html.j2").render(
-        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
+        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report),
+        tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
         parts=shown_parts(report), part_words=PARTS, routes=ROUTES, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()))
@@ -55,9 +59,11 @@ def summary(report):
 
 
 def _environment():
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
+    environment.globals |= {f.__name__: f for f in (chance_hits, prompts_together, method_words)}
     return environment
 
 

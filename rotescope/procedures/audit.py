@@ -65,7 +65,7 @@ def run_audit(config):
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
-        folders = sample(config, base, prompts, policies, draft, manifest, sizes)
+        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
         with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
             report = score_samples(
@@ -113,7 +113,7 @@ def uniform_plan(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample(config, base, prompts, policies, folder, manifest, sizes):
+def sample_for_audit(config, base, prompts, policies, folder, manifest, sizes):
     """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():

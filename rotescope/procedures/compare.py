@@ -26,8 +26,8 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
-from rotescope.procedures import plots
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.pareto import draw_pareto
 
 WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
@@ -104,7 +104,7 @@ def run_comparison(config):
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
-        plots.draw_pareto(rows, draft / "pareto.png")
+        draw_pareto(rows, draft / "pareto.png")
         (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
         about = {key: as_json(getattr(report, key)) for key in kept}

@@ -29,7 +29,7 @@ from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts, load_prompts
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
+from rotescope.procedures.plots.monitor import draw_monitor
 from rotescope.train.options.finetune_options import EMBEDDED
 from rotescope.train.tracking.validation import sampling
 
@@ -139,7 +139,7 @@ class Monitor:
         """After each measurement, so that a run that fails or is killed leaves its curve."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.file, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines))
-        plots.draw_monitor(self.lines, self.file.with_suffix(".png"), self.config.stop_at_copy_rate)
+        draw_monitor(self.lines, self.file.with_suffix(".png"), self.config.stop_at_copy_rate)
 
     def _tell(self, run):
         """What goes into rotescope.json, and how a run to a dose ended."""

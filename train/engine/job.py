@@ -20,10 +20,8 @@ from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
-from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
+from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.options.limits import check_values
-
-__all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
 
 FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
@@ -53,7 +51,7 @@ class Job:
                 if isinstance(part, torch.nn.Module) and name not in self.predictor.parts and name.startswith(prefix)]
 
 
-def check(config):
+def check_job(config):
     """-> Job. InputError on anything that would stop the run later."""
     check_values(config)
     resume = check_place(config)

@@ -1,4 +1,7 @@
-"""The noise levels that a denoiser is trained on, and the loss of each sample. Pure. Targets: common/prediction.py."""
+"""The noise levels that a denoiser is trained on, and the loss of each sample. Pure.
+
+Targets and conversions stand in common/prediction.py.
+"""
 from dataclasses import dataclass
 
 import torch

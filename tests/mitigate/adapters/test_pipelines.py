@@ -299,7 +299,7 @@ def test_what_a_pipeline_cannot_do_is_refused_by_name():
 def test_what_looks_inside_refuses_an_ip_adapter_and_the_rest_serves_it():
     pipe = tiny_pipeline()
     pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
-    inside = {name: entry.preset for name, entry in ENTRIES.items() if entry.preset.looks_inside}
+    inside = {name: entry.make() for name, entry in ENTRIES.items() if entry.load().looks_inside}
     assert {"guard", "nemo", "sharpness-step"} <= set(inside)
     for mitigation in inside.values():
         with pytest.raises(InputError, match="knows no IP-Adapter"):

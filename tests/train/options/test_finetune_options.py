@@ -19,7 +19,7 @@ from training import arguments, config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
 from rotescope.common.models import load_pipeline
-from rotescope.common.settings import named_in_file, save
+from rotescope.common.settings import option_names_in_file, save
 from rotescope.datasets.readers.sources import load_source
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
@@ -244,8 +244,8 @@ def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_pa
     own = FinetuneConfig(pretrained_model_name_or_path=str(base))
     save(own, tmp_path / "config.yaml")
     for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
-        assert "train_data" in named_in_file(argv)
-    assert named_in_file(["--seed", "1"]) == set()
+        assert "train_data" in option_names_in_file(argv)
+    assert option_names_in_file(["--seed", "1"]) == set()
     assert _meant(own, {"config"}, {"train_data"}) == own
     assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 
