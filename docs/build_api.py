@@ -26,7 +26,8 @@ GROUPS = {  # heading -> the names under it, in the order of a reader's work; ot
     "Prepare and train": ("load_manifest", "preflight", "finetune", "compare"),
 }
 ENTRIES = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Other Parameters")  # sections that are lists of entries
-WIDTH = 100  # of a signature on one line
+WIDTH = 100   # of a signature on one line
+FIELDS = 12   # of a dataclass that a reader might make
 HEAD = """# The public Python names
 
 *Made by `docs/build_api.py` from the docstrings; edit those.*
@@ -80,8 +81,10 @@ def methods(kind):
 # ----- signatures
 
 def signature(thing):
-    """-> the call as its source has it, in a block of code."""
+    """-> the call as its source has it, in a block of code; of a class with many fields, which others make, the fields."""
     name, arguments, result = thing.__name__, *_call(thing)
+    if inspect.isclass(thing) and is_dataclass(thing) and len(arguments) > FIELDS:
+        return f"```python\nclass {name}:\n" + "".join(f"    {a.partition(' = ')[0]}\n" for a in arguments) + "```\n"
     line = f"{name}({', '.join(arguments)}){result}"
     if len(line) > WIDTH:
         line = f"{name}(\n" + "".join(f"    {a},\n" if a != "*" else "    *,\n" for a in arguments) + f"){result}"
@@ -163,8 +166,11 @@ def _entries(body):
         head, _, text = entry.partition("\n")
         name, _, kind = (part.strip() for part in head.partition(" : "))
         what = " ".join(textwrap.dedent(text).split())
-        shown = kind if "`" in kind else f"`{kind}`"
-        yield f"- `{name}`" + (f" ({shown})" if kind else "") + (f": {what}" if what else "")
+        yield f"- {_quoted(name)}" + (f" ({_quoted(kind)})" if kind else "") + (f": {what}" if what else "")
+
+
+def _quoted(text):
+    return text if "`" in text else f"`{text}`"
 
 
 def fenced(body):

@@ -10,6 +10,7 @@ from places import EMOJI, ROOT
 
 import rotescope
 from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.report.report import Report
 
 
 def load(name):
@@ -128,6 +129,10 @@ def some(a: int, b=2, *rest, c: str | None = None, **more) -> float:
 
 def test_signatures_are_those_of_the_source():
     assert build_api.signature(some) == "```python\nsome(a: int, b=2, *rest, c: str | None = None, **more) -> float\n```\n"
+
+
+def test_a_class_of_many_fields_shows_its_fields():
+    assert build_api.signature(Report).startswith("```python\nclass Report:\n    schema_version: str\n")
 
 
 def test_check_tells_a_stale_page(tmp_path, monkeypatch, capsys):
