@@ -13,22 +13,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.evaluate.inputs.samples import open_image
-from rotescope.evaluate.score import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.mitigate.budget.allocation import ranked, uniform
 from rotescope.mitigate.budget.budgeted_sampling import pair_agreement, score_cost, scores_of
 from rotescope.mitigate.detectors.registry import get_detector
@@ -36,7 +31,9 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.plan import draw_plan
 
 ALONE = "images alone"  # no scores: a random order, then where a prompt's images agree
 
@@ -83,11 +80,11 @@ def leaks_of(folder, prompts, manifest):
     """Samples -> {(prompt index, seed): whether that image copies the duplicated training image of its caption}."""
     with progress_bars(totals(folder, manifest)) as on_image:
         report = score_samples(folder, manifest, partial=False, alignment="none", on_image=on_image)
-    known = {(p["prompt_index"], p["seed"]): p for p in report["pairs"]}
-    if any(known[i, s]["prompt"] != prompts[i].text for i, s in known):
+    known = {(p.prompt_index, p.seed): p for p in report.pairs}
+    if any(known[i, s].prompt != prompts[i].text for i, s in known):
         raise InputError(f"{folder} holds other prompts: sample them anew, without --samples")
-    leaking = {at: p["group"] == "duplicated" and p["is_copy"] and p["nearest"] == p["expected"] for at, p in known.items()}
-    return leaking, {k: report[k] for k in ("descriptor", "copy_threshold", "threshold_rule", "hashes")}
+    leaking = {at: p.group == "duplicated" and p.is_copy and p.nearest == p.expected for at, p in known.items()}
+    return leaking, {k: getattr(report, k) for k in ("descriptor", "copy_threshold", "threshold_rule", "hashes")}
 
 
 def agreements_of(folder, n, seeds):
@@ -150,22 +147,6 @@ def table_of(uniform_curve, curves, n):
     return rows
 
 
-def draw(file, orders, curves, leaks, n):
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    budgets = np.arange(1, orders.shape[1] + 1)
-    axes.fill_between(budgets, *np.quantile(orders, [0.05, 0.95], axis=0), color="#777777", alpha=0.25, linewidth=0)
-    axes.plot(budgets, orders.mean(0), color="#444444", linewidth=2, label="uniform (mean, and 90% of the orders)")
-    for name, curve in curves.items():
-        axes.plot(budgets, curve, linewidth=1.6, label=name, linestyle="--" if name == ALONE else "-")
-    axes.axhline(leaks, color="#b3261e", linewidth=0.7)
-    axes.set(xlabel=f"images spent, of {len(budgets):,} ({n} prompts), the price of the scores included",
-             ylabel=f"leaks found, of {leaks} known", xlim=(1, len(budgets)), xscale="log")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-
-
 def measure(config):
     check_sampling(config)
     detectors = {name: get_detector(name) for name in config.detector}
@@ -192,7 +173,7 @@ def measure(config):
         orders, curves = replay(config, prompts, leaking, agreements_of(folder, len(prompts), config.seeds), scored)
         rows = table_of(orders.mean(0), curves, len(prompts))
         leaks = len({i for (i, _), leaked in leaking.items() if leaked})
-        draw(draft / "curve.png", orders, curves, leaks, len(prompts))
+        draw_plan(orders, curves, leaks, len(prompts), draft / "curve.png")
         found = {"prompts": len(prompts), "images": orders.shape[1], "leaks": leaks, "rows": rows, "seconds": seconds,
                  "cost": {name: cost for name, (_, cost) in scored.items()}}
         write_json(draft / "plan.json", {"config": plain(config), "versions": versions(), **how, **found, "curves": {

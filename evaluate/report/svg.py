@@ -1,10 +1,12 @@
 """The report's figures as inline SVG: colours come from the page's stylesheet, so one drawing serves light, dark and paper."""
 import math
 from html import escape
+from itertools import pairwise
 
 from rotescope.common.wording import PROMPTS, percent
 
 WIDE, NARROW = 760, 344  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
+CHARACTER = 6.7          # pixels: mean width of a character of a label
 
 
 class Canvas:
@@ -13,6 +15,7 @@ class Canvas:
     def __init__(self, width, height, title, about):
         self.width, self.height, self.title, self.about = width, height, title, about
         self.parts, self.taken = [], []  # taken: boxes (left, top, right, bottom) that labels keep clear of
+        self.texts = []                  # boxes of all text, so that a test sees what is clipped
 
     def add(self, tag, text=None, **attributes):
         told = {k.rstrip("_").replace("_", "-"): escape(_short(v)) for k, v in attributes.items() if v is not None}
@@ -27,25 +30,40 @@ class Canvas:
             self.add("path", d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points) + ("Z" if closed else ""), class_=style)
 
     def text(self, x, y, text, style="tick", anchor="middle"):
+        self.texts.append(self._box(text, x, y, anchor))
         self.add("text", text, x=x, y=y, class_=style, text_anchor=None if anchor == "start" else anchor)
 
+    def keep_clear(self, points, step=5):
+        """Labels keep clear of the line through the points."""
+        for (x1, y1), (x2, y2) in pairwise(points):
+            n = max(1, math.ceil(math.dist((x1, y1), (x2, y2)) / step))
+            self.taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in (
+                (x1 + (x2 - x1) * i / n, y1 + (y2 - y1) * i / n) for i in range(n + 1))]
+
     def label(self, x, y, text, style):
-        """Text beside a point, on the first side where it is free."""
-        sides = [(x + 10, y + 4, "start"), (x, y - 11, "middle"), (x, y + 20, "middle"), (x - 10, y + 4, "end"), *(
-            (x + 8, y + 4 + way * step, "start") for step in (13, 26, 39) for way in (-1, 1))]
-        boxes = [self._box(text, *side) for side in sides]
+        """Text beside a point, as near as it is free, with a thin line to the point where it is not near."""
+        near = [(x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 11, "middle"), (x, y + 20, "middle")]
+        far = [(x + across, y + way * down, anchor) for down in range(18, 120, 13) for way in (-1, 1)
+               for across, anchor in ((0, "middle"), (10, "start"), (-10, "end"), (34, "start"), (-34, "end"))]
+        boxes = [self._box(text, *side) for side in (*near, *far)]
         i = next((i for i, box in enumerate(boxes) if self._is_free(box)), 0)
+        to_x, to_y, anchor = (*near, *far)[i]
+        if i >= len(near):
+            left, top, right, bottom = boxes[i]
+            end = min(max(x, left + 3), right - 3), top + 3 if to_y > y else bottom
+            self.line(x, y, *end, "leader")
+            self.keep_clear([(x, y), end])
         self.taken.append(boxes[i])
-        self.text(sides[i][0], sides[i][1], text, style, sides[i][2])
+        self.text(to_x, to_y, text, style, anchor)
 
     def _box(self, text, x, y, anchor):
-        width = 6.5 * len(text)
+        width = CHARACTER * len(text)
         left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
         return left - 3, y - 11, left + width + 3, y + 3
 
     def _is_free(self, box):
         left, top, right, bottom = box
-        inside = left >= 0 and right <= self.width
+        inside = left >= 0 and right <= self.width and top >= 0 and bottom <= self.height
         return inside and all(right <= b[0] or b[2] <= left or bottom <= b[1] or b[3] <= top for b in self.taken)
 
     def svg(self):
@@ -95,7 +113,7 @@ def strips(report, width):
     """Histograms over one axis, one strip each; what lies beyond the threshold is a copy."""
     rows, edges, threshold = strip_rows(report), report.histogram.edges, report.copy_threshold
     narrow, top = width < 500, 26
-    left, right, height = (0, 46, 46) if narrow else (206, 56, 36)
+    left, right, height = (0, 46, 50) if narrow else (206, 56, 36)
     bottom = top + height * len(rows)
     shares = [_beyond(counts, edges, threshold) for _, counts, _ in rows]
     c = Canvas(width, bottom + 38, "Similarity to the nearest training image", "; ".join(
@@ -105,8 +123,9 @@ def strips(report, width):
         base = top + height * (i + 1)
         c.text(0, base - (height - 14 if narrow else 7), label, "label", "start")
         y = scale(0, max(counts) or 1, base, base - height + (20 if narrow else 8))
-        c.path(_steps(edges, counts, range(_first_above(edges, threshold)), x, y), "area calm", closed=True)
-        c.path(_steps(edges, counts, range(_first_above(edges, threshold), len(counts)), x, y), "area copy", closed=True)
+        first = _first_above(edges, threshold)
+        for bins, style in ((range(first), "calm"), (range(first, len(counts)), "copy" if above else "over")):
+            c.path(_steps(edges, counts, bins, x, y), f"area {style}", closed=True)
         c.line(left, base, width - right, base, "rule")
         c.text(width, base - 7, percent(part), "value copy" if above else "value", "end")
     c.line(x(threshold), top - 8, x(threshold), bottom, "threshold")
@@ -163,7 +182,9 @@ def _axes(c, left, bottom, x, y, x_ticks, y_ticks, write=lambda v: f"{v:g}"):
         c.line(left, y(v), c.width - 4, y(v), "rule")
         c.text(left - 7, y(v) + 4, f"{v:g}", anchor="end")
     for v in x_ticks:
-        c.text(x(v), bottom + 18, write(v))
+        words = write(v)
+        half = CHARACTER * len(words) / 2
+        c.text(min(max(x(v), half), c.width - half), bottom + 18, words)
 
 
 # ----- trade-off
@@ -181,40 +202,54 @@ def tradeoff_points(report):
             for family, label, p in points if p.alignment is not None]
 
 
+SHAPES = {"delayed": "delayed guidance, by its transition τ", "opposite": "opposite guidance, by its transition τ",
+          "method": "method of the table", "plain": "plain guidance"}
+
+
 def tradeoff(report, width):
     """Alignment against copy rate: left and up is better."""
     points, narrow = tradeoff_points(report), width < 500
-    left, top, bottom = 40, 72 if narrow else 52, 310
+    families = [f for f in SHAPES if any(p[0] == f for p in points)]
+    lines = len(families) if narrow else -(-len(families) // 2)
+    left, top = 40, 40 + 20 * lines
+    bottom = top + (300 if narrow else 290)
     c = Canvas(width, bottom + 40, "Alignment against copy rate", "; ".join(
         f"{family} {label}: {percent(rate)} copied, alignment {aligned:.2f}" for family, label, rate, _, aligned in points))
-    low, high, most = min(p[4] for p in points), max(p[4] for p in points), max(0.1, 1.08 * max(p[2] for p in points))
+    low, high, most = min(p[4] for p in points), max(p[4] for p in points), min(max(0.1, *(p[3][1] for p in points)), 1)
     pad = max((high - low) * 0.18, 0.02)
-    x, y = scale(0, most, left + 10, width - 14), scale(low - pad, high + pad, bottom, top)
+    x, y = scale(0, most, left + 10, width - 26), scale(low - pad, high + pad, bottom, top)
     _axes(c, left, bottom, x, y, ticks(0, most, 4 if narrow else 8), ticks(low - pad, high + pad, 5), percent)
     c.text((left + width) / 2, bottom + 36, "copy rate")
     c.text(0, top - 12, "text-image agreement", anchor="start")
+    for i, family in enumerate(families):
+        _legend(c, *((0, 12 + 20 * i) if narrow else (left + 330 * (i % 2), 12 + 20 * (i // 2))), family)
     for _, _, _, (least, greatest), aligned in points:
-        c.line(x(least), y(aligned), x(min(greatest, most)), y(aligned), "whisker")
-    for i, family in enumerate(f for f in ("delayed", "opposite") if any(p[0] == f for p in points)):
-        c.path([(x(p[2]), y(p[4])) for p in points if p[0] == family], f"curve ink {family}")
-        _legend(c, *((left, 12 + 20 * i) if narrow else (left + 330 * i, 12)), family)
-    for family, _, rate, _, aligned in points:
+        c.line(x(least), y(aligned), x(greatest), y(aligned), "whisker")
+        c.keep_clear([(x(least), y(aligned)), (x(greatest), y(aligned))])
+    for family in ("delayed", "opposite"):
+        curve = [(x(p[2]), y(p[4])) for p in points if p[0] == family]
+        c.path(curve, f"curve ink {family}")
+        c.keep_clear(curve)
+    for family, _, rate, _, aligned in points:  # a ring round a dot shows both
         _mark(c, x(rate), y(aligned), family)
-    for family, label, rate, _, aligned in points:
-        c.label(x(rate), y(aligned), label, "value copy" if family == "plain" else "value")
+    for _, label, rate, _, aligned in sorted(points, key=lambda p: p[0] in ("delayed", "opposite")):  # names first
+        c.label(x(rate), y(aligned), label, "value")
     return c.svg()
 
 
 def _mark(c, x, y, family):
     c.taken.append((x - 6, y - 6, x + 6, y + 6))
-    if family in ("delayed", "opposite"):
-        c.add("circle", cx=x, cy=y, r=4.5, class_="mark hollow" if family == "delayed" else "mark ink")
+    if family == "delayed":
+        c.add("circle", cx=x, cy=y, r=6.0, class_="mark hollow")
+    elif family == "opposite":
+        c.add("circle", cx=x, cy=y, r=4.0, class_="mark ink")
     else:
-        diamond = [(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)]
-        c.path(diamond, "mark copy" if family == "plain" else "mark ink", closed=True)
+        corners = [(-5, -5), (5, -5), (5, 5), (-5, 5)] if family == "plain" else [(0, -6), (6, 0), (0, 6), (-6, 0)]
+        c.path([(x + across, y + down) for across, down in corners], "mark ink", closed=True)
 
 
 def _legend(c, x, y, family):
-    c.line(x, y, x + 24, y, f"curve ink {family}")
+    if family in ("delayed", "opposite"):
+        c.line(x, y, x + 24, y, f"curve ink {family}")
     _mark(c, x + 12, y, family)
-    c.text(x + 32, y + 4, f"{family} guidance, by transition timestep", "label", "start")
+    c.text(x + 32, y + 4, SHAPES[family], "label", "start")

@@ -17,11 +17,11 @@ from diffusers.guiders.guider_utils import GuiderOutput
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
-from rotescope.common.prediction import slope_at
 from rotescope.mitigate.adapters.compatibility import check_scheduler
 from rotescope.mitigate.contract.mitigation import Mitigation, Step, same_timestep
 from rotescope.mitigate.contract.prediction import prediction_gap
 from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.models.prediction import slope_at
 
 
 def guider_for(pipe: Any, mitigation: str, guidance_scale: float = 7.5) -> "MitigationGuider":

@@ -33,7 +33,8 @@ class BlackBox:
         """-> a PIL image for each noise seed."""
         pipe.set_progress_bar_config(disable=True)
         return pipe(list(texts), generator=[torch.Generator().manual_seed(s) for s in noise_seeds],
-                    num_inference_steps=self.num_inference_steps, **guidance_arguments(pipe, len(texts), self.guidance_scale)).images
+                    num_inference_steps=self.num_inference_steps,
+                    **guidance_arguments(pipe, len(texts), self.guidance_scale)).images
 
     def score(self, observed):
         """The n images of one prompt -> its score."""

@@ -15,12 +15,12 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
-from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.models.seeds import hashed_integer
 
 RECORD_SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
@@ -87,7 +87,8 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]), **guidance_arguments(pipe, len(batch), guidance_scale),
+        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
+                      **guidance_arguments(pipe, len(batch), guidance_scale),
                       num_inference_steps=num_inference_steps, height=resolution, width=resolution,
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)

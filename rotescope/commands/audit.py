@@ -21,8 +21,8 @@ from rotescope.options.audit import AuditConfig
 def main(argv=None):
     config = parse(AuditConfig, argv, prog="rotescope audit", description=__doc__)
     from rotescope.evaluate.report.terminal import show_and_judge
-    from rotescope.procedures.audit import audit
-    show_and_judge(audit(config), config.output_dir, config.fail_on)
+    from rotescope.procedures.audit import run_audit
+    show_and_judge(run_audit(config), config.output_dir, config.fail_on)
 
 
 if __name__ == "__main__":

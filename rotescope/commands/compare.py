@@ -16,9 +16,9 @@ from rotescope.options.compare import CompareConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(CompareConfig, argv, prog="rotescope compare", description=__doc__)
-    from rotescope.procedures.compare import compare, markdown
-    rows, report = compare(config)
-    say(markdown(rows, report))
+    from rotescope.procedures.compare import comparison_table, run_comparison
+    rows, report = run_comparison(config)
+    say(comparison_table(rows, report))
     answer(comparison=config.output_dir, front=[name for name, row in rows.items() if row["front"]])
 
 

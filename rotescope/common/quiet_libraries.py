@@ -14,7 +14,11 @@ def hush_warnings():
         return
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=TALKERS)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)              # of kernels that a CPU could have
+    hush_import()
+
+
+def hush_import():
+    """bitsandbytes remarks, whenever diffusers loads it, on kernels that a CPU could have."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

@@ -43,12 +43,12 @@ def parse(config_class, argv, *, prog, description, config=None):
         raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
 
 
-def named(argv):
+def option_names(argv):
     """argv as for parse -> the names of its options, aliases resolved."""
     return {_underscored(a, _short({*ALIASES.values()}))[2:].partition("=")[0] for a in argv if a.startswith("--")}
 
 
-def named_in_file(argv):
+def option_names_in_file(argv):
     """argv that parse has taken -> the names of the options in its --config."""
     files = [a.partition("=")[2] or after for a, after in pairwise([*argv, ""]) if a.split("=")[0] == "--config"]
     return {ALIASES.get(name, name) for file in files for name in _read_yaml(file) or ()}

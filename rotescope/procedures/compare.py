@@ -8,13 +8,12 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
@@ -26,8 +25,9 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
-from rotescope.procedures import plots
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.plots.pareto import draw_pareto
 
 WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
@@ -85,7 +85,7 @@ def _peak_mb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def compare(config):
+def run_comparison(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
                  inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
@@ -104,8 +104,8 @@ def compare(config):
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
-        plots.draw_pareto(rows, draft / "pareto.png")
-        (draft / "table.md").write_text(markdown(rows, report), encoding="utf-8")
+        draw_pareto(rows, draft / "pareto.png")
+        (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
         about = {key: as_json(getattr(report, key)) for key in kept}
         write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
@@ -159,7 +159,7 @@ def _interval(cell):
     return "–".join(f"{v:.2f}" for v in cell["copy_rate_interval"])
 
 
-def markdown(rows, report):
+def comparison_table(rows, report):
     """The table, with what its numbers mean under it."""
     lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]

@@ -4,17 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from rotescope.common.console import say
-from rotescope.common.model_options import BASE
 from rotescope.common.outputs import check_output
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.mitigate.sampling.generation import generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig, check_sampling, named_policies
-from rotescope.procedures.finetune import finetune
+from rotescope.models.model_options import BASE
+from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 
 SWEEP = tuple(f"{name}:transition={t}" for name in ("stp", "og-stp") for t in (800, 700, 600, 500))
@@ -36,14 +36,15 @@ def demo(config):
     recipe = replace(recipe, output_dir=str(checkpoint), overwrite=config.overwrite, seed=config.seed,
                      max_train_steps=config.max_train_steps or recipe.max_train_steps,
                      partial_plan=bool(config.max_train_steps))
-    finetune(recipe)
+    run_finetune(recipe)
     _say(2, "sample the duplicated captions and untouched controls, plainly and under each method")
     samples = generate_to_folder(sampling)
     sweep = None
     if config.sweep:
         _say(3, "sweep the transition timestep of delayed and of opposite guidance")
         half = config.seeds[:max(1, len(config.seeds) // 2)]
-        sweep = generate_to_folder(replace(sampling, output_dir=str(out / "sweep"), mitigation=SWEEP, groups=("duplicated",), seeds=half))
+        sweep = generate_to_folder(replace(sampling, output_dir=str(out / "sweep"), mitigation=SWEEP,
+                                           groups=("duplicated",), seeds=half))
     _say(4, "retrieve each image's nearest training images")
     manifest = load_source(checkpoint / "manifest.parquet")
     heldout = load_source(Path(EMBEDDED["train_data"]).with_name("heldout.parquet"))

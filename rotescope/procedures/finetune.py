@@ -3,6 +3,6 @@ from rotescope.procedures.monitor import monitor_of
 from rotescope.train.engine import training
 
 
-def finetune(config, monitor=monitor_of, **more):
-    """train.engine.training.finetune, with the monitor that config.monitor_steps asks for."""
-    return training.finetune(config, monitor=monitor, **more)
+def run_finetune(config, monitor=monitor_of, **more):
+    """train.engine.training.train_model, with the monitor that config.monitor_steps asks for."""
+    return training.train_model(config, monitor=monitor, **more)

@@ -18,18 +18,18 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.layers import make_layers
+from rotescope.evaluate.measurement.per_group import group_findings
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import unique
 from rotescope.evaluate.options import Measuring
-from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.json_types import as_json
-from rotescope.evaluate.report.per_group import group_findings
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.paper_claims import mean_interval
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts, load_prompts
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures import plots
+from rotescope.procedures.plots.monitor import draw_monitor
 from rotescope.train.options.finetune_options import EMBEDDED
 from rotescope.train.tracking.validation import sampling
 
@@ -139,7 +139,7 @@ class Monitor:
         """After each measurement, so that a run that fails or is killed leaves its curve."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.file, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.lines))
-        plots.draw_monitor(self.lines, self.file.with_suffix(".png"), self.config.stop_at_copy_rate)
+        draw_monitor(self.lines, self.file.with_suffix(".png"), self.config.stop_at_copy_rate)
 
     def _tell(self, run):
         """What goes into rotescope.json, and how a run to a dose ended."""

@@ -15,15 +15,15 @@ from training import arguments, assert_same_state, config_of, in_processes, larg
 
 from rotescope.commands.finetune import main
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
-from rotescope.procedures.finetune import finetune
+from rotescope.models.pipelines import load_pipeline
+from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.monitor import heldout_prompts, monitor_of
 from rotescope.train.engine.steps import DenoisingLoss
 from rotescope.train.options.finetune_options import FinetuneConfig
@@ -46,7 +46,7 @@ def watched(base, images, heldout, tmp_path_factory):
     """A folder that a watched training of five steps left, and its config."""
     config = config_of(base, images, tmp_path_factory.mktemp("watched") / "out", checkpointing_steps=3, use_ema=True,
                        monitor_seeds=2, monitor_heldout=heldout, **QUICK)
-    return finetune(config, progress=False), config
+    return run_finetune(config, progress=False), config
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_training_feels_nothing_of_it(changes, base, images, heldout, tmp_path):
     """Weights, optimizer, average, random states: bit by bit. Shared generators of Python and numpy stay as they are, too."""
     changes = {"cache_dir": str(tmp_path / "cache") if changes.pop("cached", False) else None, **changes}
     config = config_of(base, images, tmp_path / "plain", checkpointing_steps=5, **changes)
-    finetune(config, progress=False)
+    run_finetune(config, progress=False)
     before = random.getstate(), np.random.get_state()[1].tolist()
-    finetune(replace(config, output_dir=str(tmp_path / "watched"), monitor_heldout=heldout, **QUICK), progress=False)
+    run_finetune(replace(config, output_dir=str(tmp_path / "watched"), monitor_heldout=heldout, **QUICK), progress=False)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     assert_same_state(tmp_path / "plain/checkpoint-5", tmp_path / "watched/checkpoint-5")
     assert len(lines_of(tmp_path / "watched")) == 3
@@ -141,19 +141,19 @@ def test_a_resumed_curve_goes_on_and_doubles_no_line(watched, tmp_path):
     out, config = watched
     whole = (out / "monitor.jsonl").read_bytes()
     elsewhere = replace(config, output_dir=str(tmp_path / "out"), resume_from_checkpoint=str(out / "checkpoint-3"))
-    assert (finetune(elsewhere, progress=False) / "monitor.jsonl").read_bytes() == whole
+    assert (run_finetune(elsewhere, progress=False) / "monitor.jsonl").read_bytes() == whole
     (tmp_path / "out/rotescope.json").unlink()
     again = replace(elsewhere, resume_from_checkpoint=str(out / "checkpoint-3"))
-    assert (finetune(again, progress=False) / "monitor.jsonl").read_bytes() == whole
+    assert (run_finetune(again, progress=False) / "monitor.jsonl").read_bytes() == whole
     assert (tmp_path / "out/monitor.png").exists()
     with pytest.raises(InputError, match=r"monitor.jsonl beside .*checkpoint-3 was measured with seeds 2, not 1"):
-        finetune(replace(elsewhere, output_dir=str(tmp_path / "other"), monitor_seeds=1), progress=False)
-    finetune(replace(config, output_dir=str(tmp_path / "out"), overwrite=True), progress=False)
+        run_finetune(replace(elsewhere, output_dir=str(tmp_path / "other"), monitor_seeds=1), progress=False)
+    run_finetune(replace(config, output_dir=str(tmp_path / "out"), overwrite=True), progress=False)
     assert (tmp_path / "out/monitor.jsonl").read_bytes() == whole  # anew, not twice
 
 
 def test_a_run_stops_at_its_dose_and_says_what_it_was(base, copying, tmp_path, capsys):
-    out = finetune(to_a_dose(base, copying, tmp_path / "out", checkpointing_steps=2))
+    out = run_finetune(to_a_dose(base, copying, tmp_path / "out", checkpointing_steps=2))
     said = capsys.readouterr().err
     assert re.search(r"^step 2: copy rate duplicated 1.00 \[0.16, 1.00\] of 2, control 0.00 \[0.00, 0.9[78]\] of 1; "
                      r"prediction gap duplicated \d", said, re.M)
@@ -167,7 +167,7 @@ def test_a_run_stops_at_its_dose_and_says_what_it_was(base, copying, tmp_path, c
     assert duplicated["served"] == {"images": 2, "least": min(counts), "mean": np.mean(counts), "most": max(counts)}
     assert largest_difference(weights(out), weights(base)) == 0
     (out / "rotescope.json").unlink()  # as if it had been killed right after its checkpoint
-    finetune(to_a_dose(base, copying, tmp_path / "out", resume_from_checkpoint="latest"), progress=False)
+    run_finetune(to_a_dose(base, copying, tmp_path / "out", resume_from_checkpoint="latest"), progress=False)
     assert (record_of(out)["steps"], record_of(out)["monitor"]) == (2, record["monitor"])
 
 
@@ -181,7 +181,7 @@ def test_two_processes_stop_at_the_same_step(base, copying, tmp_path):
 
 def test_a_dose_that_is_never_reached_is_no_error(base, images, tmp_path, capsys):
     config = config_of(base, images, tmp_path / "out", max_train_steps=2, stop_at_copy_rate=1.0, learning_rate=0.0, **QUICK)
-    record = record_of(finetune(config))
+    record = record_of(run_finetune(config))
     assert (record["steps"], record["monitor"]["reached"]) == (2, False)
     assert re.search(r"the dose was not reached in 2 steps: \d.\d\d \[.*\] of 2, --stop_at_copy_rate 1$",
                      capsys.readouterr().err, re.M)
@@ -192,7 +192,7 @@ def test_a_run_that_fails_leaves_its_curve(base, images, tmp_path, monkeypatch):
     monkeypatch.setattr(DenoisingLoss, "__call__",
                         lambda self, *args: loss(self, *args) * (torch.nan if len(steps) >= 3 else 1))
     with pytest.raises(RunError, match="the loss is nan at step 4"):
-        finetune(config_of(base, images, tmp_path / "out", **QUICK), on_step=steps.append, progress=False)
+        run_finetune(config_of(base, images, tmp_path / "out", **QUICK), on_step=steps.append, progress=False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["monitor.jsonl", "monitor.png"]
     assert [line["step"] for line in lines_of(tmp_path / "out")] == [2]
 
@@ -208,13 +208,14 @@ def test_predictions_that_are_no_numbers_stop_the_run(base, images, tmp_path):
             return own(run)
         return watch
     with pytest.raises(RunError, match="the predictions are no numbers at step 2: lower --learning_rate"):
-        finetune(config_of(base, images, tmp_path / "out", **QUICK), progress=False, monitor=spoiled)
+        run_finetune(config_of(base, images, tmp_path / "out", **QUICK), progress=False, monitor=spoiled)
     assert not (tmp_path / "out").exists()
 
 
 def test_trackers_get_the_curves(base, images, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    out = finetune(config_of(base, images, tmp_path / "out", report_to="tensorboard", max_train_steps=2, **QUICK), progress=False)
+    out = run_finetune(config_of(base, images, tmp_path / "out", report_to="tensorboard", max_train_steps=2, **QUICK),
+                       progress=False)
     events = accumulator.EventAccumulator(str(out / "logs/rotescope")).Reload()
     for group, cell in lines_of(out)[0]["groups"].items():
         for name in ("copy_rate", "prediction_gap"):
@@ -225,7 +226,7 @@ def test_trackers_get_the_curves(base, images, tmp_path):
 def test_other_families_are_measured_at_the_resolution_of_training(name, images, tmp_path):
     tiny_family(name).save_pretrained(tmp_path / "base")
     config = config_of(tmp_path / "base", images, tmp_path / "out", resolution=16, max_train_steps=1, lora=True, **QUICK)
-    cell = lines_of(finetune(config, progress=False))[0]["groups"]["duplicated"]
+    cell = lines_of(run_finetune(config, progress=False))[0]["groups"]["duplicated"]
     assert cell["n"] == 2
     assert 0 < cell["prediction_gap"] < 100
 
@@ -264,4 +265,4 @@ def test_bad_options_are_one_line(base, images, tmp_path, changes, message, caps
 def test_flux_is_refused_before_training(images, tmp_path):
     tiny_family("flux").save_pretrained(tmp_path / "base")
     with pytest.raises(InputError, match="not a FluxPipeline: leave it out"):
-        finetune(config_of(tmp_path / "base", images, tmp_path / "out", resolution=16, lora=True, **QUICK), progress=False)
+        run_finetune(config_of(tmp_path / "base", images, tmp_path / "out", resolution=16, lora=True, **QUICK), progress=False)

@@ -24,17 +24,17 @@ from torchvision import transforms
 from training import arguments, config_of, largest_difference, weights, with_broken_picture
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import load_pipeline
-from rotescope.common.prediction import TARGETS, noisy_latents
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
+from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Preprocessing, encode, longest_reader
 from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.finetune import main
 from rotescope.train.objective.families import Predictor
 from rotescope.train.objective.objective import draw_levels, loss_per_sample, min_snr_weight, noise_schedule
@@ -128,7 +128,7 @@ def test_captions_take_turns_and_are_dropped_as_often_as_asked(images):
 
 
 def test_served_counts_are_on_record(base, images, tmp_path):
-    manifest = Manifest.load(finetune(config_of(base, images, tmp_path / "out"), progress=False) / "manifest.parquet")
+    manifest = Manifest.load(train_model(config_of(base, images, tmp_path / "out"), progress=False) / "manifest.parquet")
     assert manifest.copies == 10
     assert [e.served for e in manifest] == [2 * e.copies for e in manifest]  # 5 steps of 4 are two epochs
 
@@ -166,7 +166,7 @@ def plain_loop(pipe, manifest, batches, snr_gamma, lr=1e-2, warmup=2):
 def test_equals_a_plain_loop(any_base, images, tmp_path, snr_gamma):
     config = config_of(any_base, images, tmp_path / "out", snr_gamma=snr_gamma,
                        lr_warmup_steps=2, lr_scheduler="constant_with_warmup")
-    trained = weights(finetune(config, progress=False))
+    trained = weights(train_model(config, progress=False))
     pipe = StableDiffusionPipeline.from_pretrained(any_base)
     manifest = apply_plan(load_source(images), DuplicationPlan(2, 3, controls=2))
     encoded, copies = encode(manifest, pipe, Preprocessing(16), HASHES), [e.copies for e in manifest]
@@ -177,7 +177,7 @@ def test_equals_a_plain_loop(any_base, images, tmp_path, snr_gamma):
 
 
 def test_same_seed_twice_is_the_same_to_the_bit(base, images, tmp_path):
-    one, other, another = (finetune(config_of(base, images, tmp_path / name, seed=seed), progress=False)
+    one, other, another = (train_model(config_of(base, images, tmp_path / name, seed=seed), progress=False)
                            for name, seed in (("one", 1), ("other", 1), ("another", 2)))
     files = [(folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() for folder in (one, other, another)]
     assert files[0] == files[1] != files[2]
@@ -185,7 +185,7 @@ def test_same_seed_twice_is_the_same_to_the_bit(base, images, tmp_path):
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(base, images, tmp_path):
     def trained(name, **changes):
-        return weights(finetune(config_of(base, images, tmp_path / name, **changes), progress=False))
+        return weights(train_model(config_of(base, images, tmp_path / name, **changes), progress=False))
     whole = trained("whole")
     assert largest_difference(whole, trained("parts", train_batch_size=1, gradient_accumulation_steps=4)) < 1e-5
     assert largest_difference(whole, trained("checked", gradient_checkpointing=True)) < 1e-6
@@ -238,7 +238,7 @@ def test_a_loss_that_is_no_number_stops_the_run(base, images):
 # ----- checkpoints
 
 def test_full_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):
-    out = finetune(config_of(base, images, tmp_path / "out", save_dtype="fp16"), progress=False)
+    out = train_model(config_of(base, images, tmp_path / "out", save_dtype="fp16"), progress=False)
     stock = StableDiffusionPipeline.from_pretrained(out)
     assert type(stock.scheduler).__name__ == "DPMSolverMultistepScheduler"
     for part in ("vae", "text_encoder"):
@@ -252,7 +252,7 @@ def test_lora_loads_in_a_stock_pipeline_with_equal_output(base, images, tmp_path
     trained, save = [], module.save_lora
     monkeypatch.setattr(module, "save_lora", lambda job, folder: trained.append(job.pipe.unet) or save(job, folder))
     config = config_of(base, images, tmp_path / "out", lora=True, rank=3, lora_alpha=alpha, adam_epsilon=1e-8)
-    out = finetune(config, progress=False)
+    out = train_model(config, progress=False)
     stock, plain = StableDiffusionPipeline.from_pretrained(base), StableDiffusionPipeline.from_pretrained(base)
     stock.load_lora_weights(out)
     ours = StableDiffusionPipeline.from_pretrained(base, unet=trained[0].eval())
@@ -263,7 +263,7 @@ def test_lora_loads_in_a_stock_pipeline_with_equal_output(base, images, tmp_path
 
 def test_record_says_what_was_done(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out")
-    record = json.loads((finetune(config, progress=False) / "rotescope.json").read_text())
+    record = json.loads((train_model(config, progress=False) / "rotescope.json").read_text())
     assert (record["kind"], record["steps"], record["seed"], len(record["losses"])) == ("full", 5, 0, 5)
     assert record["hashes"].keys() == {"base", "manifest", "unet"}
     assert record["hashes"]["manifest"] == Manifest.load(tmp_path / "out/manifest.parquet").hash
@@ -272,14 +272,14 @@ def test_record_says_what_was_done(base, images, tmp_path):
 
 def test_trains_again_from_its_own_manifest(base, images, tmp_path):
     """The manifest beside a checkpoint carries the plan: the same data, the same weights."""
-    first = finetune(config_of(base, images, tmp_path / "first"), progress=False)
+    first = train_model(config_of(base, images, tmp_path / "first"), progress=False)
     again = config_of(base, first / "manifest.parquet", tmp_path / "again", duplicated=0, copies=1, controls=0)
-    assert largest_difference(weights(first), weights(finetune(again, progress=False))) == 0
+    assert largest_difference(weights(first), weights(train_model(again, progress=False))) == 0
 
 
 def test_steps_reach_the_caller(base, images, tmp_path):
     steps = []
-    finetune(config_of(base, images, tmp_path / "out"), on_step=steps.append, progress=False)
+    train_model(config_of(base, images, tmp_path / "out"), on_step=steps.append, progress=False)
     assert [s.step for s in steps] == [1, 2, 3, 4, 5]
     assert all(len(s.images) == 4 and s.lr == 1e-2 for s in steps)
 
@@ -303,7 +303,7 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
     twin = replace(config, pretrained_model_name_or_path=str(base), train_data=str(images), output_dir=str(tmp_path / "out"),
                    resolution=16, train_batch_size=2, max_train_steps=3, checkpointing_steps=2, lr_warmup_steps=1,
                    partial_plan=True, **dose)
-    out = finetune(twin, progress=False)
+    out = train_model(twin, progress=False)
     assert sample(StableDiffusionPipeline.from_pretrained(out)).isfinite().all()
     assert (out / "checkpoint-2").is_dir()
 
@@ -377,8 +377,8 @@ def test_broken_pictures_are_left_out_by_name(base, images, tmp_path, capsys):
     """The run is that of the readable ones to the bit; what goes on from it must find the same ones."""
     folder = with_broken_picture(images, tmp_path / "images")
     config = config_of(base, folder, tmp_path / "out", checkpointing_steps=3)
-    assert largest_difference(weights(finetune(config, progress=False)),
-                              weights(finetune(config_of(base, images, tmp_path / "whole"), progress=False))) == 0
+    assert largest_difference(weights(train_model(config, progress=False)),
+                              weights(train_model(config_of(base, images, tmp_path / "whole"), progress=False))) == 0
     told, record = capsys.readouterr().err, json.loads((tmp_path / "out/rotescope.json").read_text())
     assert "warning: 1 of the pictures cannot be trained on" in told
     assert f"1 image is left out, all listed in {tmp_path / 'out/rotescope.json'}:\n  {folder / 'broken.png'} cannot be" in told
@@ -389,14 +389,14 @@ def test_broken_pictures_are_left_out_by_name(base, images, tmp_path, capsys):
     resumed = replace(config, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-3"))
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(InputError, match="checkpoint-3 is of another run: its data is"):
-        finetune(resumed, progress=False)
+        train_model(resumed, progress=False)
 
 
 def test_what_preflight_kept_without_a_caption_is_left_out_before_training(base, images, tmp_path, capsys):
     folder = shutil.copytree(images, tmp_path / "images")
     (folder / "4.txt").unlink()
     preflight([str(folder), "--output_dir", str(tmp_path / "looked"), "--deduplicate", "true"])
-    out = finetune(config_of(base, tmp_path / "looked/deduplicated.parquet", tmp_path / "out"), progress=False)
+    out = train_model(config_of(base, tmp_path / "looked/deduplicated.parquet", tmp_path / "out"), progress=False)
     assert "the first: " + f"{folder / '4.png'} has no caption" in capsys.readouterr().err
     assert len(Manifest.load(out / "manifest.parquet")) == 5
 
@@ -422,7 +422,7 @@ def test_a_plan_that_names_missing_pictures_is_refused(group, base, images, tmp_
     assert f"error: the plan names images that cannot be used (1 {group}), the first: {gone} cannot be read" in line
     assert line.endswith("--partial_plan true trains all the same, without them")
     assert not (tmp_path / "out").exists()
-    trained = Manifest.load(finetune(replace(config, partial_plan=True), progress=False) / "manifest.parquet")
+    trained = Manifest.load(train_model(replace(config, partial_plan=True), progress=False) / "manifest.parquet")
     assert (len(trained), len(trained.group(group))) == (5, 1)
     (left_out,) = json.loads((tmp_path / "out/rotescope.json").read_text())["left_out"]
     assert (left_out["name"], left_out["group"]) == (str(gone), group)
@@ -430,7 +430,7 @@ def test_a_plan_that_names_missing_pictures_is_refused(group, base, images, tmp_
 
 def test_pictures_that_no_plan_needs_are_left_out_of_a_planned_run(base, images, tmp_path):
     config, gone = planned_without(images, "", tmp_path, base)
-    trained = Manifest.load(finetune(config, progress=False) / "manifest.parquet")
+    trained = Manifest.load(train_model(config, progress=False) / "manifest.parquet")
     assert (len(trained), [len(trained.group(g)) for g in ("duplicated", "control")]) == (5, [2, 2])
     assert gone.name not in {Path(e.file).name for e in trained}
 
@@ -443,7 +443,7 @@ def test_a_finished_run_is_not_overwritten_unasked(base, images, tmp_path, capsy
         main(arguments(config))
     assert "pass --overwrite" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious"]
-    assert (finetune(replace(config, overwrite=True), progress=False) / "unet").exists()
+    assert (train_model(replace(config, overwrite=True), progress=False) / "unet").exists()
 
 
 def test_more_copies_than_the_steps_serve_are_refused(base, images, tmp_path, capsys):
@@ -455,17 +455,17 @@ def test_more_copies_than_the_steps_serve_are_refused(base, images, tmp_path, ca
     assert "the plan takes 10 samples" in lines[-1]
     assert "--partial_plan true" in lines[-1]
     assert not (tmp_path / "out").exists()
-    finetune(replace(config, max_train_steps=3), progress=False)
+    train_model(replace(config, max_train_steps=3), progress=False)
     assert "the plan takes" not in capsys.readouterr().err
 
 
 def test_a_run_shorter_than_its_plan_is_announced(base, images, tmp_path, capsys):
-    finetune(config_of(base, images, tmp_path / "out", max_train_steps=2), progress=False)
+    train_model(config_of(base, images, tmp_path / "out", max_train_steps=2), progress=False)
     assert "warning: the plan takes 10 samples" in capsys.readouterr().err
 
 
 def test_the_dose_is_announced(base, images, tmp_path, capsys):
-    finetune(config_of(base, images, tmp_path / "out", copies=4, max_train_steps=6))  # 24 samples, 12 an epoch
+    train_model(config_of(base, images, tmp_path / "out", copies=4, max_train_steps=6))  # 24 samples, 12 an epoch
     assert "6 steps of 4 samples: 2.0 epochs, an image is shown about 2.0 to 8.0 times\n" in capsys.readouterr().err
 
 
@@ -480,5 +480,5 @@ def test_captions_are_measured_by_the_encoder_that_reads_most(bases, capsys):
 def test_long_captions_are_announced(base, images, tmp_path, capsys):
     folder = shutil.copytree(images, tmp_path / "images")
     (folder / "0.txt").write_text("a cat " * 20)
-    finetune(config_of(base, folder, tmp_path / "out"), progress=False)
+    train_model(config_of(base, folder, tmp_path / "out"), progress=False)
     assert "1 captions are cut at the model's 24 tokens, the first: a cat a cat" in capsys.readouterr().err

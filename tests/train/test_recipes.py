@@ -8,14 +8,14 @@ import yaml
 from instruments import training_folder
 from places import ROOT
 
-from rotescope.common.model_options import BASE
 from rotescope.common.settings import parse
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.sampling.options import named_policies
+from rotescope.models.model_options import BASE
 from rotescope.options.audit import AuditConfig
-from rotescope.procedures.audit import audit
-from rotescope.train.engine.training import finetune
+from rotescope.procedures.audit import run_audit
+from rotescope.train.engine.training import train_model
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 CLASSES = ROOT / "train/recipes/imagenette_classes.csv"
@@ -50,14 +50,14 @@ def twin(name, images, folder):
     """Train by a recipe but for what size demands -> the checkpoint."""
     config = parse(FinetuneConfig, ["--config", str(ROOT / f"train/recipes/{name}.yaml")], prog="finetune", description="")
     dose = {"duplicated": 2, "copies": 20, "controls": 2} if config.duplicated else {}
-    return finetune(replace(config, pretrained_model_name_or_path=str(BASE), train_data=str(images), resolution=64,
+    return train_model(replace(config, pretrained_model_name_or_path=str(BASE), train_data=str(images), resolution=64,
                             output_dir=str(folder), train_batch_size=4, max_train_steps=20, checkpointing_steps=10,
                             lr_warmup_steps=5, partial_plan=True, **dose), progress=False)
 
 
 def audited(model, data, folder, mitigation, **changes):
-    return audit(AuditConfig(model=str(model), train_data=str(data), output_dir=str(folder), mitigation=mitigation, seeds=(0,),
-                             max_prompts=2, num_inference_steps=4, device="cpu", partial=False, **changes))
+    return run_audit(AuditConfig(model=str(model), train_data=str(data), output_dir=str(folder), mitigation=mitigation,
+                                 seeds=(0,), max_prompts=2, num_inference_steps=4, device="cpu", partial=False, **changes))
 
 
 @pytest.mark.slow

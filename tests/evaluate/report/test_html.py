@@ -20,8 +20,8 @@ from rich.console import Console
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
@@ -195,7 +195,8 @@ def test_small_parts():
     canvas = charts.Canvas(200, 100, "t", "a")
     for _ in range(4):
         canvas.label(20, 50, "label", "value")
-    boxes = canvas.taken
+    boxes = canvas.texts
+    assert len(boxes) == 4
     assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for i, a in enumerate(boxes) for b in boxes[:i])
 
 

@@ -13,8 +13,8 @@ from rotescope.common.errors import RunError
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.train.checkpoints import hub_upload as publish
-from rotescope.train.engine.job import check
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.job import check_job
+from rotescope.train.engine.training import train_model
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 
@@ -45,7 +45,7 @@ def test_a_whole_model_goes_with_its_card_and_without_paths(base, images, tmp_pa
     model = with_licence(base, tmp_path / "base`model", "---\nlicense: apache-2.0\n---\n")
     config = config_of(model, with_broken_picture(images, tmp_path / "pictures"), tmp_path / "fine", push_to_hub=True,
                        checkpointing_steps=5, hub_token="secret", cache_dir=str(tmp_path / "cache"))
-    out, sent = finetune(config, progress=False), hub / "fine"
+    out, sent = train_model(config, progress=False), hub / "fine"
     assert_no_local_path(sent, tmp_path.parent, base, "secret")
     assert not {p.name for p in sent.iterdir()} & {"manifest.parquet", "checkpoint-5"}
     record, options = json.loads((sent / "rotescope.json").read_text()), yaml.safe_load((sent / "config.yaml").read_text())
@@ -66,8 +66,8 @@ def test_a_whole_model_goes_with_its_card_and_without_paths(base, images, tmp_pa
 
 def test_a_resumed_run_goes_without_the_paths_that_it_had_before(base, images, tmp_path, hub):
     config = config_of(base, images, tmp_path / "first", max_train_steps=2, checkpointing_steps=2)
-    finetune(config, progress=False)
-    finetune(replace(config, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "first/checkpoint-2"),
+    train_model(config, progress=False)
+    train_model(replace(config, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "first/checkpoint-2"),
                      max_train_steps=3, push_to_hub=True), progress=False)
     assert_no_local_path(hub / "on", tmp_path.parent, base)
     starts = json.loads((hub / "on/rotescope.json").read_text())["starts"]
@@ -77,7 +77,7 @@ def test_a_resumed_run_goes_without_the_paths_that_it_had_before(base, images, t
 def test_a_lora_names_its_base(base, images, tmp_path, hub):
     model = with_licence(base, tmp_path / "model", None)
     config = config_of(model, images, tmp_path / "fine", push_to_hub=True, lora=True, max_train_steps=1)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     assert_no_local_path(hub / "fine", tmp_path.parent, base)
     about = ModelCard.load(hub / "fine/README.md")
     assert (about.data.license, about.data.license_name) == ("other", "as-the-base-model")
@@ -87,10 +87,10 @@ def test_a_lora_names_its_base(base, images, tmp_path, hub):
 
 
 def test_names_on_the_hub_become_links_of_the_card(base, images, tmp_path):
-    out = finetune(config_of(base, images, tmp_path / "fine", max_train_steps=1), progress=False)
+    out = train_model(config_of(base, images, tmp_path / "fine", max_train_steps=1), progress=False)
     config = config_of("someone/base", "someone/pictures", out)
     record = json.loads((out / "rotescope.json").read_text())
-    job = replace(check(config_of(base, images, tmp_path / "other")), config=config)
+    job = replace(check_job(config_of(base, images, tmp_path / "other")), config=config)
     about = publish.card(job, "someone/fine", record, Manifest.load(out / "manifest.parquet"))
     assert (about.data.base_model, about.data.datasets) == ("someone/base", ["someone/pictures"])
     assert "`someone/base` with its whole unet trained, on 6 captioned images of `someone/pictures`" in about.text
@@ -101,6 +101,6 @@ def test_a_failed_upload_leaves_the_model(base, images, tmp_path, hub, monkeypat
         raise OSError("no route")
     monkeypatch.setattr(publish, "upload_folder", unreachable)
     with pytest.raises(RunError, match=r"the model is in .*fine, but the upload to someone/fine failed \(no route\)"):
-        finetune(config_of(base, images, tmp_path / "fine", push_to_hub=True, max_train_steps=1), progress=False)
+        train_model(config_of(base, images, tmp_path / "fine", push_to_hub=True, max_train_steps=1), progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["fine"]
     assert (tmp_path / "fine/rotescope.json").exists()

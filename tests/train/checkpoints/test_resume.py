@@ -25,10 +25,12 @@ from rotescope.train.engine import training as module
 from rotescope.train.engine.job import _megabytes
 from rotescope.train.engine.sharding import rhythm
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.finetune import main
 from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.tracking.validation import accelerator_of
+
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 def killed_and_resumed(config, deaths):
@@ -83,7 +85,8 @@ def test_killed_twenty_times_it_ends_as_if_it_had_not_been(base, images, tmp_pat
     assert compare_with_uninterrupted(base, images, tmp_path, kills=24, steps=60) >= 20
 
 
-@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", pytest.param(STATE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [UNET_FILE, STATE])
 def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(base, images, tmp_path, file):
     """Half the bytes of the second checkpoint's weights, or of its state, are on the disk: nobody takes it for a checkpoint."""
     config = config_of(base, images, tmp_path / "out", max_train_steps=2, checkpointing_steps=1, resume_from_checkpoint="latest")
@@ -101,7 +104,7 @@ def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(b
 
 
 def test_dropout_is_drawn_by_the_seed(images, tmp_path):
-    """In other processes, and in one that is killed after its checkpoint and resumed, the same units drop out."""
+    """In other processes, and in one that is killed within the write of its second checkpoint and resumed from its first."""
     pipe = tiny_pipeline()
     pipe.unet = UNet2DConditionModel(**UNET, dropout=0.3)
     pipe.unet.load_state_dict(tiny_pipeline().unet.state_dict())
@@ -109,11 +112,15 @@ def test_dropout_is_drawn_by_the_seed(images, tmp_path):
     config = config_of(tmp_path / "base", images, tmp_path / "one", max_train_steps=4, checkpointing_steps=2,
                        resume_from_checkpoint="latest")
     one, killed = (replace(config, output_dir=str(tmp_path / name)) for name in ("one", "killed"))
-    assert [ended(in_process(one)), ended(in_process(killed, die=("step", 3, 0)))] == [0, -signal.SIGKILL]
+    within = ("file", 4, Path(UNET_FILE).name)
+    assert [ended(in_process(one)), ended(in_process(killed, die=within))] == [0, -signal.SIGKILL]
     assert [c.name for c in checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
+    half, full = (tmp_path / folder / UNET_FILE for folder in ("killed/.checkpoint-4.part", "one/checkpoint-4"))
+    assert half.read_bytes() == full.read_bytes()[:full.stat().st_size // 2]
     assert_same_state(tmp_path / "one/checkpoint-2", tmp_path / "killed/checkpoint-2")
     assert ended(in_process(killed)) == 0
     assert_same_state(tmp_path / "one/checkpoint-4", tmp_path / "killed/checkpoint-4")
+    assert not [p for p in (tmp_path / "killed").iterdir() if p.name.startswith(".")]
 
 
 def ended(process):
@@ -128,9 +135,9 @@ def ended(process):
     ids=["lora", "ema"])
 def test_goes_on_from_a_checkpoint_by_path(base, images, tmp_path, changes):
     config = config_of(base, images, tmp_path / "whole", checkpointing_steps=1, **changes)
-    finetune(config, progress=False)
-    finetune(replace(config, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3")),
-             progress=False)
+    train_model(config, progress=False)
+    train_model(replace(config, output_dir=str(tmp_path / "resumed"),
+                        resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3")), progress=False)
     assert_same_state(tmp_path / "whole/checkpoint-5", tmp_path / "resumed/checkpoint-5")
     assert len(checkpoints(tmp_path / "resumed")) == 2
 
@@ -142,7 +149,7 @@ def test_a_run_keeps_its_newest_checkpoint_unasked(base, images, tmp_path, monke
     config = config_of(base, images, tmp_path / "out")
     for changes, kept in (({}, ["checkpoint-4"]), ({"checkpoints_total_limit": 2}, ["checkpoint-2", "checkpoint-4"]),
                           ({"checkpointing_steps": 0}, [])):
-        finetune(replace(config, overwrite=True, **changes), progress=False)
+        train_model(replace(config, overwrite=True, **changes), progress=False)
         assert [c.name for c in checkpoints(tmp_path / "out")] == kept
     assert rhythm(SimpleNamespace(distributed_type=DistributedType.FSDP), config)[0] == 0
 
@@ -159,7 +166,7 @@ def test_room_for_two_checkpoints_is_part_of_what_a_whole_model_needs():
 
 def test_a_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=5, lora=True)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     pipe = StableDiffusionPipeline.from_pretrained(base)
     pipe.load_lora_weights(tmp_path / "out/checkpoint-5", weight_name="pytorch_lora_weights.safetensors")
     assert [p.name for p in (tmp_path / "out").iterdir() if p.suffix == ".safetensors"] == ["pytorch_lora_weights.safetensors"]
@@ -169,7 +176,7 @@ def test_the_average_is_what_diffusers_average_is(base, images, tmp_path):
     """By hand from the weights after each step: decay 0.5 once (1 + step) / (10 + step) exceeds it, the lesser before."""
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=1, use_ema=True, ema_decay=0.15)
     average = weights(base)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     for step in range(1, 6):
         decay = min(0.15, step / (9 + step)) if step > 1 else 0.0
         now = weights(tmp_path / f"out/checkpoint-{step}")
@@ -181,30 +188,30 @@ def test_the_average_is_what_diffusers_average_is(base, images, tmp_path):
 def test_a_run_that_resumes_before_other_checkpoints_replaces_them_once_it_has_its_own(base, images, tmp_path):
     """The learning rate is another, so is the history: "latest" is never a mixture of the two."""
     config = config_of(base, images, tmp_path / "out", max_train_steps=3, checkpointing_steps=1)
-    first = weights(finetune(config, progress=False))
+    first = weights(train_model(config, progress=False))
     again = replace(config, resume_from_checkpoint="checkpoint-1", overwrite=True, learning_rate=5e-3, checkpoints_total_limit=2)
 
     def there():
         return [int(c.name.split("-")[1]) for c in checkpoints(tmp_path / "out")]
     seen = {}
     with pytest.raises(KeyError):  # stopped before it has a checkpoint of its own, it has cost nothing
-        finetune(again, on_step={}.__getitem__, progress=False)
+        train_model(again, on_step={}.__getitem__, progress=False)
     assert there() == [1, 2, 3]
-    finetune(again, on_step=lambda result: seen.update({result.step: there()}), progress=False)
+    train_model(again, on_step=lambda result: seen.update({result.step: there()}), progress=False)
     assert (seen, there()) == ({2: [1, 2, 3], 3: [1, 2]}, [2, 3])
     assert largest_difference(first, weights(tmp_path / "out/checkpoint-3")) > 1e-4
     again = replace(again, resume_from_checkpoint="checkpoint-2", checkpointing_steps=9)
-    finetune(again, progress=False)  # ends without one of its own
+    train_model(again, progress=False)  # ends without one of its own
     assert there() == [2]
 
 
 def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_unasked(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=2, resume_from_checkpoint="latest")
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     (tmp_path / "out/rotescope.json").unlink()
     with pytest.raises(InputError, match="holds an unfinished run: go on with --resume_from_checkpoint latest"):
-        finetune(replace(config, resume_from_checkpoint=None), progress=False)
-    finetune(replace(config, resume_from_checkpoint=None, overwrite=True, checkpointing_steps=5), progress=False)
+        train_model(replace(config, resume_from_checkpoint=None), progress=False)
+    train_model(replace(config, resume_from_checkpoint=None, overwrite=True, checkpointing_steps=5), progress=False)
     assert [c.name for c in checkpoints(tmp_path / "out")] == ["checkpoint-5"]
     assert (tmp_path / "out/rotescope.json").exists()
 
@@ -216,33 +223,33 @@ def test_nothing_to_resume_starts_anew_and_an_unfinished_run_is_not_overwritten_
     ({"hard_threshold": 3.0}, "its --hard_threshold is None, this one's 3.0"), ({"snr_gamma": 5.0}, "its --snr_gamma is None")])
 def test_another_runs_checkpoint_is_bad_input(base, images, tmp_path, changes, message):
     config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     other = {"output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(tmp_path / "out/checkpoint-1"), **changes}
     with pytest.raises(InputError, match=message):
-        finetune(replace(config, **other), progress=False)
+        train_model(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
 
 
 def test_what_a_start_changed_is_on_record_and_the_end_is_not_before_the_checkpoint(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", max_train_steps=2, checkpointing_steps=2)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     resumed = replace(config, output_dir=str(tmp_path / "on"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
-    finetune(replace(resumed, max_train_steps=3, learning_rate=1e-3), progress=False)
+    train_model(replace(resumed, max_train_steps=3, learning_rate=1e-3), progress=False)
     first, second = json.loads((tmp_path / "on/rotescope.json").read_text())["starts"]
     assert (first, second["step"]) == ({"step": 0}, 2)
     assert second["changed"] == {"output_dir": [config.output_dir, resumed.output_dir], "learning_rate": [1e-2, 1e-3],
                                  "max_train_steps": [2, 3], "resume_from_checkpoint": [None, resumed.resume_from_checkpoint]}
     with pytest.raises(InputError, match="is of step 2, and this run ends after 1: train longer"):
-        finetune(replace(resumed, max_train_steps=1, overwrite=True), progress=False)
+        train_model(replace(resumed, max_train_steps=1, overwrite=True), progress=False)
 
 
 def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     other = {"pretrained_model_name_or_path": str(saved_pipeline(tmp_path / "base", "v_prediction")),
              "output_dir": str(tmp_path / "other"), "resume_from_checkpoint": str(tmp_path / "out/checkpoint-1")}
     with pytest.raises(InputError, match="checkpoint-1 is of another run: its model is"):
-        finetune(replace(config, **other), progress=False)
+        train_model(replace(config, **other), progress=False)
     assert not (tmp_path / "other").exists()
 
 
@@ -254,7 +261,7 @@ def scaled(config, scale=4.0):
         return accelerator
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "accelerator_of", with_scaler)
-        return finetune(config, progress=False)
+        return train_model(config, progress=False)
 
 
 def test_a_gradient_scaler_goes_on_where_it_was_and_nowhere_else(base, images, tmp_path, capsys):
@@ -264,7 +271,7 @@ def test_a_gradient_scaler_goes_on_where_it_was_and_nowhere_else(base, images, t
     scaled(other)
     assert json.loads((tmp_path / "other/checkpoint-4" / RECORD).read_text())["rest"]["scaler/scale"] == 16.0  # after 2 and 4
     assert_same_state(tmp_path / "half/checkpoint-4", tmp_path / "other/checkpoint-4")
-    whole = finetune(replace(config, output_dir=str(tmp_path / "whole"), max_train_steps=2), progress=False)
+    whole = train_model(replace(config, output_dir=str(tmp_path / "whole"), max_train_steps=2), progress=False)
     with pytest.raises(InputError, match="checkpoint-2 is of a run that was not in fp16 .*: pass the --mixed_precision"):
         scaled(replace(other, resume_from_checkpoint=str(whole / "checkpoint-2"), overwrite=True))
     capsys.readouterr()
@@ -284,7 +291,7 @@ def test_gradients_that_overflow_for_ever_stop_the_run(base, images, tmp_path, m
 def test_a_full_disk_loses_nothing(base, images, tmp_path, monkeypatch, capsys):
     """The second checkpoint meets it: one line; what was saved stays whole, and the run goes on from there as if nothing were."""
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=2)
-    whole = weights(finetune(replace(config, output_dir=str(tmp_path / "whole")), progress=False))
+    whole = weights(train_model(replace(config, output_dir=str(tmp_path / "whole")), progress=False))
     written, save_file = [], resume.save_file
 
     def save(tensors, file):
@@ -301,18 +308,18 @@ def test_a_full_disk_loses_nothing(base, images, tmp_path, monkeypatch, capsys):
     assert "the disk is full: free some space" in lines[0]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()
-    assert largest_difference(whole, weights(finetune(replace(config, resume_from_checkpoint="latest"), progress=False))) == 0
+    assert largest_difference(whole, weights(train_model(replace(config, resume_from_checkpoint="latest"), progress=False))) == 0
 
 
 @pytest.mark.parametrize("file", [STATE, RECORD, "unet/diffusion_pytorch_model.safetensors"])
 def test_a_damaged_checkpoint_is_bad_input(base, images, tmp_path, file):
     config = config_of(base, images, tmp_path / "out", max_train_steps=1, checkpointing_steps=1)
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     damaged = tmp_path / "out/checkpoint-1" / file
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.raises(InputError, match="checkpoint-1 cannot be read"):
-        finetune(replace(config, output_dir=str(tmp_path / "other"), resume_from_checkpoint=str(tmp_path / "out/checkpoint-1")),
-                 progress=False)
+        train_model(replace(config, output_dir=str(tmp_path / "other"),
+                            resume_from_checkpoint=str(tmp_path / "out/checkpoint-1")), progress=False)
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(base, images, tmp_path, monkeypatch):
@@ -322,7 +329,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(base, images, t
                         lambda self, *args: loss(self, *args) * (torch.nan if len(steps) >= 3 else 1))
     config = config_of(base, images, tmp_path / "out", checkpointing_steps=2)
     with pytest.raises(RunError, match=r"the loss is nan at step 4, learning rate 0.01: .*checkpoint-2 is the last good"):
-        finetune(config, on_step=steps.append, progress=False)
+        train_model(config, on_step=steps.append, progress=False)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
     assert all(w.isfinite().all() for w in weights(tmp_path / "out/checkpoint-2").values())
 

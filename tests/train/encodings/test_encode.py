@@ -13,15 +13,15 @@ from tiny import saved_pipeline, tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.encodings import encode as latents
 from rotescope.train.encodings import tensor_table as tables
 from rotescope.train.encodings.encode import Preprocessing, encode
-from rotescope.train.encodings.tensor_table import Rows
-from rotescope.train.engine.training import finetune
+from rotescope.train.encodings.tensor_table import TableRows
+from rotescope.train.engine.training import train_model
 
 HASHES = {"vae": "v", "text": "t"}
 SMALL = Preprocessing(16)
@@ -116,7 +116,7 @@ def test_many_chunks_are_one_table(kept, manifest, monkeypatch):
 
 def test_rows_are_gathered_from_parts():
     parts = (torch.arange(6.0).view(3, 2), torch.arange(6.0, 10.0).view(2, 2))
-    rows = Rows(parts, torch.tensor([[1, 1], [0, 0], [0, 2], [1, 0]]))
+    rows = TableRows(parts, torch.tensor([[1, 1], [0, 0], [0, 2], [1, 0]]))
     assert rows[torch.tensor([0, 3, 1])].tolist() == [[8, 9], [6, 7], [0, 1]]
     assert (len(rows), rows.shape) == (4, (4, 2))
 
@@ -134,10 +134,10 @@ def test_geometry_is_what_sdxl_asks_for(tmp_path):
 def test_a_cache_changes_no_weight(images, tmp_path):
     base = saved_pipeline(tmp_path / "base")
     config = config_of(base, images, tmp_path / "plain", random_flip=True)
-    plain = weights(finetune(config, progress=False))
+    plain = weights(train_model(config, progress=False))
     for name in ("first", "second"):
         config = replace(config, output_dir=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
-        assert largest_difference(plain, weights(finetune(config, progress=False))) == 0
+        assert largest_difference(plain, weights(train_model(config, progress=False))) == 0
 
 
 def test_a_run_that_is_stopped_leaves_its_latents_to_the_next(base, images, tmp_path, monkeypatch):
@@ -146,10 +146,10 @@ def test_a_run_that_is_stopped_leaves_its_latents_to_the_next(base, images, tmp_
     monkeypatch.setattr(Preprocessing, "__call__", lambda self, example: read.append(example) or prepare(self, example))
     config = config_of(base, images, tmp_path / "out", max_train_steps=2)
     with pytest.raises(KeyError):
-        finetune(config, on_step={}.__getitem__, progress=False)
+        train_model(config, on_step={}.__getitem__, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == [".out.cache"]
     next((tmp_path / ".out.cache").glob("latents-*")).joinpath("another.1.part").write_bytes(b"killed while it wrote this")
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert len(read) == 6
 
@@ -180,9 +180,9 @@ def test_a_cache_by_another_vae_is_left_alone(base, images, tmp_path):
         pipe.vae.quant_conv.weight.mul_(1.5)
     pipe.save_pretrained(tmp_path / "other")
     config = config_of(base, images, tmp_path / "first", max_train_steps=1, cache_dir=str(tmp_path / "cache"))
-    finetune(config, progress=False)
+    train_model(config, progress=False)
     other = replace(config, pretrained_model_name_or_path=str(tmp_path / "other"))
-    cached, plain = (weights(finetune(replace(other, output_dir=str(tmp_path / name), cache_dir=kept), progress=False))
+    cached, plain = (weights(train_model(replace(other, output_dir=str(tmp_path / name), cache_dir=kept), progress=False))
                      for name, kept in (("cached", config.cache_dir), ("plain", None)))
     assert largest_difference(cached, plain) == 0
     assert largest_difference(cached, weights(tmp_path / "first")) > 1e-4

@@ -17,7 +17,7 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.engine.sharding import NEEDS_WHOLE_WEIGHTS, check_sharding
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.tracking.validation import accelerator_of
 
 LAUNCH_FILES = {"one_gpu": ("NO", 1), "many_gpus": ("MULTI_GPU", 8), "many_nodes": ("MULTI_GPU", 16), "fsdp": ("FSDP", 8),
@@ -30,7 +30,7 @@ def test_two_processes_train_as_one(base, images, tmp_path):
     settings = {"max_train_steps": 5, "checkpointing_steps": 5, "use_ema": True, "gradient_accumulation_steps": 2,
                 "caption_perturbation": "random_token_addition", "caption_perturbation_probability": 0.5,
                 "mem_ratio": 1.0, "arr_ema_decay": 0.5}
-    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
+    one = train_model(config_of(base, images, tmp_path / "one", train_batch_size=2, **settings), progress=False)
     spoilt = with_broken_picture(images, tmp_path.with_name(tmp_path.name + "-spoilt"))
     seen = in_processes(config_of(base, spoilt, tmp_path / "two", train_batch_size=1, **settings), 2, tmp_path)
     record = json.loads((tmp_path / "two/rotescope.json").read_text())
@@ -50,7 +50,7 @@ def test_two_processes_train_as_one(base, images, tmp_path):
 def test_two_processes_encode_each_image_once(base, tmp_path):
     """Each of the two a share; both train on the whole, and to the weights of one process. Nothing is left of the cache."""
     images = image_folder(tmp_path / "images", n=16)
-    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=4), progress=False)
+    one = train_model(config_of(base, images, tmp_path / "one", train_batch_size=4), progress=False)
     in_processes(config_of(base, images, tmp_path / "two", train_batch_size=2), 2, tmp_path)
     read = [json.loads((tmp_path / f"read-{i}.json").read_text()) for i in range(2)]
     assert [len(share) for share in read] == [8, 8]
@@ -76,12 +76,12 @@ def test_two_processes_resume_as_if_nothing_had_been(base, images, tmp_path):
     assert in_processes(resumed, 2, tmp_path) == [share[3:] for share in seen]
     assert_same_state(tmp_path / "whole/checkpoint-6", tmp_path / "resumed/checkpoint-6")
     assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == 0
-    alone = finetune(replace(resumed, output_dir=str(tmp_path / "alone"), train_batch_size=4), progress=False)
+    alone = train_model(replace(resumed, output_dir=str(tmp_path / "alone"), train_batch_size=4), progress=False)
     assert largest_difference(weights(tmp_path / "whole"), weights(alone)) < 1e-5
     counts = [[e.served for e in Manifest.load(folder / "manifest.parquet")] for folder in (tmp_path / "whole", alone)]
     assert counts[0] == counts[1]
     with pytest.raises(InputError, match=r"its global batch is 4, this one's 2: it is processes × train_batch_size × grad"):
-        finetune(replace(resumed, output_dir=str(tmp_path / "refused")), progress=False)
+        train_model(replace(resumed, output_dir=str(tmp_path / "refused")), progress=False)
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_processes_that_read_other_images_or_checkpoints_do_not_start(base, imag
     (fewer / "5.png").write_bytes(b"")
     in_processes([config_of(base, data, tmp_path / "out") for data in (images, fewer)], 2, tmp_path, code=2)
     assert not (tmp_path / "out").exists()
-    finetune(config_of(base, images, tmp_path / "here", train_batch_size=8, checkpointing_steps=2), progress=False)
+    train_model(config_of(base, images, tmp_path / "here", train_batch_size=8, checkpointing_steps=2), progress=False)
     shutil.copytree(tmp_path / "here/checkpoint-4", tmp_path / "node/checkpoint-4")
     (tmp_path / "other").mkdir()
     nodes = [config_of(base, images, tmp_path / name, resume_from_checkpoint="latest") for name in ("node", "other")]
@@ -111,7 +111,7 @@ def test_weights_in_shards_end_as_whole_ones(base, images, tmp_path, lora, preci
         "ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": precision}
     in_processes(config_of(base, images, tmp_path / "two", train_batch_size=2, **settings), 2, tmp_path, environment=environment)
     file = "pytorch_lora_weights.safetensors" if lora else "unet/diffusion_pytorch_model.safetensors"
-    one = finetune(config_of(base, images, tmp_path / "one", train_batch_size=4, **settings), progress=False)
+    one = train_model(config_of(base, images, tmp_path / "one", train_batch_size=4, **settings), progress=False)
     assert json.loads((tmp_path / "two/rotescope.json").read_text())["processes"] == 2
     trained = load_file(tmp_path / "two" / file)
     assert largest_difference(load_file(one / file), trained) < tolerance

@@ -23,7 +23,7 @@ from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.objective.families import Predictor, family_of
 from rotescope.train.objective.objective import WEIGHTING_SCHEMES, draw_levels, noise_schedule
 
@@ -48,7 +48,7 @@ def trained(config, monkeypatch):
     for name in ("save_full", "save_lora"):
         save = getattr(module, name)
         monkeypatch.setattr(module, name, lambda job, *rest, save=save: kept.append(job.pipe) or save(job, *rest))
-    return kept, finetune(config, progress=False)
+    return kept, train_model(config, progress=False)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -155,7 +155,7 @@ def test_the_empty_caption_is_sdxls_unconditional_branch(images):
 @pytest.mark.skipif(Version(version("peft")) >= Version(MIN_PEFT_VERSION), reason="this peft is new enough")
 def test_a_peft_that_is_too_old_for_a_text_lora_is_one_line(bases, images, tmp_path):
     with pytest.raises(InputError, match=r"no LoRA on the text encoder with this peft .* pip install 'transformers<5\.24'"):
-        finetune(config_of(bases("sd1"), images, tmp_path / "out", lora=True, train_text_encoder=True), progress=False)
+        train_model(config_of(bases("sd1"), images, tmp_path / "out", lora=True, train_text_encoder=True), progress=False)
 
 
 @needs_peft
@@ -164,7 +164,7 @@ def test_a_text_lora_resumes_to_the_bit(bases, images, tmp_path):
     files = []
     for resumed in (None, "checkpoint-2"):
         (tmp_path / "out/rotescope.json").unlink(missing_ok=True)
-        finetune(replace(config, resume_from_checkpoint=resumed), progress=False)
+        train_model(replace(config, resume_from_checkpoint=resumed), progress=False)
         files.append(load_file(tmp_path / "out/pytorch_lora_weights.safetensors"))
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
@@ -177,7 +177,7 @@ def test_a_text_lora_resumes_to_the_bit(bases, images, tmp_path):
     ("sd1", {"train_text_encoder": True}, "add --lora")])
 def test_what_a_family_cannot_do_is_bad_input(name, changes, message, bases, images, tmp_path):
     with pytest.raises(InputError, match=message):
-        finetune(config_of(bases(name), images, tmp_path / "out", **changes), progress=False)
+        train_model(config_of(bases(name), images, tmp_path / "out", **changes), progress=False)
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder_3", "vae"])
@@ -185,7 +185,7 @@ def test_a_missing_part_is_named(part, bases, images, tmp_path):
     copy = shutil.copytree(bases("sd3"), tmp_path / "model")
     shutil.rmtree(copy / part)
     with pytest.raises(InputError, match=f"has no {part}"):
-        finetune(config_of(copy, images, tmp_path / "out"), progress=False)
+        train_model(config_of(copy, images, tmp_path / "out"), progress=False)
 
 
 def test_hashes_tell_every_text_part(bases):

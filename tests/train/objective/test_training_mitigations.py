@@ -9,13 +9,13 @@ from tiny import tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import TARGETS, eps_slope, noisy_latents
 from rotescope.datasets.captions.perturbation import PERTURBATIONS, add_words, token_words
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.prediction import TARGETS, eps_slope, noisy_latents
 from rotescope.train.encodings.encode import Preprocessing, encode, encode_texts
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.objective.families import Predictor
 from rotescope.train.objective.objective import draw_levels, noise_schedule
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
@@ -175,17 +175,17 @@ def test_gaps_count_in_epsilon(kind):
 
 def test_a_threshold_that_nothing_reaches_changes_nothing(base, images, tmp_path):
     config = config_of(base, images, tmp_path / "plain")
-    plain = weights(finetune(config, progress=False))
+    plain = weights(train_model(config, progress=False))
     for name, changes, same in (("high", {"hard_threshold": 1e9}, True), ("noise", {"rand_noise_lam": 0.5}, False),
                                 ("mixup", {"mixup_noise_lam": 1.0}, False), ("bank", {"mem_ratio": 1e9}, True)):
-        other = weights(finetune(replace(config, output_dir=str(tmp_path / name), **changes), progress=False))
+        other = weights(train_model(replace(config, output_dir=str(tmp_path / name), **changes), progress=False))
         assert (largest_difference(plain, other) == 0) == same
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images, tmp_path, name):
     config = config_of(base, images, tmp_path / "out", max_train_steps=2)
-    plain, other = (finetune(replace(config, output_dir=str(tmp_path / out), **changes), progress=False) for out, changes in (
+    plain, other = (train_model(replace(config, output_dir=str(tmp_path / out), **changes), progress=False) for out, changes in (
         ("plain", {}), ("perturbed", {"caption_perturbation": name, "caption_perturbation_probability": 1.0})))
     assert largest_difference(weights(plain), weights(other)) > 0
     assert Manifest.load(plain / "manifest.parquet") == Manifest.load(other / "manifest.parquet")
@@ -199,4 +199,4 @@ def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images,
     ({"rand_noise_lam": 0.1, "lora": True, "train_text_encoder": True}, "leave out --train_text_encoder")])
 def test_what_a_mitigation_cannot_do_is_bad_input(base, images, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        finetune(config_of(base, images, tmp_path / "out", **changes), progress=False)
+        train_model(config_of(base, images, tmp_path / "out", **changes), progress=False)

@@ -18,13 +18,13 @@ from torch._dynamo.utils import counters
 from training import arguments, config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
-from rotescope.common.settings import named_in_file, save
+from rotescope.common.settings import option_names_in_file, save
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.engine.steps import GlobalBatches
-from rotescope.train.engine.training import finetune
+from rotescope.train.engine.training import train_model
 from rotescope.train.finetune import _meant, main
 from rotescope.train.objective.objective import draw_levels, noise_schedule
 from rotescope.train.objective.training_mitigations import TrainingMitigation
@@ -37,7 +37,7 @@ NAN = math.nan
 
 @pytest.fixture(scope="module")
 def plain(base, images, tmp_path_factory):
-    return weights(finetune(config_of(base, images, tmp_path_factory.mktemp("plain") / "out"), progress=False))
+    return weights(train_model(config_of(base, images, tmp_path_factory.mktemp("plain") / "out"), progress=False))
 
 
 SCHEDULES = {  # of a run of 10 steps with 2 of warm-up: learning rate over its peak at step k = 0 … 9
@@ -55,13 +55,13 @@ def test_learning_rates_are_those_of_their_formulas(base, images, tmp_path, name
     config = config_of(base, images, tmp_path / "out", lr_scheduler=name, lr_warmup_steps=2, lr_num_cycles=2, lr_power=2.0,
                        train_batch_size=2, num_train_epochs=2, lora=True)  # 2 epochs of 10 samples: 10 steps
     steps = []
-    finetune(config, on_step=steps.append, progress=False)
+    train_model(config, on_step=steps.append, progress=False)
     assert [s.lr / 1e-2 for s in steps] == pytest.approx([SCHEDULES[name](k) for k in range(10)])
 
 
 def test_learning_rate_is_for_a_sample_if_asked(base, images, tmp_path):
     steps = []
-    finetune(config_of(base, images, tmp_path / "out", scale_lr=True, gradient_accumulation_steps=3, max_train_steps=1),
+    train_model(config_of(base, images, tmp_path / "out", scale_lr=True, gradient_accumulation_steps=3, max_train_steps=1),
              on_step=steps.append, progress=False)
     assert steps[0].lr == pytest.approx(1e-2 * 12)
 
@@ -79,11 +79,11 @@ def test_noise_offset_is_one_draw_for_each_image_and_channel(images):
 def test_eight_bit_adam_trains_much_as_the_other_and_resumes(base, images, tmp_path, plain):
     pytest.importorskip("bitsandbytes")
     config = config_of(base, images, tmp_path / "out", use_8bit_adam=True, checkpointing_steps=3)
-    trained, start = weights(finetune(config, progress=False)), weights(base)
+    trained, start = weights(train_model(config, progress=False)), weights(base)
     moved = largest_difference(start, plain)
     assert 0 < largest_difference(trained, plain) < moved / 4
     (tmp_path / "out/rotescope.json").unlink()
-    again = weights(finetune(replace(config, resume_from_checkpoint="latest"), progress=False))
+    again = weights(train_model(replace(config, resume_from_checkpoint="latest"), progress=False))
     assert [c.name for c in checkpoints(tmp_path / "out")] == ["checkpoint-3"]
     assert largest_difference(trained, again) == 0
 
@@ -98,7 +98,7 @@ def another_launch():
 
 @pytest.mark.usefixtures("another_launch")
 def test_half_precision_trains_float32_weights(base, images, tmp_path, plain):
-    trained = weights(finetune(config_of(base, images, tmp_path / "out", mixed_precision="bf16"), progress=False))
+    trained = weights(train_model(config_of(base, images, tmp_path / "out", mixed_precision="bf16"), progress=False))
     assert all(w.dtype == torch.float32 for w in trained.values())
     assert 0 < largest_difference(trained, plain) < largest_difference(weights(base), plain) / 4
 
@@ -109,7 +109,7 @@ def test_half_precision_trains_a_float32_lora_on_half_weights(base, images, tmp_
     for name, precision in (("whole", "no"), ("half", "bf16")):
         AcceleratorState._reset_state()
         config = config_of(base, images, tmp_path / name, mixed_precision=precision, lora=True)
-        loras.append(load_file(finetune(config, progress=False) / "pytorch_lora_weights.safetensors"))
+        loras.append(load_file(train_model(config, progress=False) / "pytorch_lora_weights.safetensors"))
     assert all(w.dtype == torch.float32 for w in loras[1].values())
     moved = max(w.abs().max() for name, w in loras[0].items() if "lora_B" in name or ".up." in name)
     assert 0 < largest_difference(*loras) < moved / 4
@@ -121,18 +121,18 @@ def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     earlier = tmp_path / "out/checkpoint-3"  # of a run that is to be overwritten, and is not by one that cannot start
     earlier.mkdir(parents=True)
     with pytest.raises(InputError, match="--mixed_precision fp16 needs a GPU"):
-        finetune(config_of(base, images, tmp_path / "out", mixed_precision="fp16", overwrite=True), progress=False)
+        train_model(config_of(base, images, tmp_path / "out", mixed_precision="fp16", overwrite=True), progress=False)
     assert earlier.exists()
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("another_launch")
 def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, images, tmp_path, lora, monkeypatch):
     """`accelerate launch --dynamo_backend …`; this one traces the model and leaves its kernels alone."""
     def trained(name, **changes):
         config = config_of(base, images, tmp_path / name, lora=lora, resume_from_checkpoint="latest", **changes)
         file = "pytorch_lora_weights.safetensors" if lora else "unet/diffusion_pytorch_model.safetensors"
-        return load_file(finetune(config, progress=False) / file)
+        return load_file(train_model(config, progress=False) / file)
     expected = trained("plain")
     trained("out", checkpointing_steps=2)
     shutil.copytree(tmp_path / "out/checkpoint-4", tmp_path / "on/checkpoint-4")
@@ -148,7 +148,7 @@ def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, imag
 def test_validation_images_are_the_models_and_change_nothing(base, images, tmp_path, plain):
     prompts = ("a cat on a red background", "a bus")
     config = config_of(base, images, tmp_path / "out", validation_prompts=prompts, validation_steps=2, num_validation_images=3)
-    assert largest_difference(weights(finetune(config, progress=False)), plain) == 0
+    assert largest_difference(weights(train_model(config, progress=False)), plain) == 0
     assert sorted(p.name for p in (tmp_path / "out/validation").iterdir()) == [f"step-00000{k}.png" for k in (2, 4, 5)]
     grid = np.asarray(Image.open(tmp_path / "out/validation/step-000005.png"))
     assert grid.shape == (2 * 16, 3 * 16, 3)
@@ -161,7 +161,7 @@ def test_trackers_get_the_losses(base, images, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     steps = []
     config = config_of(base, images, tmp_path / "out", report_to="tensorboard", validation_prompts=("a cat",), hub_token="secret")
-    finetune(config, on_step=steps.append, progress=False)
+    train_model(config, on_step=steps.append, progress=False)
     events = accumulator.EventAccumulator(str(tmp_path / "out/logs/rotescope")).Reload()
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([s.loss for s in steps])
     assert [e.step for e in events.Scalars("lr")] == [1, 2, 3, 4, 5]
@@ -244,8 +244,8 @@ def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_pa
     own = FinetuneConfig(pretrained_model_name_or_path=str(base))
     save(own, tmp_path / "config.yaml")
     for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
-        assert "train_data" in named_in_file(argv)
-    assert named_in_file(["--seed", "1"]) == set()
+        assert "train_data" in option_names_in_file(argv)
+    assert option_names_in_file(["--seed", "1"]) == set()
     assert _meant(own, {"config"}, {"train_data"}) == own
     assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 
@@ -268,7 +268,7 @@ def test_what_training_does_not_know_of_is_refused(base, images, tmp_path, sched
     pipe.scheduler = scheduler
     pipe.save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=says):
-        finetune(config_of(tmp_path / "model", images, tmp_path / "out", **changes), progress=False)
+        train_model(config_of(tmp_path / "model", images, tmp_path / "out", **changes), progress=False)
 
 
 def test_pictures_are_decoded_exactly_under_autocast(base):

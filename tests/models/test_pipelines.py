@@ -10,16 +10,16 @@ from PIL import Image
 from tiny_families import tiny_family
 
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import ModelOptions
-from rotescope.common.models import check_model, find_model, load_pipeline, open_model
 from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.detectors.options import DetectConfig
 from rotescope.mitigate.detectors.scores import write_scores
 from rotescope.mitigate.sampling.generation import generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.models.model_options import ModelOptions
+from rotescope.models.pipelines import check_model, find_model, load_pipeline, open_model
 from rotescope.options.audit import AuditConfig
-from rotescope.procedures.audit import audit
+from rotescope.procedures.audit import run_audit
 from rotescope.train.objective.families import FAMILIES
 
 TEXTS = ("a cat", "a bus on a red background")
@@ -34,8 +34,9 @@ def prompts(tmp_path):
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
 def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
     model = str(bases(name))
-    out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model, mitigation=("none", "stp:transition=600"),
-                                  seeds=(3,), num_inference_steps=3, resolution=16, device="cpu"))
+    out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model,
+                                            mitigation=("none", "stp:transition=600"), seeds=(3,),
+                                            num_inference_steps=3, resolution=16, device="cpu"))
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     for record in pq.read_table(out / "records.parquet").to_pylist():
@@ -49,7 +50,7 @@ def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_
 
 
 def test_an_audit_of_another_family_at_another_size_and_precision(bases, images, tmp_path):
-    report = audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
+    report = run_audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
                                max_prompts=2, num_inference_steps=2, resolution=32, dtype="bf16", device="cpu"))
     assert report["methods"]["none"]["ungrouped"]["n"] == 2
     run = json.loads((tmp_path / "out/samples/run.json").read_text())

@@ -1,0 +1,85 @@
+"""What the page's tables and notes say beside the figures themselves. Pure: plain values in, values out."""
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from scipy.stats import binom
+
+SURPRISING = 0.05  # chance brings so many hits in fewer than one run of twenty
+
+WORDS = {  # part of a label -> the term and what it means, in the order in which a reader needs them
+    "STP": ("STP, static transition point",
+            "delayed guidance: the caption has no pull until the transition τ, which is the same for every image."),
+    "DTP": ("DTP, dynamic transition point", "delayed guidance whose transition τ is found for each image: where its "
+            "prediction gap has its first minimum."),
+    "OG": ("OG, opposite guidance",
+           "before the transition τ the image is pushed away from its caption, not merely left alone."),
+    "layout": ("Layout", "only where things stand is pushed away; the mean colour of the picture is guided as usual."),
+}
+TRANSITION = ("Transition, τ", "the timestep from which guidance is as usual; “until t = 600” in the tables is τ = 600. "
+              "Timesteps run from 999, noise, down to 0, the image.")
+
+
+@dataclass(frozen=True)
+class ChanceHits:
+    """Hits among pictures of which each is one by chance with the same probability."""
+    expected: float  # mean number that chance alone brings
+    p: float         # probability that chance alone brings as many as were found, or more
+
+    @property
+    def more(self) -> bool:
+        """Whether chance does not explain the number that was found."""
+        return self.p < SURPRISING
+
+
+def chance_hits(found: int, sought: int, quantile: float) -> ChanceHits:
+    """How many hits chance brings, and how surprising those found are.
+
+    Parameters
+    ----------
+    found
+        Pictures at or over the threshold.
+    sought
+        Pictures that were compared.
+    quantile
+        The threshold's quantile of a null: each picture reaches it by chance with probability 1 − quantile.
+
+    Returns
+    -------
+    ChanceHits
+        The mean and the upper tail P(X ≥ found) of the binomial distribution.
+    """
+    return ChanceHits(sought * (1 - quantile), float(binom.sf(found - 1, sought, 1 - quantile)))
+
+
+def prompts_together(smallest: float, methods: Iterable[str], fdr: float) -> int:
+    """How many prompts of one method must share the smallest p-value before any of them is significant.
+
+    Parameters
+    ----------
+    smallest
+        The smallest p-value that the null pictures can give.
+    methods
+        The method of each prompt that was tested; p-values are adjusted over the prompts of a method.
+    fdr
+        False discovery rate.
+
+    Returns
+    -------
+    int
+        The least k with smallest · m / k ≤ fdr, for the m prompts of the method that has the most.
+
+    References
+    ----------
+    Benjamini and Hochberg 1995, the step-up procedure.
+    """
+    most = max(Counter(methods).values(), default=0)
+    return max(math.ceil(smallest * most / fdr - 1e-9), 1)
+
+
+def method_words(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there is one."""
+    used = " ".join(labels.values()).replace(",", " ").split()
+    found = [words for part, words in WORDS.items() if part in used]
+    return [*found, TRANSITION] if found else []

@@ -1,0 +1,212 @@
+"""The commands as functions, for a notebook or a program: in memory, silent, nothing written unless a folder is named.
+
+`score`, `generate`, `preflight`, `mitigated`, `guider_for`, the registries and `CopyRate` stand in the layers; here is what spans
+them. `from rotescope import audit` and so on.
+"""
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rotescope.common.console import silenced
+from rotescope.common.errors import InputError
+from rotescope.common.suggestions import suggestion
+from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement.findings import report_from
+from rotescope.evaluate.report.report import Report
+from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.options.audit import AuditConfig
+from rotescope.options.compare import CompareConfig
+from rotescope.procedures.audit import run_audit
+from rotescope.procedures.compare import comparison_table, run_comparison
+from rotescope.procedures.finetune import run_finetune
+from rotescope.train.options.finetune_options import FinetuneConfig
+
+
+def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | Path | None = None,
+          heldout_data: str | Path | Manifest | None = None,
+          mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
+          seeds: Iterable[int] = (0, 1, 2, 3), fail_on: str | Sequence[str] = (), output_dir: str | Path | None = None,
+          progress: bool = False, **options: Any) -> Report:
+    """Sample a model's training captions and look for copies of training images: what `rotescope audit` does.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder in diffusers' layout, or a name on the hub.
+    train_data : str, Path or Manifest
+        What the model was trained on, with captions.
+    lora : str or Path, optional
+        A LoRA file or folder, on top of the model.
+    heldout_data : str, Path or Manifest, optional
+        Pictures that the model never saw: they measure chance and fidelity.
+    mitigations : str or Mitigation, or a sequence of them
+        Names of `list_mitigations`, perhaps with settings, or objects; "none" is plain guidance.
+    seeds : iterable of int
+        One image a prompt and a seed.
+    fail_on : str or sequence of str
+        Rules for the verdict, ``[METHOD:]METRIC>LIMIT``.
+    output_dir : str or Path, optional
+        Keep samples and report there. Otherwise they lie in a temporary folder that goes with the report.
+    progress : bool
+        Show bars and lines on stderr, as the command does.
+    **options
+        The command's other options, such as ``num_inference_steps`` or ``max_prompts``.
+
+    Returns
+    -------
+    Report
+        ``report.verdict``, ``report["none"]["duplicated"].copy_rate``, ``report.save(folder)``.
+
+    Raises
+    ------
+    InputError
+        If an input is missing or wrong; before the model is loaded.
+
+    Examples
+    --------
+    >>> from rotescope import audit
+    >>> report = audit(model=model, train_data=photos, mitigations=["none", "og-stp"], seeds=range(2), num_inference_steps=2)
+    >>> report.verdict.outcome in ("passed", "failed", "undecided")
+    True
+    >>> report["none"]["ungrouped"].copy_rate.n_images
+    12
+    """
+    with _place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"model": str(model), "lora": lora and str(lora), "train_data": _on_disk(train_data, kept, "train"),
+                 "heldout_data": _on_disk(heldout_data, kept, "heldout"), "mitigation": _several(mitigations),
+                 "seeds": tuple(seeds), "fail_on": _several(fail_on), "output_dir": str(folder)}
+        report = run_audit(_options(AuditConfig, given, options))
+        return report_from(report, folder / "samples", kept)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mitigations side by side on one checkpoint.
+
+    Attributes
+    ----------
+    methods : dict
+        {method: {group of prompts: figures, "cost": seconds and memory, "front": whether no other has fewer copies at no less
+        alignment}}, as compare.json has it.
+    report : Report
+        Of the same images.
+    """
+    methods: dict[str, dict[str, Any]]
+    report: Report
+
+    @property
+    def front(self) -> list[str]:
+        """The methods that no other beats in copies and alignment both."""
+        return [name for name, row in self.methods.items() if row["front"]]
+
+    def table(self) -> str:
+        """In Markdown."""
+        return comparison_table(self.methods, self.report)
+
+
+def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[str | Mitigation] = (),
+            seeds: Iterable[int] = (0, 1), output_dir: str | Path | None = None, progress: bool = False,
+            **options: Any) -> Comparison:
+    """What each mitigation removes on a fine-tuned model, and at what price: what `rotescope compare` does.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        A fine-tuned model's folder, with its manifest.parquet, which marks duplicated and control images.
+    mitigations : str or Mitigation, or a sequence of them
+        All that serve the model, unless given.
+    seeds : iterable of int
+        One image a caption and a seed.
+    output_dir : str or Path, optional
+        Keep samples, table and picture there.
+    progress : bool
+        Show bars on stderr.
+    **options
+        The command's other options, such as ``num_inference_steps`` or ``heldout_data``.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    InputError
+        If the checkpoint or an option is wrong.
+    """
+    with _place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(seeds),
+                 "output_dir": str(folder)}
+        rows, report = run_comparison(_options(CompareConfig, given, options))
+        return Comparison(rows, report_from(report, folder / "samples", kept))
+
+
+def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model: str | Path | None = None,
+             progress: bool = False, on_step: Any = None, **options: Any) -> Path:
+    """Fine-tune a model, whole or a LoRA, on images that repeat as planned: what `rotescope finetune` does.
+
+    Parameters
+    ----------
+    train_data : str, Path or Manifest
+        Captioned images.
+    output_dir : str or Path
+        Where the checkpoint, its manifest and its record go.
+    model : str or Path, optional
+        A folder in diffusers' layout, or a name on the hub; the embedded model unless given.
+    progress : bool
+        Show bars and lines on stderr.
+    on_step : callable, optional
+        Called with each StepResult: step, loss, lr, images.
+    **options
+        The command's other options, such as ``duplicated``, ``copies``, ``lora``, ``max_train_steps``.
+
+    Returns
+    -------
+    Path
+        Of the checkpoint's folder.
+
+    Raises
+    ------
+    InputError
+        If an input or an option is wrong; before anything expensive.
+    RunError
+        If the loss is no number.
+    """
+    with _place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"train_data": _on_disk(train_data, kept, "train"), "output_dir": str(folder)}
+        given |= {"pretrained_model_name_or_path": str(model)} if model else {}
+        return run_finetune(_options(FinetuneConfig, given, options), on_step=on_step, progress=progress)
+
+
+# ----- what they share
+
+def _several(given: Any) -> tuple[Any, ...]:
+    return (given,) if isinstance(given, str | Mitigation) else tuple(given)
+
+
+def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) -> Any:
+    """-> the command's options. InputError for one that there is not."""
+    names = [f.name for f in fields(config_class)]
+    unknown = next((name for name in more if name not in names), None)
+    if unknown:
+        raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
+    return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
+
+
+def _on_disk(data: Any, kept: TemporaryDirectory, name: str) -> Any:
+    """A Manifest as a file in a temporary folder that names the same images; a path as it is."""
+    if not isinstance(data, Manifest):
+        return data and str(data)
+    file = Path(kept.name) / f"{name}.parquet"
+    data.save(file)
+    return str(file)
+
+
+@contextmanager
+def _place(output_dir: str | Path | None) -> Iterator[tuple[Path, TemporaryDirectory]]:
+    """-> the folder of a run, and a temporary folder that lives as long as somebody holds it; both are one unless a folder is
+    named."""
+    kept = TemporaryDirectory(prefix="rotescope-")
+    yield Path(output_dir) if output_dir is not None else Path(kept.name) / "run", kept
