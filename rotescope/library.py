@@ -135,6 +135,14 @@ def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[
     ------
     InputError
         If the checkpoint or an option is wrong.
+
+    Examples
+    --------
+    >>> from rotescope import compare, finetune
+    >>> folder = finetune("photos", "memorizes", duplicated=1, copies=4, controls=1, max_train_steps=2, train_batch_size=8)
+    >>> found = compare(folder, mitigations=["none", "stp"], seeds=[0], num_inference_steps=2, repeats=1, heldout_data=None)
+    >>> list(found.methods)
+    ['none', 'stp']
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
         given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(seeds),
@@ -173,6 +181,13 @@ def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model
         If an input or an option is wrong; before anything expensive.
     RunError
         If the loss is no number.
+
+    Examples
+    --------
+    >>> from rotescope import finetune
+    >>> folder = finetune("photos", "finetuned", duplicated=1, copies=4, controls=1, max_train_steps=2, train_batch_size=8)
+    >>> (folder / "manifest.parquet").is_file()
+    True
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
         given = {"train_data": _on_disk(train_data, kept, "train"), "output_dir": str(folder)}

@@ -80,8 +80,11 @@ def score(images, train_data, *, heldout_data=None, base_images=None, sweep=None
 
     Examples
     --------
-    >>> report = score(images, train_data="photos")                      # doctest: +SKIP
-    >>> report.verdict.outcome, report["none"]["ungrouped"].copy_rate    # doctest: +SKIP
+    >>> report = score(images, train_data="photos")
+    >>> report.verdict.outcome in ("passed", "failed", "undecided")
+    True
+    >>> report["none"]["ungrouped"].copy_rate.n_images
+    2
     """
     rules = parse_rules(fail_on)
     generated, unadapted, swept = (given if given is None else samples_of(given)
