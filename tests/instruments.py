@@ -59,6 +59,12 @@ def rows_of(folder):
     return pq.read_table(folder / "records.parquet").to_pylist()
 
 
+def overridden(argv, given):
+    """argv, pairs of an option and its value, without those that `given` names, and then `given`: no option may come twice."""
+    kept = [word for i in range(0, len(argv), 2) if argv[i] not in given for word in argv[i:i + 2]]
+    return [*kept, *given]
+
+
 def leave(main, argv):
     """A command's exit code."""
     try:

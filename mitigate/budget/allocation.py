@@ -69,4 +69,4 @@ def as_record(name, budget, n, rounds, scores=None, **about):
     told = [{"prompt_index": i, **({} if scores is None else {"rank": rank, "score": scores[i]}), "images": len(spent.get(i, ()))}
             for rank, i in enumerate(order, 1)]
     return {"name": name, "budget": budget, **about, "images": sum(map(len, rounds)), "prompts": n, "sampled": len(spent),
-            "rounds": [len(jobs) for jobs in rounds], "order_by_score": told}
+            "rounds": [len(jobs) for jobs in rounds], "ranking": told}

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from instruments import leave, rows_of, samples_folder, training_folder
+from instruments import leave, overridden, rows_of, samples_folder, training_folder
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from tiny import image_folder, saved_pipeline, tiny_pipeline
@@ -173,7 +173,7 @@ def test_wrong_input_is_found_before_the_model_is_loaded(given, said, model, tmp
     image_folder(tmp_path / "train", n=4)
     alone(tmp_path / "alone")
     argv = ["--model", model, "--train_data", "train", "--output_dir", "out", "--device", "cpu"]
-    assert leave(audit_command.main, [*argv, *given]) == 2
+    assert leave(audit_command.main, overridden(argv, given)) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

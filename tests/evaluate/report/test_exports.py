@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from instruments import leave, samples_folder, training_folder, training_set
+from instruments import leave, overridden, samples_folder, training_folder, training_set
 from PIL import Image
 
 from rotescope.common.errors import InputError, exit_cleanly
@@ -153,9 +153,7 @@ def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_
     shutil.copytree("s", "x/s")
     load_source("train").save("m.parquet")
     there = sorted(tmp_path.rglob("*"))
-    named = set(given)
-    kept = [word for i in range(0, len(argv), 2) if argv[i] not in named for word in argv[i:i + 2]]
-    assert leave(score.main, [*kept, *given]) == 2
+    assert leave(score.main, overridden(argv, given)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert said in error
