@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.model_options import BASE
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts
 from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig

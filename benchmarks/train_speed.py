@@ -28,9 +28,9 @@ from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from rotescope.common.errors import RunError, exit_cleanly
-from rotescope.common.models import load_pipeline
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.manifest import decode, read_encoded
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.encodings.encode import encode
 from rotescope.train.engine.job import check_job
 from rotescope.train.engine.run_state import start

@@ -122,7 +122,7 @@ def _captions(config):
         if getattr(config, name) and config.caption_level != level:
             raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
     if config.caption_level == "random":
-        from rotescope.common.model_options import BASE  # brings torch, which nothing else here needs
+        from rotescope.models.model_options import BASE  # brings torch, which nothing else here needs
         return {"vocabulary": read_words(config.tokenizer or BASE)}
     return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 

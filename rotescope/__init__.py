@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rotescope.datasets.inspection.preflight import preflight as preflight
     from rotescope.datasets.manifest import Manifest as Manifest
     from rotescope.datasets.readers.sources import load_manifest as load_manifest
-    from rotescope.evaluate.report.copy_rate import CopyRate as CopyRate
-    from rotescope.evaluate.report.evaluation import score as score
+    from rotescope.evaluate.measurement.copy_rate import CopyRate as CopyRate
+    from rotescope.evaluate.measurement.evaluation import score as score
     from rotescope.evaluate.report.report import Report as Report
     from rotescope.library import audit as audit
     from rotescope.library import compare as compare
-    from rotescope.library import detect as detect
     from rotescope.library import finetune as finetune
     from rotescope.mitigate.adapters.guider import guider_for as guider_for
     from rotescope.mitigate.adapters.pipeline_hook import mitigated as mitigated
+    from rotescope.mitigate.detectors.prompt_scores import detect as detect
     from rotescope.mitigate.detectors.registry import get_detector as get_detector
     from rotescope.mitigate.detectors.registry import list_detectors as list_detectors
     from rotescope.mitigate.methods.registry import get_mitigation as get_mitigation
@@ -40,14 +40,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # public name -> its module
-    "audit": "library", "compare": "library", "detect": "library", "finetune": "library",
+    "audit": "library", "compare": "library", "finetune": "library",
     "preflight": "datasets.inspection.preflight", "Manifest": "datasets.manifest",
     "load_manifest": "datasets.readers.sources",
-    "score": "evaluate.report.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.report.copy_rate",
+    "score": "evaluate.measurement.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.measurement.copy_rate",
     "generate": "mitigate.sampling.generation", "Prompt": "mitigate.prompts.prompt",
     "mitigated": "mitigate.adapters.pipeline_hook", "guider_for": "mitigate.adapters.guider",
     "TransitionGuidance": "mitigate.methods.transition",
     "get_mitigation": "mitigate.methods.registry", "list_mitigations": "mitigate.methods.registry",
+    "detect": "mitigate.detectors.prompt_scores",
     "get_detector": "mitigate.detectors.registry", "list_detectors": "mitigate.detectors.registry",
     "InputError": "common.errors", "RunError": "common.errors",
 }

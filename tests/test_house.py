@@ -102,7 +102,7 @@ def test_no_file_bears_the_name_of_a_package():
 # ----- floors
 
 FLOORS = (  # from the ground up: a file imports its own room and those of lower floors; rooms of one floor do not know each other
-    ("common",),
+    ("common",), ("models",),
     ("datasets.images", "datasets.captions", "datasets.emoji"), ("datasets.manifest",), ("datasets.readers", "datasets.plans"),
     ("datasets.inspection",), ("datasets.prepare", "datasets.preflight"),
     ("train.objective", "train.base_model"), ("train.options", "train.encodings"), ("train.checkpoints",), ("train.tracking",),
@@ -111,7 +111,8 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("mitigate.sampling",), ("mitigate.embedding_search",), ("mitigate.detectors",),
     ("mitigate.budget", "mitigate.generate", "mitigate.calibrate", "mitigate.list_mitigations"),
     ("evaluate.options", "evaluate.inputs", "evaluate.quality"), ("evaluate.descriptors",), ("evaluate.neighbours",),
-    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",), ("evaluate.report",),
+    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",),
+    ("evaluate.report",), ("evaluate.measurement",),
     ("evaluate.score", "evaluate.index_images"),
     ("options",), ("procedures",), ("commands",), ("front",),
 )
@@ -123,7 +124,7 @@ def room_of(module):
     first, *rest = module.split(".")[1:] or ["cli"]
     if first in LAYERS:
         return f"{first}.{rest[0]}" if rest else first
-    return first if first in ("common", "options", "procedures", "commands") else "front"
+    return first if first in ("common", "models", "options", "procedures", "commands") else "front"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)

@@ -69,6 +69,13 @@ def preflight(train_data, on_image=None):
     ------
     InputError
         If there is nothing at `train_data`, or no image that can be read.
+
+    Examples
+    --------
+    >>> from rotescope import preflight
+    >>> found = preflight("photos")
+    >>> found.summary["images"], found.clusters
+    (6, [])
     """
     source = as_source(train_data)
     manifest = source.manifest

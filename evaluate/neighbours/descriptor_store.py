@@ -27,7 +27,7 @@ COPIED = 65536    # rows that go from one index to another at a time
 ROUNDING = 0.01  # how far half precision takes a length from 1, and more
 
 
-class Rows:
+class MappedRows:
     """Some rows of a memory map as a float32 matrix that is read where it is sliced."""
 
     def __init__(self, array, rows):
@@ -135,7 +135,9 @@ class Store:
         return {key for key, one in zip(keys, wrong, strict=True) if one}
 
     def embed(self, shas, openers, descriptor, on_image=None):
-        """shas: hexadecimal SHA-256 of each picture; openers: what opens it, called only for what is new -> Rows, in order."""
+        """shas: hexadecimal SHA-256 of each picture; openers: what opens it, called only for what is new.
+
+        -> MappedRows, in order."""
         keys = [bytes.fromhex(sha) for sha in shas]
         position, tick = {key: i for i, key in enumerate(keys)}, on_image or (lambda: None)
         with self._growing():
@@ -148,7 +150,7 @@ class Store:
                     put(part, descriptor([openers[position[key]]() for key in part]))
                     for _ in part:
                         tick()
-        return Rows(self.vectors, [self.row_of[key] for key in keys])
+        return MappedRows(self.vectors, [self.row_of[key] for key in keys])
 
 
 def read_about(folder):

@@ -107,7 +107,7 @@ def _uri(picture):
     return data_uri(picture, THUMBNAIL)
 
 
-def figures(report):
+def page_figures(report):
     """-> {strips, tradeoff or None, gaps: [(method, figure)]}."""
     curves = report.prediction_gaps
     several = len(charts.tradeoff_points(report)) > 1

@@ -10,7 +10,7 @@ def sentence(text):
     return text[:1].upper() + text[1:]
 
 
-def tiles(report):
+def verdict_tiles(report):
     """The three or four figures under the verdict."""
     first = "none" if "none" in report.methods else next(iter(report.methods))
     groups = report[first].groups

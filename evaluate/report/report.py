@@ -18,9 +18,9 @@ from rotescope.evaluate.report.report_types import (
     Pair,
     Pairing,
     PartialCopy,
-    Pictures,
     PromptFindings,
     PValueBasis,
+    ReportPictures,
     SweepPoint,
     TrainingImages,
 )
@@ -80,7 +80,7 @@ class Report:
     prediction_gaps: dict[str, dict[str, GapCurve]]
     histogram: Histogram
     pairs: tuple[Pair, ...]                      # every generated image, copies first, then the closest
-    pictures: Pictures = field(repr=False, compare=False, metadata={"json": False})
+    pictures: ReportPictures = field(repr=False, compare=False, metadata={"json": False})
 
     def __getitem__(self, method: str) -> MethodFindings:
         return self.methods[method]
@@ -141,8 +141,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         """A summary for a notebook."""
-        from rotescope.evaluate.report.html import summary
-        return summary(self)
+        from rotescope.evaluate.report.html import notebook_summary
+        return notebook_summary(self)
 
     def __repr__(self) -> str:
         told = f"{self.verdict.outcome} by {self.verdict.rule}; {len(self.pairs):,} images"

@@ -153,7 +153,7 @@ class GapCurve:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ReportPictures:
     """Opens what a report shows but does not hold; either answers None for a picture
     that is not to be shown."""
     generated: Callable[[str], Image.Image | None]   # by `image` of a Pair

@@ -7,8 +7,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from rotescope.common.errors import InputError
-from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.contract.families import denoiser_of, family
+from rotescope.models.seeds import hashed_integer
 
 TAKES_NOISE = ("sd", "sdxl", "sd3", "pixart")  # FLUX packs its latents
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import clean_of, prediction_kind, rates_at, slope_at
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
@@ -19,6 +18,7 @@ from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
 from rotescope.mitigate.methods.training_images import different_images, identity_of
+from rotescope.models.prediction import clean_of, prediction_kind, rates_at, slope_at
 
 COLOUR_SIDE = 32
 

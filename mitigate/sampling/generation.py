@@ -10,7 +10,6 @@ from accelerate import PartialState
 from PIL import Image
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, chosen_device, load_pipeline, open_model
 from rotescope.common.outputs import check_output
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.contract.mitigation import Mitigation
@@ -19,6 +18,7 @@ from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
 from rotescope.mitigate.sampling.run_description import describe, sample_described
 from rotescope.mitigate.sampling.sampler import sample
+from rotescope.models.pipelines import check_model, chosen_device, load_pipeline, open_model
 
 
 @dataclass(frozen=True)

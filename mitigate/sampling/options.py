@@ -3,9 +3,9 @@ import re
 from dataclasses import dataclass
 
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import ModelOptions
 from rotescope.mitigate.contract.catalogue import check_text, name_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
+from rotescope.models.model_options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,8 +60,16 @@ def save(config, file):
 
 
 def plain(config):
-    """A dataclass -> dict of JSON types."""
-    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    """A dataclass -> dict of JSON types; what JSON has no type for, such as a path or a mitigation, as text."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+
+
+def _plain(value):
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 # ----- the parser

@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import find_model, open_model
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -13,10 +12,11 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
+from rotescope.evaluate.measurement.evaluation import write_all
+from rotescope.evaluate.measurement.findings import score_samples, totals
+from rotescope.evaluate.measurement.layers import check_measuring
 from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.evaluation import write_all
-from rotescope.evaluate.report.findings import check_measuring, score_samples, totals
 from rotescope.evaluate.report.terminal import announce
 from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
@@ -27,6 +27,7 @@ from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.models.pipelines import find_model, open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 

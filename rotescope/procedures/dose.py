@@ -8,7 +8,6 @@ from accelerate import PartialState
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -17,15 +16,16 @@ from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.layers import make_layers
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.findings import make_layers
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_caption, dose_table
 from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import chosen_device, find_model, load_pipeline
 from rotescope.procedures.dose_plan import dose_runs, recipe_of
 from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.plots.dose import draw_dose

@@ -4,15 +4,15 @@ import shutil
 from safetensors.torch import save_file
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, check_beside, check_output, output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in, twins_apart
+from rotescope.evaluate.measurement.findings import exact_rule
+from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.nulls.calibration import check_null, warnings
-from rotescope.evaluate.report.findings import exact_rule, make_layers
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_searchable, find_embeddings
@@ -20,6 +20,7 @@ from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
 PLAIN = judged.PLAIN

@@ -7,13 +7,13 @@ from diffusers import DiffusionPipeline
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.common.outputs import check_apart
-from rotescope.common.prediction import TARGETS
 from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
 from rotescope.datasets.readers.sources import Source, read_source
+from rotescope.models.pipelines import DTYPES, counts_timesteps, find_model, load_pipeline
+from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long

@@ -8,11 +8,11 @@ import torch
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import DTYPES
 from rotescope.common.processes import is_first_process, process_count
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.plans.duplication import check_served
 from rotescope.datasets.readers.quarantine import show_quarantined
+from rotescope.models.pipelines import DTYPES
 from rotescope.train.checkpoints.export import save_full, save_lora, save_record
 from rotescope.train.checkpoints.hub_upload import open_hub, upload
 from rotescope.train.checkpoints.output_folder import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder

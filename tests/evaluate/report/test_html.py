@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from instruments import noise, samples_folder, training_set
 from PIL import Image
@@ -20,14 +22,16 @@ from rich.console import Console
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
 from rotescope.evaluate.report.page_tables import settings_in_words
+from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.statistics.estimate import share_estimate
+from rotescope.evaluate.statistics.significance import benjamini_hochberg
 from rotescope.evaluate.verdict.verdict import best_mitigation
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600},
@@ -211,6 +215,98 @@ def test_table_fits_a_terminal(reported):
     assert lines[-1] == "failed by copy_rate>0.05: The generated images reproduce training images."
 
 
+def test_no_label_of_a_chart_is_clipped(reported):
+    report, _ = reported
+    points = [("delayed", "500", 0.2, (0.1, 0.3), 0.92), ("opposite", "700", 0.2, (0.1, 0.3), 0.92),
+              ("plain", "plain guidance", 1.0, (0.96, 1.0), 0.93), ("method", "OG + STP, layout", 0.01, (0, 0.05), 0.91)]
+    for width in (charts.WIDE, charts.NARROW):
+        for drawn in (charts.draw_strips(report, width), charts.draw_tradeoff(points, width)):
+            for left, top, right, bottom in drawn.texts:
+                assert left + 3 >= 0, drawn.title
+                assert right - 3 <= drawn.width, drawn.title
+                assert top >= 0, drawn.title
+                assert bottom <= drawn.height, drawn.title
+
+
+def test_labels_of_the_tradeoff_lie_on_no_line():
+    points = [("delayed", f"{t}", x, (x - 0.05, x + 0.05), 0.92 + x / 50) for t, x in ((500, 0.2), (600, 0.4), (700, 0.6))]
+    points += [("opposite", f"{t}", x, (x - 0.05, x + 0.05), 0.92 + x / 60) for t, x in ((500, 0.1), (600, 0.3), (700, 0.5))]
+    for width in (charts.WIDE, charts.NARROW):
+        canvas = charts.draw_tradeoff(points, width)
+        labels = canvas.texts[-len(points):]
+        number = '="([\\d.]+)" '
+        whisker = f'<line x1{number}y1{number}x2{number}y2{number}class="whisker"'
+        lines = re.findall(whisker, "".join(canvas.parts))
+        assert len(lines) == len(points)
+        for x1, y, x2, _ in (map(float, line) for line in lines):
+            assert not any(a < x2 and x1 < c and b < y < d for a, b, c, d in labels)
+
+
+def luminance(colour):
+    """WCAG 2's relative luminance of #rrggbb."""
+    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "paper"])
+def test_colours_can_be_read(scheme):
+    """Text at 4.5 : 1 on every ground, marks and bars at 3 : 1."""
+    css = (ROOT / "evaluate/report/report.css.j2").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6});", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]))
+    colours = {k: v if len(v) == 7 else "#" + "".join(2 * c for c in v[1:]) for k, v in colours.items()}
+    for ground in ("paper", "card"):
+        for ink, least in (("ink", 4.5), ("soft", 4.5), ("accent", 4.5), ("calm", 3)):
+            light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (ink, ground)
+
+
+def test_chance_hits_by_hand():
+    """Of 3 images, each a hit with probability 1/10: P(at least 2) = 3 · 0.01 · 0.9 + 0.001 = 0.028."""
+    hits = chance_hits(2, 3, 0.9)
+    assert (hits.expected, hits.p, hits.more) == (pytest.approx(0.3), pytest.approx(0.028), True)
+    assert not chance_hits(8, 976, 0.99).more   # 9.8 come by chance
+    assert not chance_hits(11, 976, 0.99).more
+    assert chance_hits(39, 976, 0.99).more
+    assert chance_hits(0, 976, 0.99).p == 1
+
+
+def test_prompts_that_are_significant_together():
+    """800 pictures give 4 images a p of 4/804 at least; of 48 prompts 5 must share it: 4/804 · 48 / 5 ≤ 0.05 < 4/804 · 48 / 4."""
+    assert prompts_together(4 / 804, ["none"] * 48 + ["stp"] * 7, 0.05) == 5
+    assert prompts_together(0.05 / 48, ["none"] * 48, 0.05) == 1
+    p = np.full(48, 0.9)
+    p[:5] = 4 / 804
+    assert (benjamini_hochberg(p)[:5] <= 0.05).all()
+    p[4] = 0.9
+    assert (benjamini_hochberg(p) > 0.05).all()
+
+
+def test_words_are_explained_that_the_labels_use():
+    assert method_words({"none": "plain guidance"}) == []
+    terms = [term for term, _ in method_words({"none": "plain guidance", "og-dtp": "OG + DTP"})]
+    assert terms == ["DTP, dynamic transition point", "OG, opposite guidance", "Transition, τ"]
+
+
+def test_page_says_beside_the_outcome_what_was_looked_at(reported, page):
+    text = " ".join(page.text.split())
+    assert "Failed · looked at 80 images of 40 prompts, in each of 3 ways of sampling" in text
+    for term in ("Copy, copy threshold", "Null", "Leak", "STP, static transition point", "Transition, τ"):
+        assert text.index(term) < text.index("What was copied")
+
+
+def test_no_part_is_red_where_chance_brings_as_many(reported, page):
+    """Of 190 images sought chance brings about two in each kind, and no more were found."""
+    report, folder = reported
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    section = text[text.index('<section id="parts">'):text.index('<section id="found">')]
+    found = Counter(p.kind for p in report.partial)
+    sought = sum(not p.is_copy for p in report.pairs)
+    surprising = [kind for kind, n in found.items() if chance_hits(n, sought, report.partial_quantile).more]
+    assert section.count("More than chance brings") == len(surprising)
+    assert ('class="copied"' in section) == bool(surprising)
+
+
 # ----- in a browser
 
 def browse(page, profile, *options):
@@ -283,6 +379,69 @@ USER = """<body><script>
   };
   document.body.append(inner);
 </script>"""
+
+
+TABLES = """<body><script>
+  const inner = document.createElement("iframe");
+  inner.style = "width: WIDTHpx; border: 0"; inner.srcdoc = PAGE;
+  inner.onload = () => {
+    const d = inner.contentDocument, wide = inner.clientWidth, found = [];
+    for (const e of d.querySelectorAll("details")) e.open = true;
+    const within = e => { const b = e.getBoundingClientRect(); return b.width > 0 && b.left >= -0.5 && b.right <= wide + 0.5; };
+    const named = c => [d.defaultView.getComputedStyle(c, "::before").content.replace(/^"|"( \\/ "")?$/g, ""), c.dataset.label];
+    for (const table of d.querySelectorAll("table.stack")) {
+      const heads = [...table.tHead.rows[0].cells].filter(within).length;
+      const rows = [...table.querySelectorAll("tbody tr:not(.group):not([hidden])")];
+      found.push({section: table.closest("section").id, columns: table.tHead.rows[0].cells.length, heads,
+        cells: rows.map(r => r.cells.length), lost: rows.flatMap(r => [...r.cells].filter(c => !within(c))).length,
+        cards: d.defaultView.getComputedStyle(rows[0]).display === "grid",
+        unnamed: rows.flatMap(r => [...r.querySelectorAll("td")].map(named)).filter(
+          ([shown, label]) => !label || shown !== label).length});
+    }
+    const hinted = e => !!e && within(e) && e.className.includes("hint");
+    const scrolls = [...d.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
+      .map(e => [e.className, e.tabIndex, hinted(e.previousElementSibling)]);
+    document.title = JSON.stringify({over: d.documentElement.scrollWidth - wide, found, scrolls});
+  };
+  document.body.append(inner);
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def six_methods(tmp_path_factory):
+    """Six methods and two groups, with alignment and fidelity: every column that a table can have -> report.html."""
+    folder = tmp_path_factory.mktemp("six")
+    methods = METHODS | {"og-stp": {"before": -2.0, "transition": 600}, "dtp": {"before": 0.0, "transition": "dynamic"},
+                         "og-stp-layout": {"before": -2.0, "transition": 600, "colour": 1.0}}
+    data = training_set(folder / "train", 16)
+    samples = samples_folder(folder / "samples", data, lambda method, i, seed: i % 4 == 0, methods, ("duplicated", "control"))
+    report = score_samples(samples, data, training_set(folder / "held", 20, seed=8), alignment=str(ROOT / "train/base/alignment"))
+    return write_report(report, folder / "out")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1200, 961, 768, 390])
+def test_browser_reaches_every_column_without_scrolling_sideways(six_methods, tmp_path, width):
+    """On a desk tables are tables; below they are cards, in which every figure stands under the name of its column."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", six_methods.read_text(encoding="utf-8"))
+    page = tmp_path / "tables.html"
+    page.write_text(TABLES.replace("WIDTH", str(width)).replace("PAGE", json.dumps(text).replace("</", "<\\/")), encoding="utf-8")
+    printed = browse(page, tmp_path / "a", "--dump-dom", "--window-size=1400,2000", "--virtual-time-budget=8000").stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", printed, re.DOTALL)[1]))
+    assert seen["over"] <= 0
+    tables = {table["section"]: table for table in seen["found"]}
+    assert set(tables) == {"prompts", "found", "published"}
+    assert (tables["found"]["columns"], len(tables["found"]["cells"])) == (7, 12)
+    for table in tables.values():
+        assert table["cards"] == (width <= 960)
+        assert table["lost"] == 0
+        assert set(table["cells"]) == {table["columns"]}
+        if table["cards"]:
+            assert table["unnamed"] == 0
+        else:
+            assert table["heads"] == table["columns"]
+    for where, tab, hinted in seen["scrolls"]:  # the grid of pictures may scroll, and says so
+        assert (where, tab, hinted) == ("scroll grid", 0, True)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -7,7 +7,7 @@ import pytest
 from instruments import samples_folder, training_set
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.report import SCHEMA, SCHEMA_VERSION, report_schema
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600}}

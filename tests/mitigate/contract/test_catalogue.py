@@ -10,6 +10,7 @@ from places import ROOT
 from tiny import image_folder
 
 from rotescope.common.errors import InputError
+from rotescope.common.settings import plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate import list_mitigations as command
 from rotescope.mitigate.contract.catalogue import name_of
@@ -17,7 +18,7 @@ from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, list_mitigations, with_training
 from rotescope.mitigate.methods.training_images import different_images, identity_of
 from rotescope.mitigate.methods.transition import TransitionGuidance
-from rotescope.mitigate.sampling.options import check_names, named_policies
+from rotescope.mitigate.sampling.options import GenerateConfig, check_names, named_policies
 from rotescope.mitigate.sampling.run_description import files_of
 
 NASTY = "a, b: c=d"
@@ -109,6 +110,18 @@ def test_a_run_says_where_its_training_set_came_from(photos):
     manifest.save(photos.parent / "m.parquet")
     found = files_of({"amg": with_training("amg", photos.parent / "m.parquet")})
     assert list(found) == [f"file {photos.parent / 'm.parquet'}"]
+
+
+def test_a_config_that_holds_objects_can_be_kept(photos):
+    manifest = load_source(photos)
+    chosen = ("none", TransitionGuidance(-3.0), with_training("amg", photos), with_training("amg", manifest))
+    config = GenerateConfig("prompts.txt", "out", mitigation=chosen)
+    kept = json.loads(json.dumps(plain(config)))["mitigation"]
+    assert kept[0] == "none"
+    assert kept[1].startswith("TransitionGuidance(before=-3.0, transition=500")
+    assert repr(str(photos)) in kept[2]
+    assert manifest.hash in kept[3]
+    assert len(kept[3]) < 300
 
 
 # ----- the list

@@ -15,13 +15,13 @@ from tiny_runs import calibration, images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import BASE
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.contract.catalogue import Need, name_of
 from rotescope.mitigate.contract.families import FAMILIES, denoiser_of
 from rotescope.mitigate.contract.mitigation import Mitigation, settings_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import load_pipeline
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]
 STEPS, APART = 3, (2, 1)

@@ -13,10 +13,10 @@ from tiny import saved_pipeline, tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.encodings import encode as latents
 from rotescope.train.encodings import tensor_table as tables
 from rotescope.train.encodings.encode import Preprocessing, encode

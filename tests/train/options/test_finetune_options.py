@@ -18,9 +18,9 @@ from torch._dynamo.utils import counters
 from training import arguments, config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
 from rotescope.common.settings import option_names_in_file, save
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.engine.steps import GlobalBatches

@@ -2,7 +2,7 @@
 import numpy as np
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.report.per_group import group_findings
+from rotescope.evaluate.measurement.per_group import group_findings
 from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, SweepPoint
 
 

@@ -3,8 +3,8 @@ import hashlib
 
 import pytest
 
-from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.models.seeds import hashed_integer
 
 
 @pytest.mark.parametrize("size", [1, 6, 8, 32])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from rotescope.common.prediction import (
+from rotescope.models.prediction import (
     TARGETS,
     clean_of,
     diffusion_rates,

@@ -9,9 +9,9 @@ from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.copy_rate import CopyRate
-from rotescope.evaluate.report.evaluation import score
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.copy_rate import CopyRate
+from rotescope.evaluate.measurement.evaluation import score
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.generation import GeneratedImage
 
