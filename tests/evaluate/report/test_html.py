@@ -484,8 +484,9 @@ def test_markup_in_a_group_name_is_text_in_the_terminal(tmp_path):
 DEMO = ROOT / "runs/demo/report.html"
 
 
-@pytest.mark.skipif(CHROMIUM is None or not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+@pytest.mark.on_demand("README_SCREENSHOTS")
 def test_the_screenshot_that_the_readme_shows(tmp_path):
+    assert CHROMIUM, "Chromium draws the picture: install it first"
     assert DEMO.exists(), "make demo first"
     shot = Path(os.environ["README_SCREENSHOTS"]).absolute() / "report.png"
     done = browse(DEMO, tmp_path / "a", "--window-size=1020,740", "--blink-settings=preferredColorScheme=1",
