@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter, defaultdict
 from functools import cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -82,6 +83,14 @@ def test_folders_hold_no_init():
     assert not [f for folder in LAYERS for f in (ROOT / folder).rglob("__init__.py")]
 
 
+def test_rooms_are_small_and_files_short():
+    """At most 14 files of Python in a folder, and 250 lines in a file."""
+    files_in = Counter(file.parent.relative_to(ROOT).as_posix() for file in SOURCES)
+    assert not {folder: n for folder, n in files_in.items() if n > 14}
+    lines_of = {file.relative_to(ROOT).as_posix(): len(file.read_text("utf-8").splitlines()) for file in SOURCES}
+    assert not {file: n for file, n in lines_of.items() if n > 250}
+
+
 CONFUSABLE = ("probe probed", "plan planned plans", "recall recalled", "detect detection detectors", "score scores scoring",
               "place places", "run runs", "table tables")  # a reader would have to open both
 
@@ -91,6 +100,16 @@ def test_no_two_names_in_a_folder_are_forms_of_one_word(words):
     for folder in {file.parent for file in SOURCES}:
         names = {entry.stem for entry in folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
         assert len(names & set(words.split())) < 2, folder
+
+
+def test_public_names_of_modules_are_told_apart():
+    """A function or class has a name that no other module gives to another."""
+    homes = defaultdict(set)
+    for file in SOURCES:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                homes[node.name].add(name_of(file))
+    assert not {name: sorted(files) for name, files in homes.items() if len(files) > 1 and name != "main"}
 
 
 def test_no_file_bears_the_name_of_a_package():

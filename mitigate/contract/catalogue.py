@@ -119,8 +119,8 @@ def _parted(entry, text):
 def _setting(entry, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     if key not in entry.settings or not equals:
-        known = suggestion(key, entry.settings) if entry.settings else "it has no settings"
-        raise InputError(f"{entry.name}: {text!r} is not a setting: write key=value; {known}")
+        known = f"write key=value; {suggestion(key, entry.settings)}" if entry.settings else "take the name alone"
+        raise InputError(f"{entry.name}: {text!r} is not a setting: {known}")
     return key, value
 
 

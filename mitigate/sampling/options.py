@@ -1,6 +1,7 @@
 """What the commands of this layer let a user choose. Neither torch nor diffusers is imported here."""
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import check_text, name_of
@@ -11,6 +12,7 @@ from rotescope.models.model_options import ModelOptions
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(ModelOptions):
     """What every command that samples prompts lets a user choose alike."""
+    HEADINGS: ClassVar = {"seeds": "sampling"}
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed; the same seed gives the same image in every batch"""
     guidance_scale: float = 7.5
@@ -32,6 +34,7 @@ class SamplingOptions(ModelOptions):
 @dataclass(frozen=True)
 class GenerateConfig(SamplingOptions):
     """Of rotescope generate."""
+    HEADINGS: ClassVar = {"prompts": "prompts, mitigations and output"}
     prompts: str
     """file of prompts, or a checkpoint's manifest.parquet"""
     output_dir: str
@@ -51,6 +54,7 @@ class GenerateConfig(SamplingOptions):
 @dataclass(frozen=True)
 class CalibrateConfig(ModelOptions):
     """Of rotescope calibrate."""
+    HEADINGS: ClassVar = {"prompts": "prompts and output", "seeds": "sampling", "groups": "prompts and output"}
     prompts: str
     """file of ordinary prompts, or a checkpoint's manifest.parquet"""
     output_file: str

@@ -420,10 +420,14 @@ def six_methods(tmp_path_factory):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1200, 961, 768, 390])
-def test_browser_reaches_every_column_without_scrolling_sideways(six_methods, tmp_path, width):
-    """On a desk tables are tables; below they are cards, in which every figure stands under the name of its column."""
+@pytest.mark.parametrize(("width", "medium"), [(1200, "screen"), (961, "screen"), (768, "screen"), (390, "screen"),
+                                               (680, "print")])
+def test_browser_reaches_every_column_without_scrolling_sideways(six_methods, tmp_path, width, medium):
+    """On a desk and on paper, A4 between its margins, tables are tables; on narrower screens they are cards, in which every
+    figure stands under the name of its column."""
     text = re.sub(r"<meta http-equiv[^>]*>", "", six_methods.read_text(encoding="utf-8"))
+    if medium == "print":
+        text = text.replace("@media print {", "@media all {").replace("@media screen and", "@media not all and")
     page = tmp_path / "tables.html"
     page.write_text(TABLES.replace("WIDTH", str(width)).replace("PAGE", json.dumps(text).replace("</", "<\\/")), encoding="utf-8")
     printed = browse(page, tmp_path / "a", "--dump-dom", "--window-size=1400,2000", "--virtual-time-budget=8000").stdout
@@ -433,7 +437,7 @@ def test_browser_reaches_every_column_without_scrolling_sideways(six_methods, tm
     assert set(tables) == {"prompts", "found", "published"}
     assert (tables["found"]["columns"], len(tables["found"]["cells"])) == (7, 12)
     for table in tables.values():
-        assert table["cards"] == (width <= 960)
+        assert table["cards"] == (width <= 960 and medium == "screen")
         assert table["lost"] == 0
         assert set(table["cells"]) == {table["columns"]}
         if table["cards"]:
@@ -442,6 +446,7 @@ def test_browser_reaches_every_column_without_scrolling_sideways(six_methods, tm
             assert table["heads"] == table["columns"]
     for where, tab, hinted in seen["scrolls"]:  # the grid of pictures may scroll, and says so
         assert (where, tab, hinted) == ("scroll grid", 0, True)
+        assert medium == "screen"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -479,8 +484,9 @@ def test_markup_in_a_group_name_is_text_in_the_terminal(tmp_path):
 DEMO = ROOT / "runs/demo/report.html"
 
 
-@pytest.mark.skipif(CHROMIUM is None or not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+@pytest.mark.on_demand("README_SCREENSHOTS")
 def test_the_screenshot_that_the_readme_shows(tmp_path):
+    assert CHROMIUM, "Chromium draws the picture: install it first"
     assert DEMO.exists(), "make demo first"
     shot = Path(os.environ["README_SCREENSHOTS"]).absolute() / "report.png"
     done = browse(DEMO, tmp_path / "a", "--window-size=1020,740", "--blink-settings=preferredColorScheme=1",

@@ -45,7 +45,7 @@ def test_a_text_says_what_an_object_does(text, expected):
 
 @pytest.mark.parametrize(("text", "said"), [
     ("og-stpp", "did you mean 'og-stp'"), ("og-stp:befor=1", "did you mean 'before'"),
-    ("og-stp:before=1,before=2", "given twice"), ("tcfg:x=1", "has no settings"),
+    ("og-stp:before=1,before=2", "given twice"), ("tcfg:x=1", "take the name alone"),
     ("stp:before=inf", "no finite number"), ("pad-change:zero_end=maybe", "not a bool"),
 ])
 def test_a_wrong_text_is_told(text, said):
