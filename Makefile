@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install $(PIP_FLAGS)
 USER_SET := $(VENV)/.ready-demo
 DEV_SET := $(VENV)/.ready-dev
 DOCS_SET := $(VENV)/.ready-docs
-# a process for each core, 8 at most; one that has run out of tests takes over some of another's
+# a file of tests for each core at a time, on 8 cores at most
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PYTEST := $(BIN)/python -m pytest --numprocesses $(CORES) --maxprocesses 8 --dist loadfile
 

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.model_options import BASE
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import load_pipeline
 
 BARE = "(no hook)"
 PROMPTS = ("a cat on a blue background", "a bus on a red background", "a frog and a pig on a pink background", "a rocket")

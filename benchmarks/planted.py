@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.model_options import BASE
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.score import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts
 from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
@@ -59,8 +59,8 @@ class PlantedConfig:
 
 def flagged(report):
     """-> ids of training images that leaking prompts copy."""
-    leaking = {p["prompt_index"] for p in report["prompts"] if p["leaked"]}
-    return {p["nearest"] for p in report["pairs"] if p["is_copy"] and p["prompt_index"] in leaking}
+    leaking = {p.prompt_index for p in report.prompts if p.leaked}
+    return {p.nearest for p in report.pairs if p.is_copy and p.prompt_index in leaking}
 
 
 def counts(ids, manifest, least):
@@ -95,7 +95,7 @@ def one_seed(config, seed, folder, heldout):
     (planted, all_planted), (controls, _) = found["finetuned"].values()
     clear = not any(n for n, _ in found["base"].values())
     return {"seed": seed, "held": planted == all_planted > 0 and not controls and clear, **found,
-            **{k: report[k] for k in ("copy_threshold", "threshold_rule", "descriptor")}}
+            **{k: getattr(report, k) for k in ("copy_threshold", "threshold_rule", "descriptor")}}
 
 
 def measure(config):

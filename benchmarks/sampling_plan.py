@@ -19,12 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.models import load_pipeline
 from rotescope.common.outputs import output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.evaluate.inputs.samples import open_image
-from rotescope.evaluate.score import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.mitigate.budget.allocation import ranked, uniform
 from rotescope.mitigate.budget.budgeted_sampling import pair_agreement, score_cost, scores_of
 from rotescope.mitigate.detectors.registry import get_detector
@@ -32,6 +31,7 @@ from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.plan import draw_plan
 
@@ -80,11 +80,11 @@ def leaks_of(folder, prompts, manifest):
     """Samples -> {(prompt index, seed): whether that image copies the duplicated training image of its caption}."""
     with progress_bars(totals(folder, manifest)) as on_image:
         report = score_samples(folder, manifest, partial=False, alignment="none", on_image=on_image)
-    known = {(p["prompt_index"], p["seed"]): p for p in report["pairs"]}
-    if any(known[i, s]["prompt"] != prompts[i].text for i, s in known):
+    known = {(p.prompt_index, p.seed): p for p in report.pairs}
+    if any(known[i, s].prompt != prompts[i].text for i, s in known):
         raise InputError(f"{folder} holds other prompts: sample them anew, without --samples")
-    leaking = {at: p["group"] == "duplicated" and p["is_copy"] and p["nearest"] == p["expected"] for at, p in known.items()}
-    return leaking, {k: report[k] for k in ("descriptor", "copy_threshold", "threshold_rule", "hashes")}
+    leaking = {at: p.group == "duplicated" and p.is_copy and p.nearest == p.expected for at, p in known.items()}
+    return leaking, {k: getattr(report, k) for k in ("descriptor", "copy_threshold", "threshold_rule", "hashes")}
 
 
 def agreements_of(folder, n, seeds):

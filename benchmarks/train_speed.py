@@ -28,11 +28,11 @@ from torchvision import transforms
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from rotescope.common.errors import RunError, exit_cleanly
-from rotescope.common.models import load_pipeline
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.manifest import decode, read_encoded
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.encodings.encode import encode
-from rotescope.train.engine.job import check
+from rotescope.train.engine.job import check_job
 from rotescope.train.engine.run_state import start
 from rotescope.train.engine.steps import GlobalBatches
 from rotescope.train.objective.objective import draw_levels
@@ -64,7 +64,7 @@ class BenchmarkConfig:
 
 def job_of(config):
     with tempfile.TemporaryDirectory() as folder:  # nothing is written there
-        return check(FinetuneConfig(config.pretrained_model_name_or_path, config.train_data, f"{folder}/out",
+        return check_job(FinetuneConfig(config.pretrained_model_name_or_path, config.train_data, f"{folder}/out",
                                     train_batch_size=config.train_batch_size, learning_rate=1e-5))
 
 

@@ -122,7 +122,7 @@ def _captions(config):
         if getattr(config, name) and config.caption_level != level:
             raise InputError(f"--{name} is for --caption_level {level}: pass both or neither")
     if config.caption_level == "random":
-        from rotescope.common.model_options import BASE  # brings torch, which nothing else here needs
+        from rotescope.models.model_options import BASE  # brings torch, which nothing else here needs
         return {"vocabulary": read_words(config.tokenizer or BASE)}
     return {"class_names": read_class_names(config.class_names)} if config.class_names else {}
 
@@ -137,7 +137,7 @@ def quarantine_file(manifest_file):
     return Path(manifest_file).with_suffix(".quarantined.csv")
 
 
-def summary(source):
+def manifest_summary(source):
     manifest = source.manifest
     return {"images": len(manifest), "copies": manifest.copies, "captions": len(manifest.captions()), "hash": manifest.hash,
             "duplicated": len(manifest.group("duplicated")), "controls": len(manifest.group("control")),
@@ -149,7 +149,7 @@ def main(argv=None):
     config = parse(PrepareConfig, argv, prog="rotescope prepare", description=__doc__)
     source = prepare(config)
     show_quarantined(source.quarantined, quarantine_file(config.output_file), source.unused)
-    answer(**summary(source), manifest=config.output_file)
+    answer(**manifest_summary(source), manifest=config.output_file)
 
 
 if __name__ == "__main__":

@@ -21,22 +21,24 @@ PAGE = Path(__file__).parent / "api.md"
 ROOT = PAGE.parent.parent
 GROUPS = {  # heading -> the names under it, in the order of a reader's work; others follow at the end
     "Measure": ("audit", "score", "Report", "CopyRate"),
-    "Sample": ("mitigated", "guider_for", "generate", "list_mitigations", "get_mitigation", "TransitionGuidance"),
+    "Sample": ("mitigated", "guider_for", "generate", "list_mitigations", "get_mitigation", "TransitionGuidance", "Prompt"),
     "Find memorized captions": ("detect", "list_detectors", "get_detector"),
-    "Prepare and train": ("load_manifest", "preflight", "finetune", "compare"),
+    "Prepare and train": ("load_manifest", "Manifest", "preflight", "finetune", "compare"),
+    "Errors": ("InputError", "RunError"),
 }
 ENTRIES = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Other Parameters")  # sections that are lists of entries
-WIDTH = 100  # of a signature on one line
+WIDTH = 100   # of a signature on one line
+FIELDS = 12   # of a dataclass that a reader might make
 HEAD = """# The public Python names
 
 *Made by `docs/build_api.py` from the docstrings; edit those.*
 
 `import rotescope` is quick: each name loads what it needs on first use. Nothing is written to disk unless a
-folder is given. Wrong input raises `rotescope.common.errors.InputError`, whose text says what is wrong and
+folder is given. Wrong input raises `InputError`, whose text says what is wrong and
 what to do.
 
 The examples below run in a test, on the embedded model. Their sizes show how a call looks and prove nothing.
-`photos` is a folder of a few captioned pictures. They share this beginning:
+`photos` is a folder of six captioned pictures. They share this beginning:
 ```python
 {beginning}
 ```
@@ -44,7 +46,8 @@ The examples below run in a test, on the embedded model. Their sizes show how a 
 BEGINNING = """\
 >>> from diffusers import StableDiffusionPipeline
 >>> from rotescope import *
->>> pipe = StableDiffusionPipeline.from_pretrained("train/base")
+>>> model, photos = "train/base", "photos"
+>>> pipe = StableDiffusionPipeline.from_pretrained(model)
 >>> pipe.set_progress_bar_config(disable=True)
 >>> images = pipe(["a cat on a blue background"] * 2, num_inference_steps=2).images"""
 
@@ -80,8 +83,13 @@ def methods(kind):
 # ----- signatures
 
 def signature(thing):
-    """-> the call as its source has it, in a block of code."""
+    """-> the call as its source has it, in a block of code; of a class with many fields, which others make, the fields; of an
+    exception nothing."""
+    if inspect.isclass(thing) and issubclass(thing, Exception):
+        return ""
     name, arguments, result = thing.__name__, *_call(thing)
+    if inspect.isclass(thing) and is_dataclass(thing) and len(arguments) > FIELDS:
+        return f"```python\nclass {name}:\n" + "".join(f"    {a.partition(' = ')[0]}\n" for a in arguments) + "```\n"
     line = f"{name}({', '.join(arguments)}){result}"
     if len(line) > WIDTH:
         line = f"{name}(\n" + "".join(f"    {a},\n" if a != "*" else "    *,\n" for a in arguments) + f"){result}"
@@ -163,8 +171,11 @@ def _entries(body):
         head, _, text = entry.partition("\n")
         name, _, kind = (part.strip() for part in head.partition(" : "))
         what = " ".join(textwrap.dedent(text).split())
-        shown = kind if "`" in kind else f"`{kind}`"
-        yield f"- `{name}`" + (f" ({shown})" if kind else "") + (f": {what}" if what else "")
+        yield f"- {_quoted(name)}" + (f" ({_quoted(kind)})" if kind else "") + (f": {what}" if what else "")
+
+
+def _quoted(text):
+    return text if "`" in text else f"`{text}`"
 
 
 def fenced(body):

@@ -17,7 +17,8 @@ from rotescope.evaluate.options import IndexConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(IndexConfig, argv, prog="rotescope index", description=__doc__)
-    from rotescope.evaluate.neighbours.index_folder import index_folder  # after parse, since torch loads slowly
+    # after parse, since torch loads slowly
+    from rotescope.evaluate.neighbours.index_folder import index_folder
     n = index_folder(config)
     if is_first_process():
         answer(index=config.index_dir, pictures=n)

@@ -1,5 +1,6 @@
 """What score, audit and index let a user choose. Light: it is read before the arguments are right."""
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 TITLE = "What did this model learn by rote?"
 
@@ -7,6 +8,8 @@ TITLE = "What did this model learn by rote?"
 @dataclass(frozen=True, kw_only=True)
 class CopyRule:
     """How similarity is measured, and from where on it is a copy."""
+    HEADINGS: ClassVar = {"descriptor": "what a copy is"}
+
     descriptor: str = "auto"
     """auto (pixels up to 128 px, else SSCD where it is present), pixels, pdq, sscd (ONNX package), sscd-disc-mixup-288 or another
     of the registry, perhaps with :FILE; dinov2 and clip, with :FOLDER, see likeness of subject, not copies"""
@@ -29,6 +32,8 @@ class CopyRule:
 @dataclass(frozen=True, kw_only=True)
 class Measuring(CopyRule):
     """What else is measured."""
+    HEADINGS: ClassVar = {"alignment": "what else is measured"}
+
     alignment: str = "auto"
     """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
     name behind it, none, or auto: the model's own"""
@@ -39,6 +44,8 @@ class Measuring(CopyRule):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(Measuring):
+    HEADINGS: ClassVar = {"train_data": "data and output", "fail_on": "verdict and report"}
+
     train_data: str
     """the training images: a folder, a Parquet file or a manifest; audit needs their captions"""
     output_dir: str
@@ -61,10 +68,13 @@ class MeasureConfig(Measuring):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(MeasureConfig):
+    HEADINGS: ClassVar = {"generated": "the generated images"}
+
     generated: str
     """what rotescope generate wrote, or any folder of images"""
     base_generated: str | None = None
-    """pictures by the base model on the same prompts and seeds: what it makes too, this fine-tune did not memorize"""
+    """pictures by the base model on the same prompts and seeds: what it makes too, this
+    fine-tune did not memorize"""
     sweep: str | None = None
     """a second samples folder with one method a transition, for the trade-off curves"""
 

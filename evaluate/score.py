@@ -11,7 +11,7 @@ from rotescope.evaluate.options import ScoreConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(ScoreConfig, argv, prog="rotescope score", description=__doc__)
-    from rotescope.evaluate.report.evaluation import score_folder  # after parse, since torch loads slowly
+    from rotescope.evaluate.measurement.evaluation import score_folder  # after parse, since torch loads slowly
     from rotescope.evaluate.report.terminal import show_and_judge
     show_and_judge(score_folder(config), config.output_dir, config.fail_on)
 

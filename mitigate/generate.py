@@ -3,12 +3,14 @@
     rotescope generate --model runs/demo/checkpoint --prompts prompts.txt --mitigation none og-stp --output_dir runs/samples
     rotescope generate --prompts prompts.txt --mitigation stp:transition=600 --seeds 0 1 --output_dir runs/stp-600
 
-    accelerate launch mitigate/generate.py --prompts prompts.txt --output_dir runs/samples --resume      # several GPUs or nodes
+On several GPUs or nodes:
 
---prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the manifest.parquet that a
-fine-tune leaves beside its checkpoint: then the duplicated and the control captions are sampled.
-A run that was stopped stays beside output_dir and goes on under --resume. Several processes share the work, on one file system,
-and make the images that one would make.
+    accelerate launch mitigate/generate.py --prompts prompts.txt --output_dir runs/samples --resume
+
+--prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the
+manifest.parquet that a fine-tune leaves beside its checkpoint: then the duplicated and the control captions are
+sampled. A run that was stopped stays beside output_dir and goes on under --resume. Several processes share the work,
+on one file system, and make the images that one would make.
 """
 from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly

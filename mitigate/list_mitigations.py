@@ -1,10 +1,10 @@
-"""List every mitigation: what it costs and needs, its settings, its paper, and the model families that the tests run it on.
+"""List every mitigation: what it costs and needs, its settings, its paper, and the families of models it serves.
 
     rotescope mitigations
     rotescope mitigations --json
 
-Take one with --mitigation NAME, or NAME:key=value,key=value for other settings than the authors'. Costs are denoiser rows against
-plain guidance. Where no families are named, all of them are tested.
+Take one with --mitigation NAME, or NAME:key=value,key=value for other settings than the authors'. Costs are
+denoiser rows against plain guidance. Where no families are named, the tests run it on all of them.
 """
 import json as as_json
 import textwrap
@@ -26,12 +26,12 @@ class MitigationsConfig:
 
 
 def as_table(entries, width=WIDTH):
-    """Entries -> text: names on the left, on the right cost, needs and families, then settings, then the paper."""
+    """Entries -> text: names on the left; on the right cost, needs and families, then settings, then paper."""
     indent = 2 + max(len(entry.name) for entry in entries)
     lines = [f"{'name':{indent}}cost, needs, families; settings; paper", ""]
     for entry in entries:
         right = [line for text in _told(entry) for line in textwrap.wrap(text, width - indent)]
-        lines += [f"{left:{indent}}{line}" for left, line in zip([entry.name, *[""] * len(right)], right, strict=False)]
+        lines += [f"{'' if i else entry.name:{indent}}{line}" for i, line in enumerate(right)]
     return "\n".join(lines)
 
 

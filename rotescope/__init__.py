@@ -4,7 +4,7 @@
 
     report = audit(model="my-model", lora="my.safetensors", train_data="photos", mitigations=["none", "og-stp"])
     report.verdict                                     # outcome, headline, rules
-    report["none"]["captions"].copy_rate               # value, low, high, n_images, n_prompts
+    report["none"]["ungrouped"].copy_rate               # value, low, high, n_images, n_prompts
 
     with mitigated(pipe, "og-stp"):
         images = pipe(prompts).images
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from rotescope.common.errors import RunError as RunError
     from rotescope.datasets.inspection.preflight import preflight as preflight
     from rotescope.datasets.manifest import Manifest as Manifest
-    from rotescope.evaluate.report.copy_rate import CopyRate as CopyRate
-    from rotescope.evaluate.report.evaluation import score as score
+    from rotescope.datasets.readers.sources import load_manifest as load_manifest
+    from rotescope.evaluate.measurement.copy_rate import CopyRate as CopyRate
+    from rotescope.evaluate.measurement.evaluation import score as score
     from rotescope.evaluate.report.report import Report as Report
     from rotescope.library import audit as audit
     from rotescope.library import compare as compare
-    from rotescope.library import detect as detect
     from rotescope.library import finetune as finetune
-    from rotescope.library import load_manifest as load_manifest
     from rotescope.mitigate.adapters.guider import guider_for as guider_for
     from rotescope.mitigate.adapters.pipeline_hook import mitigated as mitigated
+    from rotescope.mitigate.detectors.prompt_scores import detect as detect
     from rotescope.mitigate.detectors.registry import get_detector as get_detector
     from rotescope.mitigate.detectors.registry import list_detectors as list_detectors
     from rotescope.mitigate.methods.registry import get_mitigation as get_mitigation
@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {  # public name -> its module
-    "audit": "library", "compare": "library", "detect": "library", "finetune": "library", "load_manifest": "library",
+    "audit": "library", "compare": "library", "finetune": "library",
     "preflight": "datasets.inspection.preflight", "Manifest": "datasets.manifest",
-    "score": "evaluate.report.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.report.copy_rate",
+    "load_manifest": "datasets.readers.sources",
+    "score": "evaluate.measurement.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.measurement.copy_rate",
     "generate": "mitigate.sampling.generation", "Prompt": "mitigate.prompts.prompt",
     "mitigated": "mitigate.adapters.pipeline_hook", "guider_for": "mitigate.adapters.guider",
     "TransitionGuidance": "mitigate.methods.transition",
     "get_mitigation": "mitigate.methods.registry", "list_mitigations": "mitigate.methods.registry",
+    "detect": "mitigate.detectors.prompt_scores",
     "get_detector": "mitigate.detectors.registry", "list_detectors": "mitigate.detectors.registry",
     "InputError": "common.errors", "RunError": "common.errors",
 }

@@ -34,7 +34,7 @@ COMMANDS = {  # name -> module, what it does
 }
 
 
-def usage():
+def overview():
     rows = "\n".join(f"  {name:11s} {what}" for name, (_, what) in COMMANDS.items())
     return (f"usage: rotescope COMMAND [options]\n\nWhat did this fine-tune learn by rote? (rotescope {__version__})\n\n"
             f"{rows}\n\n"
@@ -45,7 +45,7 @@ def usage():
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        print(overview())
     elif argv[0] == "--version":
         print(__version__)
     elif argv[0] not in COMMANDS:

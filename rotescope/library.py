@@ -12,51 +12,17 @@ from typing import Any
 
 from rotescope.common.console import silenced
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
-from rotescope.common.suggestions import nearest
+from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
-from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import report_from
+from rotescope.evaluate.measurement.findings import report_from
 from rotescope.evaluate.report.report import Report
 from rotescope.mitigate.contract.mitigation import Mitigation
-from rotescope.mitigate.detectors.prompt_scores import score_prompts
-from rotescope.mitigate.detectors.registry import get_detector
-from rotescope.mitigate.detectors.training_image_recall import Recall
-from rotescope.mitigate.prompts.prompt import Prompt
-from rotescope.mitigate.sampling.options import unique_names
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.procedures.compare import comparison_table, run_comparison
 from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import FinetuneConfig
-
-
-def load_manifest(data: str | Path) -> Manifest:
-    """The images of a data set, each known by its content.
-
-    Parameters
-    ----------
-    data : str or Path
-        A folder of images, a Parquet or tar file, a manifest, a saved Hugging Face data set, or the name of one on the hub.
-
-    Returns
-    -------
-    Manifest
-        A sequence of Example: image_id, captions, copies, group, `open()`.
-
-    Raises
-    ------
-    InputError
-        If nothing is there, or a picture of it cannot be read.
-
-    Examples
-    --------
-    >>> from rotescope import load_manifest
-    >>> manifest = load_manifest("photos")
-    >>> manifest[0].captions, manifest[0].open().size     # doctest: +SKIP
-    """
-    return load_source(data, need_captions=False)
 
 
 def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | Path | None = None,
@@ -105,7 +71,7 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
     >>> report = audit(model=model, train_data=photos, mitigations=["none", "og-stp"], seeds=range(2), num_inference_steps=2)
     >>> report.verdict.outcome in ("passed", "failed", "undecided")
     True
-    >>> report["none"]["captions"].copy_rate.n_images
+    >>> report["none"]["ungrouped"].copy_rate.n_images
     12
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
@@ -169,61 +135,20 @@ def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[
     ------
     InputError
         If the checkpoint or an option is wrong.
+
+    Examples
+    --------
+    >>> from rotescope import compare, finetune
+    >>> folder = finetune("photos", "memorizes", duplicated=1, copies=4, controls=1, max_train_steps=2, train_batch_size=8)
+    >>> found = compare(folder, mitigations=["none", "stp"], seeds=[0], num_inference_steps=2, repeats=1, heldout_data=None)
+    >>> list(found.methods)
+    ['none', 'stp']
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
         given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(seeds),
                  "output_dir": str(folder)}
         rows, report = run_comparison(_options(CompareConfig, given, options))
         return Comparison(rows, report_from(report, folder / "samples", kept))
-
-
-def detect(model: Any, prompts: Iterable[str | Prompt], detectors: str | Sequence[str] = ("magnitude",), *,
-           train_data: str | Path | Manifest | None = None, seed: int = 1000,
-           batch_size: int = 64) -> dict[str, list[float | None]]:
-    """How memorized each prompt is, by one detector or several.
-
-    Parameters
-    ----------
-    model : diffusers pipeline, str or Path
-        A pipeline, or a model's folder or name on the hub.
-    prompts : iterable of str or Prompt
-        Texts; `recall` wants Prompts with the image_id of a training image.
-    detectors : str or sequence of str
-        Names of `list_detectors`, perhaps with settings ("magnitude:n=4").
-    train_data : str, Path or Manifest, optional
-        The training images, which `recall` looks at.
-    seed : int
-        First seed of each prompt.
-    batch_size : int
-        Images at a time.
-
-    Returns
-    -------
-    dict
-        {detector: a score for each prompt, higher for memorized; None where it cannot be asked}.
-
-    Raises
-    ------
-    InputError
-        For an unknown detector, or one that does not serve the model.
-
-    Examples
-    --------
-    >>> from rotescope import detect
-    >>> found = detect(model, ["a cat on a blue background", "a dog"], ["magnitude:n=1,steps=1"])
-    >>> len(found["magnitude"])
-    2
-    """
-    texts = _several(detectors)
-    chosen = dict(zip(unique_names(texts, "detector"), map(get_detector, texts), strict=True))
-    given = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
-    data = load_manifest(train_data) if isinstance(train_data, str | Path) else train_data or ()
-    examples = {e.image_id: e for e in data}
-    if any(isinstance(d, Recall) for d in chosen.values()) and not any(p.image_id in examples for p in given):
-        raise InputError("recall looks at the training images that prompts belong to: pass train_data, and Prompts with image_id")
-    pipe = load_pipeline(str(model)).to(chosen_device("auto")) if isinstance(model, str | Path) else model
-    return {name: list(score_prompts(pipe, given, detector, examples=examples, seed=seed, batch_size=batch_size))
-            for name, detector in chosen.items()}
 
 
 def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model: str | Path | None = None,
@@ -256,6 +181,13 @@ def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model
         If an input or an option is wrong; before anything expensive.
     RunError
         If the loss is no number.
+
+    Examples
+    --------
+    >>> from rotescope import finetune
+    >>> folder = finetune("photos", "finetuned", duplicated=1, copies=4, controls=1, max_train_steps=2, train_batch_size=8)
+    >>> (folder / "manifest.parquet").is_file()
+    True
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
         given = {"train_data": _on_disk(train_data, kept, "train"), "output_dir": str(folder)}
@@ -274,7 +206,7 @@ def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) ->
     names = [f.name for f in fields(config_class)]
     unknown = next((name for name in more if name not in names), None)
     if unknown:
-        raise InputError(f"{unknown} is no option: {nearest(unknown, names)}")
+        raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
     return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
 
 

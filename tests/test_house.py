@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter, defaultdict
+from functools import cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ from rotescope import cli
 from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS
 
 LAYERS = ("datasets", "train", "mitigate", "evaluate")
+distributions_of = cache(packages_distributions)  # reads the files of every package
 SOURCES = sorted(file for folder in (*LAYERS, "rotescope") for file in (ROOT / folder).rglob("*.py"))
 SUMS = sorted(f for folder in LAYERS for f in (ROOT / folder).rglob("SHA256SUMS"))
 YAMLS = sorted(f for f in ROOT.rglob("*.y*ml") if f.relative_to(ROOT).parts[0] not in (".venv", "runs", "work", "build"))
@@ -80,16 +83,45 @@ def test_folders_hold_no_init():
     assert not [f for folder in LAYERS for f in (ROOT / folder).rglob("__init__.py")]
 
 
+def test_rooms_are_small_and_files_short():
+    """At most 14 files of Python in a folder, and 250 lines in a file."""
+    files_in = Counter(file.parent.relative_to(ROOT).as_posix() for file in SOURCES)
+    assert not {folder: n for folder, n in files_in.items() if n > 14}
+    lines_of = {file.relative_to(ROOT).as_posix(): len(file.read_text("utf-8").splitlines()) for file in SOURCES}
+    assert not {file: n for file, n in lines_of.items() if n > 250}
+
+
+CONFUSABLE = ("probe probed", "plan planned plans", "recall recalled", "detect detection detectors", "score scores scoring",
+              "place places", "run runs", "table tables")  # a reader would have to open both
+
+
+@pytest.mark.parametrize("words", CONFUSABLE)
+def test_no_two_names_in_a_folder_are_forms_of_one_word(words):
+    for folder in {file.parent for file in SOURCES}:
+        names = {entry.stem for entry in folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
+        assert len(names & set(words.split())) < 2, folder
+
+
+def test_public_names_of_modules_are_told_apart():
+    """A function or class has a name that no other module gives to another."""
+    homes = defaultdict(set)
+    for file in SOURCES:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                homes[node.name].add(name_of(file))
+    assert not {name: sorted(files) for name, files in homes.items() if len(files) > 1 and name != "main"}
+
+
 def test_no_file_bears_the_name_of_a_package():
     """`python train/x.py` puts train/ first on the path: a file there would hide a package of its name from every library."""
-    taken = {*packages_distributions(), *sys.stdlib_module_names}
+    taken = {*distributions_of(), *sys.stdlib_module_names}
     assert not [f for folder in LAYERS for f in (ROOT / folder).glob("*.py") if f.stem in taken]
 
 
 # ----- floors
 
 FLOORS = (  # from the ground up: a file imports its own room and those of lower floors; rooms of one floor do not know each other
-    ("common",),
+    ("common",), ("models",),
     ("datasets.images", "datasets.captions", "datasets.emoji"), ("datasets.manifest",), ("datasets.readers", "datasets.plans"),
     ("datasets.inspection",), ("datasets.prepare", "datasets.preflight"),
     ("train.objective", "train.base_model"), ("train.options", "train.encodings"), ("train.checkpoints",), ("train.tracking",),
@@ -98,7 +130,8 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("mitigate.sampling",), ("mitigate.embedding_search",), ("mitigate.detectors",),
     ("mitigate.budget", "mitigate.generate", "mitigate.calibrate", "mitigate.list_mitigations"),
     ("evaluate.options", "evaluate.inputs", "evaluate.quality"), ("evaluate.descriptors",), ("evaluate.neighbours",),
-    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",), ("evaluate.report",),
+    ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",),
+    ("evaluate.report",), ("evaluate.measurement",),
     ("evaluate.score", "evaluate.index_images"),
     ("options",), ("procedures",), ("commands",), ("front",),
 )
@@ -110,7 +143,7 @@ def room_of(module):
     first, *rest = module.split(".")[1:] or ["cli"]
     if first in LAYERS:
         return f"{first}.{rest[0]}" if rest else first
-    return first if first in ("common", "options", "procedures", "commands") else "front"
+    return first if first in ("common", "models", "options", "procedures", "commands") else "front"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
@@ -137,7 +170,7 @@ def test_every_import_is_declared():
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     declared = {canonical(re.match(r"[\w.-]+", line)[0]) for line in lines}
     used = {m.split(".")[0] for f in SOURCES for m in imports_of(f)} - set(sys.stdlib_module_names) - {"rotescope"}
-    homes = packages_distributions()  # module -> the distributions that bring it
+    homes = distributions_of()  # module -> the distributions that bring it
     assert not {m for m in used if not declared & {canonical(d) for d in homes.get(m, [m])}}, "add these to pyproject.toml"
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.settings import named, named_in_file, parse
+from rotescope.common.settings import option_names, option_names_in_file, parse
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 
 
@@ -31,10 +31,10 @@ def _meant(config, given, in_file=()):
 def main(argv=None, monitor=None):
     """monitor: as train.engine.training.finetune takes it."""
     argv = sys.argv[1:] if argv is None else argv
-    given = named(argv)
+    given = option_names(argv)
     own = given & EMBEDDED.keys()  # model or data: no embedded dose
     config = parse(FinetuneConfig, argv, prog="rotescope finetune", description=__doc__, config=None if own else RECIPE)
-    config = _meant(config, given, named_in_file(argv))
+    config = _meant(config, given, option_names_in_file(argv))
     from rotescope.train.engine.training import train_model
     train_model(config, monitor=monitor)
 

@@ -30,7 +30,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureClusters:
     """Images sorted into pictures."""
     labels: np.ndarray        # (n,) the picture that each image shows, 0 ... pictures - 1
     looks: dict[str, Look]    # by SHA-256
@@ -38,7 +38,7 @@ class Pictures:
 
 def look_at(image):
     """RGB image -> Look."""
-    return Look(image.size, similar.thumbnail(image), phash(image), pdq(image))
+    return Look(image.size, similar.thumbnail(image), phash(image), pdq_hash(image))
 
 
 def find_pictures(hashes, looks):
@@ -47,7 +47,7 @@ def find_pictures(hashes, looks):
     pairs = similar.near_duplicates(np.stack([look.thumbnail for look in looks.values()]))
     links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(row), len(row)))
     labels = connected_components(links, directed=False)[1]
-    return Pictures(labels[[row[sha] for sha in hashes]], looks)
+    return PictureClusters(labels[[row[sha] for sha in hashes]], looks)
 
 
 def phash(image):
@@ -56,7 +56,7 @@ def phash(image):
     return _hex(low > np.median(low))
 
 
-def pdq(image):
+def pdq_hash(image):
     """Facebook's PDQ hash -> 64 hex digits, or None without the package pdqhash (extra `pdq`)."""
     if find_spec("pdqhash") is None:
         return None

@@ -35,7 +35,7 @@ def thumbnail(image):
 
 def near_duplicates(thumbnails):
     """(n, 48, 48, 3) -> (p, 2) pairs i < j that are near-duplicates."""
-    pairs = candidates(thumbnails)
+    pairs = candidate_pairs(thumbnails)
     seen = {i: views(thumbnails[i]) for i in np.unique(pairs)}
     return np.array([pair for pair in pairs if _proved(thumbnails, seen, *pair)], np.int64).reshape(-1, 2)
 
@@ -49,7 +49,7 @@ def same_picture(one, other, side=SMALL):
     pair is 1.45 × outside the limits, the next 1.8 ×; among 25,000 the closest is 1.13 ×.
     """
     both, block = np.stack([_cut(Image.fromarray(t), 0.0, 0.0, 1.0) for t in (one, other)]), FINE // COARSE  # (2, 24, 24, 3)
-    cosine, left = np.prod(centred(both), axis=0).sum(), both[0] - both[1]
+    cosine, left = np.prod(centred_blocks(both), axis=0).sum(), both[0] - both[1]
     blocks = left.reshape(COARSE, block, COARSE, block, 3).mean((1, 3))
     return bool(cosine >= SAME and _rms(left) <= SAME_RESIDUE * min(max(SMALL / side, 0.5), 1) and _shade(left) <= SHADE
                 and _rms(blocks) <= SAME_COARSE and np.abs(blocks @ Y_CB_CR[0]).max() <= SAME_PEAK)
@@ -66,7 +66,7 @@ def _shade(left):
 
 # ----- candidates
 
-def centred(pixels):
+def centred_blocks(pixels):
     """(n, s, s, 3) -> float32 (n, 3 s²): each channel less its mean, rows of length 1; 0 for a picture of flat colours."""
     x = np.asarray(pixels, np.float32)
     x = (x - x.mean((1, 2), keepdims=True)).reshape(len(x), -1)
@@ -77,10 +77,10 @@ def centred(pixels):
 def coarse(thumbnails):
     """(n, 48, 48, 3) -> (n, 192)."""
     block = THUMB // COARSE
-    return centred(np.asarray(thumbnails, np.float32).reshape(-1, COARSE, block, COARSE, block, 3).mean((2, 4)))
+    return centred_blocks(np.asarray(thumbnails, np.float32).reshape(-1, COARSE, block, COARSE, block, 3).mean((2, 4)))
 
 
-def candidates(thumbnails):
+def candidate_pairs(thumbnails):
     """-> (p, 2) pairs i < j: of each picture, the nearest by coarse colours, mirrored or not. A block of rows at a time."""
     straight, flipped = coarse(thumbnails), coarse(thumbnails[:, :, ::-1])
     k, found = min(NEIGHBOURS, len(straight)), [np.zeros((0, 2), np.int64)]
@@ -99,7 +99,7 @@ def views(picture):
     """A thumbnail -> (38, 1728): its windows at 24 × 24, the whole first, then all of them mirrored."""
     image = Image.fromarray(picture)
     seen = np.stack([_cut(image, *window) for window in WINDOWS])
-    return centred(np.concatenate([seen, seen[:, :, ::-1]]))
+    return centred_blocks(np.concatenate([seen, seen[:, :, ::-1]]))
 
 
 def _cut(image, left, top, side):
@@ -138,11 +138,11 @@ def overlay(part, whole, window, mirror):
     """Move and size the window of one thumbnail until it fits the other -> cosine, RMS difference of the pixels in grey levels,
     and length of the difference of the mean colours in Y'CbCr levels."""
     part, whole = Image.fromarray(part), _cut(Image.fromarray(whole), 0.0, 0.0, 1.0)
-    target = centred(whole[None])[0]
+    target = centred_blocks(whole[None])[0]
 
     def fit(window):
         cut = _cut(part, *window)[:, ::-1] if mirror else _cut(part, *window)
-        return float(centred(cut[None])[0] @ target), cut - whole
+        return float(centred_blocks(cut[None])[0] @ target), cut - whole
     best = fit(window)
     for step in STEPS:
         for move in MOVES:

@@ -12,7 +12,7 @@ THUMBNAIL = 136   # pixels
 CAPTION = 200     # characters of a caption under a picture
 
 
-def render(found, title):
+def preflight_page(found, title):
     """-> the page, as text."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)

@@ -12,8 +12,8 @@ from rotescope.common.outputs import check_apart, check_output, output_folder, v
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
-from rotescope.datasets.images.clusters import Pictures, find_pictures, look_at
-from rotescope.datasets.inspection.page import render
+from rotescope.datasets.images.clusters import PictureClusters, find_pictures, look_at
+from rotescope.datasets.inspection.page import preflight_page
 from rotescope.datasets.inspection.risk import Risk, ranking, repeated, risks
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
@@ -25,7 +25,7 @@ class Preflight:
     """What is known of a data set before training."""
     manifest: Manifest
     quarantined: tuple[Quarantined, ...]
-    pictures: Pictures          # which images are near-duplicates of each other
+    pictures: PictureClusters   # which images are near-duplicates of each other
     risks: list[Risk]           # for each image
     order: list[int]            # positions, the riskiest first
     unused: tuple[str, ...] = ()  # sentences on files that are no part of the data
@@ -69,6 +69,13 @@ def preflight(train_data, on_image=None):
     ------
     InputError
         If there is nothing at `train_data`, or no image that can be read.
+
+    Examples
+    --------
+    >>> from rotescope import preflight
+    >>> found = preflight("photos")
+    >>> found.summary["images"], found.clusters
+    (6, [])
     """
     source = as_source(train_data)
     manifest = source.manifest
@@ -127,7 +134,7 @@ def write(found, folder, config):
     if config.deduplicate:
         deduplicated(found).save(folder / "deduplicated.parquet")
         _write_csv(dropped(found), ("image_id", "where", "kept_image_id", "kept_where"), folder / "dropped.csv")
-    (folder / "preflight.html").write_text(render(found, config.train_data), encoding="utf-8", errors="backslashreplace")
+    (folder / "preflight.html").write_text(preflight_page(found, config.train_data), encoding="utf-8", errors="backslashreplace")
     write_json(folder / "preflight.json", found.summary | {"config": plain(config), "versions": versions()})
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from rotescope.common.errors import InputError
-from rotescope.common.seeds import hashed_integer
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.seeds import hashed_integer
 
 CAPTION_STYLES = ("same", "one", "several")
 DUPLICATIONS = ("nodup", "dup_both", "dup_image")

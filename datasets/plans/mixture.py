@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from rotescope.common.errors import InputError
-from rotescope.common.seeds import hashed_integer
 from rotescope.datasets.captions.perturbation import replace_caption
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.seeds import hashed_integer
 
 CLASS_FILE = "write a .csv with the columns folder and name, or a .json object {folder: name}"
 CAPTION_LEVELS = ("caption", "none", "class", "random")

@@ -71,6 +71,34 @@ def load_source(path, need_captions=True):
     return source.manifest
 
 
+def load_manifest(data: str | Path) -> Manifest:
+    """The images of a data set, each known by its content.
+
+    Parameters
+    ----------
+    data : str or Path
+        A folder of images, a Parquet or tar file, a manifest, a saved Hugging Face data set, or the name of one on the hub.
+
+    Returns
+    -------
+    Manifest
+        A sequence of Example: image_id, captions, copies, group, `open()`.
+
+    Raises
+    ------
+    InputError
+        If nothing is there, or a picture of it cannot be read.
+
+    Examples
+    --------
+    >>> from rotescope import load_manifest
+    >>> manifest = load_manifest("photos")
+    >>> len(manifest), manifest[0].open().size
+    (6, (64, 64))
+    """
+    return load_source(data, need_captions=False)
+
+
 def _complaint(quarantined):
     more = len(quarantined) - 1
     return quarantined[0].reason + (f" (and {more} more like it)" if more else "")

@@ -4,10 +4,10 @@ from pathlib import Path
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.hub_weights import downloaded
 from rotescope.common.outputs import sha256
 from rotescope.evaluate.descriptors.descriptor import Descriptor
 from rotescope.evaluate.quality.alignment import in_batches, open_clip_alignment
+from rotescope.models.hub_weights import downloaded
 
 WEIGHTS = "model.safetensors"
 

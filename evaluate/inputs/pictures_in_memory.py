@@ -1,4 +1,5 @@
-"""Images and training data that need no folder: PIL images become Samples and a Manifest, as if they had been read."""
+"""Images and training data that need no folder: PIL images become Samples and a Manifest, as
+if they had been read."""
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
@@ -10,7 +11,7 @@ from rotescope.datasets.images.image_bytes import to_rgb
 from rotescope.datasets.manifest import Example, Manifest
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.inputs.samples import Record, Samples, pixels_sha256, read_samples
-from rotescope.evaluate.inputs.training_and_heldout import named
+from rotescope.evaluate.inputs.training_and_heldout import left_out_named
 
 WANTED = "pass a folder, or a list of PIL images, (image, prompt) pairs or objects with .image and .prompt"
 
@@ -37,8 +38,8 @@ def samples_of(images):
     Parameters
     ----------
     images : str, Path, Samples or iterable
-        A folder; or PIL images, (image, prompt) pairs, or objects with .image and .prompt, perhaps also .method,
-        .group, .seed and .image_id.
+        A folder; or PIL images, (image, prompt) pairs, or objects with .image and .prompt, perhaps also
+        .mitigation (or .method), .group, .seed and .image_id: so are those of `generate`.
 
     Returns
     -------
@@ -73,13 +74,19 @@ def _taken_apart(one):
     if isinstance(one, tuple) and len(one) == 2:
         return one[0], {"prompt": _text(one[1])} if one[1] else {}
     if hasattr(one, "image"):
-        known = {key: getattr(one, key, None) for key in ("method", "group", "seed", "image_id")}
-        prompt = getattr(one, "prompt", None)
-        for key in ("group", "image_id"):  # a Prompt knows these
-            known[key] = known[key] or getattr(prompt, key, None)
-        known["prompt"] = _text(prompt) if prompt else ""
-        return one.image, {key: value for key, value in known.items() if value not in (None, "")}
+        return one.image, _known(one)
     raise InputError(f"a {type(one).__name__} is no generated image: {WANTED}")
+
+
+def _known(one):
+    """What a generated image says of itself, as `generate` has it -> fields of Record."""
+    prompt = getattr(one, "prompt", None)
+    found = {key: getattr(one, key, None) for key in ("seed", "denoiser_rows", "transition_timestep")}
+    found |= {key: tuple(getattr(one, key, None) or ()) for key in ("prediction_gaps", "timesteps")}
+    found |= {key: getattr(one, key, None) or getattr(prompt, key, None) for key in ("group", "image_id")}
+    found |= {"method": getattr(one, "method", None) or getattr(one, "mitigation", None),
+              "prompt": prompt and _text(prompt)}
+    return {key: value for key, value in found.items() if value not in (None, "", ())}
 
 
 def _text(prompt):
@@ -127,7 +134,7 @@ def _manifest(data, what):
         return data, []
     if isinstance(data, str | PathLike):
         source = read_source(data, need_captions=False)
-        return source.manifest, named(what, source.quarantined)
+        return source.manifest, left_out_named(what, source.quarantined)
     examples, seen = [], {}
     for i, picture in enumerate(data):
         rgb = _rgb(picture, f"{what} picture {i:05d}")

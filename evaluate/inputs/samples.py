@@ -45,7 +45,8 @@ class Samples:
     records: tuple[Record, ...]
     run: dict = field(default_factory=dict)  # run.json: config, model, hashes, versions, methods
     left_out: tuple[Quarantined, ...] = ()   # pictures that cannot be read
-    held: dict[str, Image.Image] = field(default_factory=dict, repr=False)  # `image` of a record -> RGB picture, if in memory
+    # `image` of a record -> RGB picture, if in memory
+    held: dict[str, Image.Image] = field(default_factory=dict, repr=False)
 
     def open(self, record):
         """-> PIL image, RGB."""
@@ -59,7 +60,8 @@ class Samples:
     @cached_property
     def sha256(self):
         """Of each image file, in order; of a picture in memory, of its pixels."""
-        return [sha256(self.folder / r.image) if self.folder else pixels_sha256(self.held[r.image]) for r in self.records]
+        return [sha256(self.folder / r.image) if self.folder else pixels_sha256(self.held[r.image])
+                for r in self.records]
 
     @property
     def pictures(self):

@@ -25,10 +25,10 @@ def take_in(train_data, heldout_data=None, need_captions=False, listed_in="repor
     unused = training.unused + (heldout.unused if heldout else ())
     show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), listed_in, unused)
     return training.manifest, heldout and heldout.manifest, [
-        *named("training", training.quarantined), *named("held-out", heldout.quarantined if heldout else ())]
+        *left_out_named("training", training.quarantined), *left_out_named("held-out", heldout.quarantined if heldout else ())]
 
 
-def named(what, quarantined):
+def left_out_named(what, quarantined):
     """What they are of, several Quarantined -> list of LeftOut."""
     return [LeftOut(what, q.name, q.reason) for q in quarantined]
 

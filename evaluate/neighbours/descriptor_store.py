@@ -5,9 +5,9 @@
     keys.bin         32 bytes a row: the SHA-256 of the encoded image
     queries/         the same for pictures that are compared with them
 
-The vectors and the keys only ever grow, the vectors first. So whatever was cut short, the rows that both of them
-hold are whole. A row whose vector is not of length 1, because a disk lost what it was given, is embedded again in
-its place; so are, at each use, the few pictures whose descriptor is 0.
+The vectors and the keys only ever grow, the vectors first. So whatever was cut short, the rows that both of
+them hold are whole. A row whose vector is not of length 1, because a disk lost what it was given, is embedded
+again in its place; so are, at each use, the few pictures whose descriptor is 0.
 """
 import fcntl
 import json
@@ -27,7 +27,7 @@ COPIED = 65536    # rows that go from one index to another at a time
 ROUNDING = 0.01  # how far half precision takes a length from 1, and more
 
 
-class Rows:
+class MappedRows:
     """Some rows of a memory map as a float32 matrix that is read where it is sliced."""
 
     def __init__(self, array, rows):
@@ -135,7 +135,9 @@ class Store:
         return {key for key, one in zip(keys, wrong, strict=True) if one}
 
     def embed(self, shas, openers, descriptor, on_image=None):
-        """shas: hexadecimal SHA-256 of each picture; openers: what opens it, called only for what is new -> Rows, in order."""
+        """shas: hexadecimal SHA-256 of each picture; openers: what opens it, called only for what is new.
+
+        -> MappedRows, in order."""
         keys = [bytes.fromhex(sha) for sha in shas]
         position, tick = {key: i for i, key in enumerate(keys)}, on_image or (lambda: None)
         with self._growing():
@@ -148,7 +150,7 @@ class Store:
                     put(part, descriptor([openers[position[key]]() for key in part]))
                     for _ in part:
                         tick()
-        return Rows(self.vectors, [self.row_of[key] for key in keys])
+        return MappedRows(self.vectors, [self.row_of[key] for key in keys])
 
 
 def read_about(folder):
@@ -163,8 +165,8 @@ def read_about(folder):
 
 
 def merge(shards, folder):
-    """Indexes of parts of a data set -> one Store in `folder`: each picture once. InputError unless they are all of one
-    descriptor."""
+    """Indexes of parts of a data set -> one Store in `folder`: each picture once. InputError unless they are
+    all of one descriptor."""
     about = read_about(shards[0])
     merged = Store(folder, about["descriptor"], about["dim"])
     parts = [Store(shard, merged.name, merged.dim) for shard in shards]  # all checked before any is copied

@@ -7,7 +7,7 @@ from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Example
 from rotescope.evaluate.descriptors.descriptor import Descriptor
-from rotescope.evaluate.neighbours.descriptor_store import CHUNK, Memory, Rows, Store
+from rotescope.evaluate.neighbours.descriptor_store import CHUNK, MappedRows, Memory, Store
 from rotescope.evaluate.neighbours.nearest import approximate, load_faiss, nearest
 
 ENGINES = ("exact", "faiss")
@@ -20,7 +20,7 @@ class Index:
     examples: tuple[Example, ...]  # the first of each picture
     copies: np.ndarray             # (m,) how often an epoch shows the picture, over all its entries in the manifest
     rows: dict[str, int]           # image_id -> row, exact duplicates included
-    vectors: np.ndarray | Rows     # (m, d) float32, in memory or on disk
+    vectors: np.ndarray | MappedRows     # (m, d) float32, in memory or on disk
     engine: str = "exact"
     queries: Store | Memory = field(default_factory=Memory)  # keeps the descriptors of other pictures
     said: list[str] = field(default_factory=list)  # how good an approximate search was

@@ -23,7 +23,8 @@ def index_folder(config):
     if config.merge:
         return len(merge(config.merge, config.index_dir))
     first, step = shard_of(config.shard)
-    state = PartialState(cpu=not torch.cuda.is_available())  # before the descriptor: it chooses this process's device
+    # before the descriptor: it chooses this process's device
+    state = PartialState(cpu=not torch.cuda.is_available())
     source = read_source(config.train_data, need_captions=False)
     manifest = source.manifest
     if state.is_main_process:
@@ -40,7 +41,8 @@ def _in_parallel(manifest, descriptor, folder, state):
     """Each process embeds its share of what is new into a part of its own; the first then joins them."""
     parts = [folder.with_name(f"{folder.name}.part-{i}") for i in range(state.num_processes)]
     known = Store(folder, descriptor.name, descriptor.dim).row_of if folder.exists() else {}
-    mine = [e for e in manifest if bytes.fromhex(e.sha256) not in known][state.process_index::state.num_processes]
+    mine = [e for e in manifest
+            if bytes.fromhex(e.sha256) not in known][state.process_index::state.num_processes]
     if mine:
         _embed(Manifest(tuple(mine)), descriptor, parts[state.process_index])
     state.wait_for_everyone()

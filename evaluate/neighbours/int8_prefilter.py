@@ -48,7 +48,7 @@ def exactly(query, reference, line, column):
     return torch.cat([query.index_select(0, i).mul_(reference.index_select(0, j)).sum(1) for i, j in pairs])
 
 
-def candidates(query, reference, lowest, own, space):
+def prefiltered(query, reference, lowest, own, space):
     """Which pairs may be at least as similar as `lowest` (n,) -> line (c,), column (c,); None where they are so many that a whole
     product is the quicker. query, reference: (vectors, Rounded), the latter together; own: pairs that are no answer, as
     (line, column); space: int32 to work in.

@@ -58,7 +58,7 @@ def _in_block(own, lines, first_row, size):
 def _improve_few(best, lines, query, reference, without, space, first_row):
     """As _improve, for k = 1 and of the candidates alone -> whether they were few."""
     similarity, row = (b[lines, 0] for b in best)
-    found = coarse.candidates(query, reference, similarity, without, space)
+    found = coarse.prefiltered(query, reference, similarity, without, space)
     if found is None:
         return False
     line, column = found

@@ -59,7 +59,8 @@ class Layer:
     @property
     def background(self):
         """What the nulls look like, numbers alone."""
-        heldout, base = (ForeignSpread(**vars(spread(values)), copy_rate=self._share(values) if len(values) else None)
+        heldout, base = (ForeignSpread(**vars(spread(values)),
+                                       copy_rate=self._share(values) if len(values) else None)
                          for values in (self.nulls["heldout"], self.nulls["base"]))
         return Background(**vars(spread(self.nulls["train"])), heldout=heldout, base=base)
 

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rotescope.common.errors import InputError
-from rotescope.common.hub_weights import downloaded
 from rotescope.common.outputs import sha256
 from rotescope.datasets.images.square import square
+from rotescope.models.hub_weights import downloaded
 
 WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
 LAION = {  # architecture -> where its authors' weights are, under the MIT licence

@@ -1,5 +1,5 @@
-"""How far generated pictures lie from held-out real ones, on features already computed: KID and FID through torchmetrics,
-precision and recall through torch-fidelity."""
+"""How far generated pictures lie from held-out real ones, on features already computed: KID and FID through
+torchmetrics, precision and recall through torch-fidelity."""
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ def precision_recall(generated, real):
     from torch_fidelity.metric_prc import prc_features_to_metric
     if min(len(generated), len(real)) <= NEIGHBOURS:
         return None, None
-    found = prc_features_to_metric(generated, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=10_000, verbose=False)
+    found = prc_features_to_metric(generated, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=10_000,
+                                   verbose=False)
     return found["precision"], found["recall"]
 
 

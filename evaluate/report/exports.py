@@ -23,7 +23,8 @@ PAIRS = pa.schema([
 def write_pairs(report, file):
     """Every generated image with its nearest training image, and what it copies in part; descriptor and threshold are in the
     table's metadata."""
-    about = {"rotescope": "pairs 1", "descriptor": report.descriptor, "copy_threshold": str(as_json(report.copy_threshold))}
+    about = {"rotescope": "pairs 1", "descriptor": report.descriptor,
+             "copy_threshold": str(as_json(report.copy_threshold))}
     parts = {}
     for p in map(as_json, report.partial):
         parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
@@ -40,7 +41,8 @@ def junit(report):
     that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
     """
     root, gate = ET.Element("testsuites", name=_legal(report.title)), _gate(report)
-    rules = [(r.rule, r.rule, r.outcome != "passed" and report.verdict.headline, "") for r in report.verdict.rules]
+    rules = [(r.rule, r.rule, r.outcome != "passed" and report.verdict.headline, "")
+             for r in report.verdict.rules]
     _suite(root, "rules", rules)
     for method in report.methods:
         told = [p for p in report.prompts if p.method == method]
@@ -99,7 +101,8 @@ def metadata(report):
         task_type="text-to-image", task_name="Memorization audit", dataset_type="training-data",
         dataset_name=f"training data {report.hashes['training_data'][:12]}",
         dataset_config=printable(f"{group} captions, {method}"), metric_type=metric,
-        metric_name=f"{label}, n = {found.n}, by {report.descriptor}", metric_value=as_json(getattr(found, metric).value),
+        metric_name=f"{label}, n = {found.n}, by {report.descriptor}",
+        metric_value=as_json(getattr(found, metric).value),
         metric_config=f"threshold {report.copy_threshold:.4f}")
         for method, group, found in report.each_group()
         for metric, label in (("copy_rate", "copy rate"), ("sim95", "95th percentile of top-1 similarity"))]

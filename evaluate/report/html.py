@@ -1,4 +1,5 @@
-"""Report -> files: report.html, one page that needs no network, for screen, phone and paper, and what lies beside it."""
+"""Report -> files: report.html, one page that needs no network, for screen, phone and paper,
+and what lies beside it."""
 import base64
 import hashlib
 from dataclasses import replace
@@ -9,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rotescope.common.outputs import write_json, write_text
 from rotescope.common.wording import PARTS, PROMPTS, percent, printable, share
 from rotescope.evaluate.report.exports import model_card, write_pairs
-from rotescope.evaluate.report.page_pictures import figures, grid, shown_pairs, shown_parts
-from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, tiles
-from rotescope.evaluate.report.report_types import Pictures
+from rotescope.evaluate.report.page_pictures import grid, page_figures, shown_pairs, shown_parts
+from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, verdict_tiles
+from rotescope.evaluate.report.report_types import ReportPictures
 from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
 from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.retrigger_tally import ROUTES
@@ -21,22 +22,23 @@ HERE = Path(__file__).parent
 
 
 def write_files(report, folder, redact=False):
-    """Everything that people and machines read of a Report, into a folder that is there; redact: as render has it."""
+    """Everything that people and machines read of a Report, into a folder that is there;
+    redact: as render_report has it."""
     write_report(report, folder, redact)
     write_pairs(report, Path(folder) / "pairs.parquet")
     write_text(Path(folder) / "model_card.md", model_card(report))
 
 
 def write_report(report, out_dir, redact=False):
-    """-> the path of report.html in `out_dir`, report.json beside it. redact: as render has it."""
+    """-> the path of report.html in `out_dir`, report.json beside it. redact: as render_report has it."""
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "report.json", report.as_json())
-    write_text(out_dir / "report.html", render(report, redact))
+    write_text(out_dir / "report.html", render_report(report, redact))
     return out_dir / "report.html"
 
 
-def render(report, redact=False):
+def render_report(report, redact=False):
     """-> the page. The template engine escapes captions and names.
 
     redact: no training image is shown, nor a generated one that copies it whole or in part; captions and figures stay.
@@ -44,19 +46,21 @@ def render(report, redact=False):
     report = withheld(report) if redact else report
     script = (HERE / "report.js").read_text(encoding="utf-8")
     return printable(_environment().get_template("report.html.j2").render(
-        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=tiles(report), tables=tables(report),
-        several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=figures(report),
+        r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=verdict_tiles(report),
+        tables=tables(report),
+        several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=page_figures(report),
         parts=shown_parts(report), part_words=PARTS, routes=ROUTES, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()))
 
 
-def summary(report):
+def notebook_summary(report):
     """-> HTML for a notebook: the verdict and a line for each method and group, without pictures."""
     return printable(_environment().get_template("summary.html.j2").render(r=report, prompts=PROMPTS))
 
 
 def _environment():
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
     environment.globals |= {f.__name__: f for f in (chance_hits, prompts_together, method_words)}
@@ -66,7 +70,7 @@ def _environment():
 def withheld(report):
     """The same report, whose pictures of training images and of their copies are None."""
     hidden = {p.image for p in report.pairs if p.is_copy} | {p.image for p in report.partial}
-    return replace(report, pictures=Pictures(
+    return replace(report, pictures=ReportPictures(
         generated=lambda image: None if image in hidden else report.pictures.generated(image), training=lambda image_id: None))
 
 

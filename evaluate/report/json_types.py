@@ -15,8 +15,8 @@ def as_json(value, digits=DIGITS):
     """Any value of a report -> JSON types.
 
     A dataclass becomes an object with a key for each field, and for each property that its `derived` names. A
-    field's metadata may give another key (`key`), leave it out (`json` False), or write an Estimate as value and
-    interval (`interval`).
+    field's metadata may give another key (`key`), leave it out (`json` False), or write an Estimate as value
+    and interval (`interval`).
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ def _object(value, digits):
     for f, key in _written(type(value)):
         own = getattr(value, f.name)
         if f.metadata.get("interval"):
-            found |= {key: own and as_json(own.value, digits), f"{key}_interval": own and as_json(own[1:3], digits)}
+            found |= {key: own and as_json(own.value, digits),
+                      f"{key}_interval": own and as_json(own[1:3], digits)}
         else:
             found[key] = as_json(own, digits)
     return found | {name: as_json(getattr(value, name), digits) for name in getattr(value, "derived", ())}
@@ -73,7 +74,8 @@ def schema_of(cls, **more):
     """A dataclass -> JSON Schema (2020-12) of what as_json makes of it; more: keys at its top."""
     definitions: dict[str, dict] = {}
     top = _object_schema(cls, definitions)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **more, **top, "$defs": dict(sorted(definitions.items()))}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **more, **top,
+            "$defs": dict(sorted(definitions.items()))}
 
 
 def _object_schema(cls, definitions):
@@ -82,14 +84,16 @@ def _object_schema(cls, definitions):
         if f.metadata.get("interval"):
             nothing = [{"type": "null"}] if NoneType in get_args(hints[f.name]) else []
             interval = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-            properties |= {key: _either([{"type": "number"}, *nothing]), f"{key}_interval": _either([interval, *nothing])}
+            properties |= {key: _either([{"type": "number"}, *nothing]),
+                           f"{key}_interval": _either([interval, *nothing])}
         else:
             properties[key] = _schema(hints[f.name], definitions)
     for name in getattr(cls, "derived", ()):
         properties[name] = _schema(get_type_hints(getattr(cls, name).fget)["return"], definitions)
     about = (cls.__doc__ or "").strip().split("\n\n")[0]
     described = {} if about.startswith(f"{cls.__name__}(") else {"description": " ".join(about.split())}
-    return {**described, "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {**described, "type": "object", "properties": properties, "required": list(properties),
+            "additionalProperties": False}
 
 
 def _schema(hint, definitions):
@@ -106,8 +110,9 @@ def _schema(hint, definitions):
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(inner[1], definitions)}
     if origin in (tuple, list):
-        fixed = {"minItems": len(inner), "maxItems": len(inner)} if origin is tuple and inner[-1] is not Ellipsis else {}
-        return {"type": "array", "items": _schema(inner[0], definitions), **fixed}
+        found = {"type": "array", "items": _schema(inner[0], definitions)}
+        fixed = origin is tuple and inner[-1] is not Ellipsis
+        return found | ({"minItems": len(inner), "maxItems": len(inner)} if fixed else {})
     raise TypeError(f"{hint} has no JSON form")
 
 
@@ -117,4 +122,5 @@ def _either(schemas):
 
 PLAIN: dict[Any, dict] = {
     str: {"type": "string"}, bool: {"type": "boolean"}, int: {"type": "integer"}, float: {"type": "number"},
-    NoneType: {"type": "null"}, dict: {"type": "object"}, list: {"type": "array"}, Any: {}, Estimate: {"type": "array"}}
+    NoneType: {"type": "null"}, dict: {"type": "object"}, list: {"type": "array"}, Any: {},
+    Estimate: {"type": "array"}}

@@ -14,7 +14,8 @@ WHOLE = (0, 0, 1, 1)                       # the region that needs no frame
 
 
 def shown_pairs(report):
-    """The closest pairs of each method, one for each training image -> [(method, copies, n, pairs with both pictures)]."""
+    """The closest pairs of each method, one for each training image -> [(method, copies, n, pairs
+    with both pictures)]."""
     found = []
     for i, method in enumerate(report.methods):
         own = [p for p in report.pairs if p.method == method]
@@ -34,11 +35,13 @@ def _closest(found):
 
 
 def shown_parts(report):
-    """-> [(kind, found, threshold, the closest, one for each training image, with the regions drawn on both pictures)]."""
+    """-> [(kind, found, threshold, the closest, one for each training image, with the regions
+    drawn on both pictures)]."""
     made = []
     for kind, threshold in (report.partial_thresholds or {}).items():
         own = [p for p in report.partial if p.kind == kind]
-        made.append((kind, len(own), threshold, [_with_regions(report, p) for p in _closest(own)[:SHOWN // 3]]))
+        closest = [_with_regions(report, p) for p in _closest(own)[:SHOWN // 3]]
+        made.append((kind, len(own), threshold, closest))
     return made
 
 
@@ -49,8 +52,8 @@ def _with_regions(report, p):
 
 
 def marked(picture, regions):
-    """A copy of the picture, large enough for thin lines, with a frame around each region of its centre square that is not all of
-    it; None stays."""
+    """A copy of the picture, large enough for thin lines, with a frame around each region of its centre
+    square that is not all of it; None stays."""
     if picture is None:
         return None
     factor = max(1, math.ceil(THUMBNAIL / max(picture.size)))
@@ -65,14 +68,16 @@ def marked(picture, regions):
 
 
 def grid(report):
-    """The same prompts and seed under every method -> [(group, seed, prompts, rows of (label, cells))]; [] without prompts."""
+    """The same prompts and seed under every method -> [(group, seed, prompts, rows of (label,
+    cells))]; [] without prompts."""
     known = [p for p in report.pairs if p.prompt and p.seed is not None]
     seed, found = min((p.seed for p in known), default=None), []
     at = {(p.method, p.group, p.prompt_index): p for p in known if p.seed == seed}
     for group in tables(report):
         indices = spread_over(sorted({i for _, g, i in at if g == group}), COLUMNS.get(group, 8))
         told = [next(p for (_, g, i), p in at.items() if (g, i) == (group, index)) for index in indices]
-        rows = [(label, [_generated(report, m, at.get((m, group, i))) for i in indices]) for m, label in report.labels.items()]
+        rows = [(label, [_generated(report, m, at.get((m, group, i))) for i in indices])
+                for m, label in report.labels.items()]
         if any(p.expected for p in told):
             rows.insert(0, ("Training image", [_expected(report, p) for p in told]))
         if told:
@@ -87,22 +92,26 @@ def _generated(report, method, pair):
 
 def _expected(report, pair):
     picture = report.pictures.training(pair.expected)
-    return pair.expected and {"uri": _uri(picture), "alt": "the training image of this caption", "is_copy": False}
+    return pair.expected and {"uri": _uri(picture), "alt": "the training image of this caption",
+                              "is_copy": False}
 
 
 def spread_over(items, n):
     """n of the items, evenly from first to last."""
-    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)] if len(items) > n > 1 else list(items)
+    if not len(items) > n > 1:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 def _uri(picture):
     return data_uri(picture, THUMBNAIL)
 
 
-def figures(report):
+def page_figures(report):
     """-> {strips, tradeoff or None, gaps: [(method, figure)]}."""
     curves = report.prediction_gaps
+    several = len(charts.tradeoff_points(report)) > 1
     drawn = [m for m in curves if m in ("none", "dtp")] or list(curves)[:1]
     return {"strips": charts.both(charts.strips, report),
-            "tradeoff": charts.both(charts.tradeoff, report) if len(charts.tradeoff_points(report)) > 1 else None,
+            "tradeoff": charts.both(charts.tradeoff, report) if several else None,
             "gaps": [(m, charts.both(charts.gaps, curves[m], report[m].label)) for m in drawn]}

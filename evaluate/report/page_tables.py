@@ -10,7 +10,7 @@ def sentence(text):
     return text[:1].upper() + text[1:]
 
 
-def tiles(report):
+def verdict_tiles(report):
     """The three or four figures under the verdict."""
     first = "none" if "none" in report.methods else next(iter(report.methods))
     groups = report[first].groups
@@ -21,14 +21,16 @@ def tiles(report):
         made.append(_tile(report, best_mitigation(others, groups[worst]), worst))
     held = report.background.heldout
     if held.n:
-        made.append({"figure": percent(held.copy_rate), "name": "Chance", "of": "held-out pictures", "bad": False,
+        made.append({"figure": percent(held.copy_rate), "name": "Chance", "of": "held-out pictures",
+                     "bad": False,
                      "detail": f"{round(held.copy_rate * held.n):,} of {held.n:,} come as close"})
     return made
 
 
 def _tile(report, method, group):
     found = report[method][group]
-    return {"figure": percent(found.copy_rate.value), "name": sentence(report[method].label), "bad": found.above_chance,
+    return {"figure": percent(found.copy_rate.value), "name": sentence(report[method].label),
+            "bad": found.above_chance,
             "of": short_name(group),
             "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"}
 
@@ -50,7 +52,8 @@ def tables(report):
 def columns(report):
     """Which columns of the table say something."""
     findings = [found for _, _, found in report.each_group()]
-    return {"prompts": any(f.n_prompts > 1 for f in findings), "rows": any(f.denoiser_rows is not None for f in findings),
+    return {"prompts": any(f.n_prompts > 1 for f in findings),
+            "rows": any(f.denoiser_rows is not None for f in findings),
             "significant": any(f.prompts_significant is not None for f in findings)}
 
 
@@ -66,5 +69,6 @@ def settings_in_words(settings):
 def lines(report):
     """The table of prompts: those whose images came closest first, and which of its columns say something."""
     told = sorted((p for p in report.prompts if p.prompt), key=lambda p: -p.top1_similarity)
-    return {"shown": told[:LINES], "left_out": len(told) > LINES, "own": any(p.own_similarity is not None for p in told),
+    return {"shown": told[:LINES], "left_out": len(told) > LINES,
+            "own": any(p.own_similarity is not None for p in told),
             "p": bool(told)}

@@ -18,9 +18,9 @@ from rotescope.evaluate.report.report_types import (
     Pair,
     Pairing,
     PartialCopy,
-    Pictures,
     PromptFindings,
     PValueBasis,
+    ReportPictures,
     SweepPoint,
     TrainingImages,
 )
@@ -37,8 +37,8 @@ SCHEMA = Path(__file__).with_name("report.schema.json")
 class Report:
     """What was found, with everything that the figures rest on.
 
-    ``report.verdict`` is the outcome, ``report["none"]["duplicated"]`` holds the figures of one method and one group of prompts,
-    ``report.save(folder)`` writes the files. In a notebook a report shows itself.
+    ``report.verdict`` is the outcome, ``report["none"]["duplicated"]`` holds the figures of one method and
+    one group of prompts, ``report.save(folder)`` writes the files. In a notebook a report shows itself.
     """
     schema_version: str = SCHEMA_VERSION
     title: str
@@ -46,7 +46,8 @@ class Report:
     verdict: Verdict
     notes: tuple[str, ...]                       # what a reader must know before trusting the figures
     left_out: tuple[LeftOut, ...]                # pictures that could not be read, or that count nowhere
-    descriptor: str                              # what similarity is measured by: weights, preprocessing, number type
+    # what similarity is measured by: weights, preprocessing, number type
+    descriptor: str
     descriptor_choice: str                       # why that one
     search: str                                  # exact, or faiss
     copy_threshold: float                        # similarity from which on an image is a copy
@@ -79,7 +80,7 @@ class Report:
     prediction_gaps: dict[str, dict[str, GapCurve]]
     histogram: Histogram
     pairs: tuple[Pair, ...]                      # every generated image, copies first, then the closest
-    pictures: Pictures = field(repr=False, compare=False, metadata={"json": False})
+    pictures: ReportPictures = field(repr=False, compare=False, metadata={"json": False})
 
     def __getitem__(self, method: str) -> MethodFindings:
         return self.methods[method]
@@ -96,7 +97,8 @@ class Report:
                 yield method, group, figures
 
     def as_json(self) -> dict[str, Any]:
-        """What report.json holds: dicts, lists, numbers of six digits, text. report.schema.json describes it."""
+        """What report.json holds: dicts, lists, numbers of six digits, text.
+        report.schema.json describes it."""
         return as_json(self)
 
     def to_json(self) -> str:
@@ -133,16 +135,18 @@ class Report:
         with output_folder(folder, overwrite) as draft:
             write_files(self, draft, redact)
             if junit_xml:
-                (draft / junit_xml if len(Path(junit_xml).parts) == 1 else Path(junit_xml)).write_bytes(junit(self))
+                beside = len(Path(junit_xml).parts) == 1
+                (draft / junit_xml if beside else Path(junit_xml)).write_bytes(junit(self))
         return Path(folder) / "report.html"
 
     def _repr_html_(self) -> str:
         """A summary for a notebook."""
-        from rotescope.evaluate.report.html import summary
-        return summary(self)
+        from rotescope.evaluate.report.html import notebook_summary
+        return notebook_summary(self)
 
     def __repr__(self) -> str:
-        return f"<Report: {self.verdict.outcome} by {self.verdict.rule}; {len(self.pairs):,} images, {', '.join(self.methods)}>"
+        told = f"{self.verdict.outcome} by {self.verdict.rule}; {len(self.pairs):,} images"
+        return f"<Report: {told}, {', '.join(self.methods)}>"
 
 
 def report_schema() -> dict[str, Any]:
@@ -150,5 +154,5 @@ def report_schema() -> dict[str, Any]:
     return schema_of(Report, title=f"Rotescope report {SCHEMA_VERSION}")
 
 
-if __name__ == "__main__":  # python -m rotescope.evaluate.report.report: write the schema after a change of the types
+if __name__ == "__main__":  # python -m rotescope.evaluate.report.report writes the schema anew
     SCHEMA.write_text(json.dumps(report_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -33,7 +33,8 @@ class PValueBasis:
     n: int                       # pictures in it
     smallest: float              # p that one prompt can reach
     fdr: float                   # false discovery rate up to which a prompt is significant
-    needed: int | None           # null pictures it takes for one prompt to be significant at all, if there are fewer
+    # null pictures it takes for one prompt to be significant at all, if there are fewer
+    needed: int | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Pair:
     nearest_caption: str
     copies: int                  # how often an epoch shows that training image
     null_as_close: int           # pictures of the null that come as close
-    expected: str                # image_id of the training image that the prompt belongs to, "" if none is known
+    # image_id of the training image that the prompt belongs to, "" if none is known
+    expected: str
     own_similarity: float | None  # to that one
 
 
@@ -97,7 +99,8 @@ class PromptFindings:
     q: float                     # adjusted over the prompts of the method (Benjamini and Hochberg)
     significant: bool            # q is at most the false discovery rate
     leaked: bool                 # it copies, and chance does not explain it
-    expected: str                # image_id of the training image that the prompt belongs to, "" if none is known
+    # image_id of the training image that the prompt belongs to, "" if none is known
+    expected: str
     own_similarity: float | None  # highest similarity to that one
     method: str
 
@@ -150,7 +153,8 @@ class GapCurve:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Opens what a report shows but does not hold; either answers None for a picture that is not to be shown."""
+class ReportPictures:
+    """Opens what a report shows but does not hold; either answers None for a picture
+    that is not to be shown."""
     generated: Callable[[str], Image.Image | None]   # by `image` of a Pair
     training: Callable[[str], Image.Image | None]    # by image_id; None if it is no training image's

@@ -15,8 +15,8 @@ COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "sim95", "alignment
 
 
 def print_table(report, console=None):
-    """A line for each method and group, in colour where copies are more than chance; then the verdict. No name is cut: where the
-    terminal is narrow, the last columns go, and at last long names fold."""
+    """A line for each method and group, in colour where copies are more than chance; then the verdict. No
+    name is cut: where the terminal is narrow, the last columns go, and at last long names fold."""
     console = console or Console(stderr=True)
     found = [(row(*line), line[2].above_chance) for line in report.each_group()]
     kept = columns_that_fit([COLUMNS, *(cells for cells, _ in found)], console.width)
@@ -27,19 +27,22 @@ def print_table(report, console=None):
         table.add_row(*map(escape, cells[:kept]), style="bold red" if above_chance else "")
     console.print(table)
     verdict = report.verdict
-    console.print(f"\n[bold]{verdict.outcome}[/] by {escape(verdict.rule)}: {escape(verdict.headline)}", highlight=False,
+    console.print(f"\n[bold]{verdict.outcome}[/] by {escape(verdict.rule)}: {escape(verdict.headline)}",
+                  highlight=False,
                   soft_wrap=True)
 
 
 def columns_that_fit(rows, width, least=4):
-    """Rows of texts, characters in a line -> how many columns fit, from the left, with one space between two."""
+    """Rows of texts, characters in a line -> how many columns fit, from the left, with
+    one space between two."""
     widths = [max(map(cell_len, column)) + 1 for column in zip(*rows, strict=True)]
     fit = [i for i in range(least, len(widths) + 1) if sum(widths[:i]) - 1 <= width]
     return max(fit, default=least)
 
 
 def row(method, group, found):
-    """sim95: 95th percentile of similarity; captions: share recognised; rows: images through the denoiser for one."""
+    """sim95: 95th percentile of similarity; captions: share recognised; rows: images through
+    the denoiser for one."""
     return (printable(method), printable(group), f"{found.copies:,}/{found.n:,}", share(found.copy_rate),
             number(found.sim95.value, 3), number(found.alignment, 3), percent(found.caption_accuracy),
             number(found.denoiser_rows, 0))
@@ -50,7 +53,8 @@ def number(value, digits):
 
 
 def announce(rules, config, images=1):
-    """Print the rules before anything is measured, and which of them chance alone would break in a group of so many images."""
+    """Print the rules before anything is measured, and which of them chance alone would break in a
+    group of so many images."""
     for rule in rules:
         say(f"rule, fixed before the run: fail if {rule}")
     for rule in rules if config.copy_threshold is None else ():
@@ -62,7 +66,8 @@ def announce(rules, config, images=1):
 def show_and_judge(report, output_dir, fail_on):
     """Print the table and a line of JSON; exit with 1 unless the rules that the user fixed hold."""
     print_table(report)
-    verdict = {key: as_json(getattr(report.verdict, key)) for key in ("outcome", "passed", "headline", "rules")}
+    verdict = {key: as_json(getattr(report.verdict, key))
+               for key in ("outcome", "passed", "headline", "rules")}
     print(json.dumps({"verdict": verdict, "report": str(Path(output_dir) / "report.html")}))
     if fail_on and not report.verdict.passed:
         raise SystemExit(1)

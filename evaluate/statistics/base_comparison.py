@@ -13,7 +13,8 @@ class PromptAgainstBase:
     group: str
     prompt_index: int | None
     prompt: str
-    expected: str               # image_id of the training image that the prompt belongs to, "" if none is known
+    # image_id of the training image that the prompt belongs to, "" if none is known
+    expected: str
     q: float
     significant: bool
     leaked: bool
@@ -42,8 +43,8 @@ class BaseComparison:
 def against_base(samples, measured, base, base_measured, prompts):
     """samples and base: the same prompts and seeds; prompts: PromptFindings of `samples` -> BaseComparison.
 
-    A prompt became memorized by the fine-tune if it leaks (PromptFindings.leaked), and none of the base model's images on the
-    same noise copies.
+    A prompt became memorized by the fine-tune if it leaks (PromptFindings.leaked), and none of the base
+    model's images on the same noise copies.
     """
     method = "none" if any(r.method == "none" for r in samples.records) else samples.records[0].method
     mate = {_key(r): i for i, r in enumerate(base.records)}

@@ -51,7 +51,7 @@ def _groups(outcomes):
     return {group: cell_of([o for o in outcomes if o.group == group]) for group in GROUPS}
 
 
-def caption(about):
+def dose_caption(about):
     """What the numbers of a curve mean, in a line; about: what dose.json holds."""
     n = {p["duplicated"]["n"] for curve in about["curves"].values() for p in curve["points"]}
     return (f"{about['images']} images a dose and as many controls, {len(about['train_seeds'])} training seeds × "
@@ -59,7 +59,7 @@ def caption(about):
             f"{about['copy_threshold']:.3f} ({about['threshold_rule']}); 95 % Clopper-Pearson intervals")
 
 
-def markdown(about):
+def dose_table(about):
     """The table: a line a dose, a column a curve; below, its controls of all doses together, and the price in alignment."""
     curves = about["curves"]
     lines = [f"| copies | {' | '.join(f'`{name}`' for name in curves)} |", "|---" * (len(curves) + 1) + "|"]
@@ -67,7 +67,7 @@ def markdown(about):
         lines.append(_line(point["dose"], (_share(c["points"][i]["duplicated"]) for c in curves.values())))
     lines.append(_line("controls", (_share(c["all"]["control"]) for c in curves.values())))
     lines.append(_line("alignment, duplicated / controls", (_alignment(c["all"]) for c in curves.values())))
-    return "\n".join(lines) + f"\n\n{caption(about)}.\n"
+    return "\n".join(lines) + f"\n\n{dose_caption(about)}.\n"
 
 
 def _line(head, cells):

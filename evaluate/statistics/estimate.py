@@ -4,11 +4,13 @@ from typing import NamedTuple
 from scipy.stats import binomtest
 
 LEVEL = 0.95
-INTERVAL = {"interval": True}  # metadata of a dataclass field: in JSON its value and its interval are two keys
+# metadata of a dataclass field: in JSON its value and its interval are two keys
+INTERVAL = {"interval": True}
 
 
 class Estimate(NamedTuple):
-    """A value and its 95% interval. A named tuple, since torchmetrics takes no frozen dataclass from `compute`."""
+    """A value and its 95% interval. A named tuple, since torchmetrics takes no frozen
+    dataclass from `compute`."""
     value: float
     low: float
     high: float

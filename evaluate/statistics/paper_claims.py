@@ -54,16 +54,17 @@ def drops_vary(timesteps):
 
 
 def later_is_newer(points, plain):
-    """Sweep points of delayed guidance, latest switch last -> claim 3."""
-    new = [p for p in points if p["copy_rate"] <= plain["copy_rate"] / 2 and p["alignment"] >= 0.9 * plain["alignment"]]
-    worse = points[-1]["alignment"] < 0.9 * plain["alignment"]
+    """GroupFindings of delayed guidance, latest switch last, and of plain guidance -> claim 3."""
+    new = [p for p in points if p.copy_rate.value <= plain.copy_rate.value / 2 and p.alignment >= 0.9 * plain.alignment]
+    worse = points[-1].alignment < 0.9 * plain.alignment
     at = "no τ halves the copies at 0.9 of the alignment"
     if new:
-        at = f"at τ = {new[0]['transition_timestep']} copies {new[0]['copy_rate']:.2f}, alignment {new[0]['alignment']:.2f}"
+        first = new[0]
+        at = f"at τ = {first.transition_timestep} copies {first.copy_rate.value:.2f}, alignment {first.alignment:.2f}"
     return Claim(3, "Switched on later, guidance gives the memorized image, then new ones, then badly aligned ones",
                  bool(new) and worse,
-                 f"plain: copies {plain['copy_rate']:.2f}, alignment {plain['alignment']:.2f}; {at}; at τ = "
-                 f"{points[-1]['transition_timestep']} alignment {points[-1]['alignment']:.2f} (n = {plain['n']} each)")
+                 f"plain: copies {plain.copy_rate.value:.2f}, alignment {plain.alignment:.2f}; {at}; at τ = "
+                 f"{points[-1].transition_timestep} alignment {points[-1].alignment:.2f} (n = {plain.n} each)")
 
 
 def guidance_converges(guided, unguided):
@@ -75,14 +76,14 @@ def guidance_converges(guided, unguided):
 
 
 def basin_narrows(points, plain):
-    """Sweep points of delayed guidance -> claim 5."""
-    t = [1000, *(p["transition_timestep"] for p in points)]
-    rate = [plain["copy_rate"], *(p["copy_rate"] for p in points)]
+    """GroupFindings of delayed guidance, latest switch last, and of plain guidance -> claim 5."""
+    t = [1000, *(p.transition_timestep for p in points)]
+    rate = [plain.copy_rate.value, *(p.copy_rate.value for p in points)]
     rho = float(spearmanr(t, rate).statistic)
     return Claim(5, "The share of copies falls from about 1 to about 0 with the timestep at which guidance starts",
                  rate[0] >= 0.9 and rate[-1] <= 0.1 and rho > 0.9,
                  f"{rate[0]:.2f} from the start, {rate[-1]:.2f} from t = {t[-1]}; rank correlation {rho:.2f} "
-                 f"(n = {plain['n']} each)")
+                 f"(n = {plain.n} each)")
 
 
 def opposite_is_earlier(plain, opposite):
@@ -94,7 +95,7 @@ def opposite_is_earlier(plain, opposite):
 
 
 def similarity_costs_alignment(points):
-    """Sweep points of one family -> claim 7."""
-    rho = float(spearmanr([p["sim95"] for p in points], [p["alignment"] for p in points]).statistic)
+    """GroupFindings of one family -> claim 7."""
+    rho = float(spearmanr([p.sim95.value for p in points], [p.alignment for p in points]).statistic)
     return Claim(7, "Over τ, less similarity to the training images costs alignment: a trade-off curve", rho > 0.8,
-                 f"rank correlation of Sim95 and alignment {rho:.2f} over {len(points)} values of τ (n = {points[0]['n']} each)")
+                 f"rank correlation of Sim95 and alignment {rho:.2f} over {len(points)} values of τ (n = {points[0].n} each)")

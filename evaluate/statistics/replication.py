@@ -12,14 +12,16 @@ CONVENTIONS = (0.5, 0.7, 0.75)  # thresholds on SSCD of photographs: DCR and Mem
 
 @dataclass(frozen=True)
 class GroupFindings:
-    """What was found of the images that one method made of one group of prompts; None where a figure does not apply."""
+    """What was found of the images that one method made of one group of prompts; None where a
+    figure does not apply."""
     n: int                                # images
     copies: int                           # images that copy any training image
     copy_rate: Estimate = field(metadata=INTERVAL)
     above_chance: bool                    # the copy rate's interval lies above what chance brings
     own_copies: int                       # images that copy the training image which their prompt belongs to
     own_copy_rate: Estimate | None = field(metadata=INTERVAL)
-    sim95: Estimate = field(metadata=INTERVAL)  # 95th percentile of the similarity to the nearest training image
+    # 95th percentile of the similarity to the nearest training image
+    sim95: Estimate = field(metadata=INTERVAL)
     top1_mean: float                      # mean of that similarity
     share_over: dict[str, float]          # published threshold -> share of images above it
     copies_by: dict[str, int]             # layer -> images that it calls copies

@@ -34,7 +34,8 @@ class Shot:
 # ----- per sample
 
 def shots_of(route, samples, layers, targets):
-    """Samples whose records name their targets, layers as make_layers has them, targets {image_id: Example} -> Shots."""
+    """Samples whose records name their targets, layers as make_layers has them, targets
+    {image_id: Example} -> Shots."""
     own = {layer_name: own_similarity(samples, layer, targets) for layer_name, layer in layers.items()}
     copied = np.any([own[layer_name] >= layer.threshold for layer_name, layer in layers.items()], axis=0)
     return [Shot(route, *shot) for shot in zip(samples.records, own["descriptor"].tolist(), copied.tolist(), strict=True)]
@@ -131,7 +132,7 @@ def _of(cell):
     return f"{cell['brought_back']} of {cell['images']}"
 
 
-def table_of(tally):
+def tally_table(tally):
     """A line for each method and group, to be printed by rich."""
     table = Table(box=None, pad_edge=False, header_style="bold", title="images brought back (95 % interval of their share)")
     for column in ("method", "images", *ROUTES.values(), "p against held-out"):

@@ -81,11 +81,13 @@ class Rule:
             return getattr(found, self.metric).high
         if self.metric == "sim95":
             return found.sim95.high if found.n >= TAIL else 1
-        return getattr(found, self.metric) + (found.unresolved_prompts if self.metric == "leaked_prompts" else 0)
+        return getattr(found, self.metric) + (found.unresolved_prompts if self.metric == "leaked_prompts"
+                                              else 0)
 
     def images_for(self, found):
         """How many images would decide, were no more of them copies; None where images alone would not."""
-        return images_needed(self.limit, copies=getattr(found, RATES[self.metric])) if self.metric in RATES else None
+        return images_needed(self.limit, copies=getattr(found,
+                                                        RATES[self.metric])) if self.metric in RATES else None
 
     def by_chance(self, quantile, images=1):
         """Whether pictures that copy nothing break it about as often as not: 1 - quantile of them count as copies."""

@@ -22,7 +22,8 @@ class Verdict:
     reasons: tuple[str, ...]     # the sentences that explain it
     rule: str                    # all rules as one text
     rules: tuple[RuleOutcome, ...]
-    needed: int | None           # images in each method and group that would decide, were no more of them copies; None where
+    # images in each method and group that would decide, were no more of them copies; None where
+    needed: int | None
     #                              images alone would not, or nothing is open
 
     derived: ClassVar = ("passed", "text")  # also in JSON
@@ -67,7 +68,8 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None)
     doubts = _doubts(methods, outcomes) if outcome == "undecided" else []
     return Verdict(
         outcome, _headline(outcome, [found for groups in gate.values() for found in groups.values()], named),
-        (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed), *_chance(chance)),
+        (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed),
+         *_chance(chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
         max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None)
 
@@ -158,8 +160,9 @@ def _chance(chance):
 
 
 def best_mitigation(findings, plain=None):
-    """{method: GroupFindings} -> the method with the lowest copy rate among those that keep KEPT of plain guidance's alignment,
-    since mush copies nothing; among all, where none does or it is not known. Of equals, the best aligned."""
+    """{method: GroupFindings} -> the method with the lowest copy rate among those that keep KEPT of plain
+    guidance's alignment, since mush copies nothing; among all, where none does or it is not known. Of
+    equals, the best aligned."""
     least = KEPT * ((plain and plain.alignment) or 0)
     kept = {m: f for m, f in findings.items() if (f.alignment or 0) >= least} or findings
     return min(kept, key=lambda m: (kept[m].copy_rate.value, -(kept[m].alignment or 0)))

@@ -80,7 +80,7 @@ def tiled_closeness(query, reference, out):
 
 # ----- a part in its place, and all but a part
 
-def tiles(squares):
+def tile_views(squares):
     """-> for each tile (n, 768): its colours at 16 × 16, each channel less its mean."""
     boxes = [tuple(round(SIDE * v) for v in box) for box in TILES]
     return [unit(centred(shrunk(squares[:, y:y + h, x:x + w], 16))) for x, y, w, h in boxes]
@@ -166,7 +166,7 @@ def placed(made, trained, pair):
 
 
 KINDS = {
-    "part": Kind(tiles, tiles, tuple((i, i) for i in range(len(TILES))), tile),
+    "part": Kind(tile_views, tile_views, tuple((i, i) for i in range(len(TILES))), tile),
     "foreground": Kind(foreground, foreground, tuple((i, k) for i in range(OBJECTS) for k in range(OBJECTS)), placed),
     "template": Kind(block_agreement, block_agreement, regions=difference),
     "tiled": Kind(unless_flat, colours, score=tiled_closeness),

@@ -24,7 +24,8 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Regions:
-    """What matches in two pictures, and of a template what differs: left, top, width, height as shares of the centre square."""
+    """What matches in two pictures, and of a template what differs: left, top, width, height as shares
+    of the centre square."""
     generated: tuple[float, float, float, float]
     training: tuple[float, float, float, float]
 
@@ -39,8 +40,9 @@ class PartialMatch:
 
 
 def partial_copies(pictures, training, verbatim, quantile=0.99):
-    """pictures: n functions that open a generated image; training: m that open a training image; verbatim (n,) bool
-    -> (list of PartialMatch of the others, the most similar first; {kind: threshold} of the kinds that found a null)."""
+    """pictures: n functions that open a generated image; training: m that open a training image; verbatim
+    (n,) bool -> (list of PartialMatch of the others, the most similar first; {kind: threshold} of the
+    kinds that found a null)."""
     sought = np.flatnonzero(~np.asarray(verbatim, bool))
     if len(training) < 2 or not len(sought):
         return [], {}
@@ -61,7 +63,8 @@ def squares(openers):
 
 
 def _copies(kind, asked, kept, quantile):
-    """Squares -> the kind's threshold, None without a null; [(which of `asked`, similarity, row, Regions)]."""
+    """Squares -> the kind's threshold, None without a null; [(which of `asked`,
+    similarity, row, Regions)]."""
     views = _views(kind.kept, kept)
     compared = np.unique(np.linspace(0, len(kept) - 1, min(len(kept), COMPARED)).round().astype(int))
     null, _, holds = _similarity(kind, _views(kind.asked, kept[compared]), views, compared)

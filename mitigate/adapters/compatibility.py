@@ -1,11 +1,11 @@
 """Which pipelines, mitigations and calls go together. On a pipeline that orders its branches or counts its time otherwise, a
 mitigation would do nothing, or harm, and not say so: it is refused."""
 from rotescope.common.errors import InputError
-from rotescope.common.models import counts_timesteps
 from rotescope.mitigate.adapters.guidance_hook import NAME
 from rotescope.mitigate.contract.families import denoiser_of, family
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.models.pipelines import counts_timesteps
 
 
 def supported_family(pipe):

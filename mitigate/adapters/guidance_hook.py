@@ -14,11 +14,11 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
-from rotescope.common.prediction import slope_at
 from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
 from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.contract.mitigation import Step, same_timestep
 from rotescope.mitigate.contract.prediction import latent_part, noise_part, prediction_gap
+from rotescope.models.prediction import slope_at
 
 NAME = "rotescope"  # of the hook in diffusers' registry
 

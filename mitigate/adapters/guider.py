@@ -17,15 +17,40 @@ from diffusers.guiders.guider_utils import GuiderOutput
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
-from rotescope.common.prediction import slope_at
 from rotescope.mitigate.adapters.compatibility import check_scheduler
 from rotescope.mitigate.contract.mitigation import Mitigation, Step, same_timestep
 from rotescope.mitigate.contract.prediction import prediction_gap
 from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.models.prediction import slope_at
 
 
-def guider_for(pipe, mitigation, guidance_scale=7.5):
-    """A guider that knows the pipeline's scheduler, and so the unit of its predictions. `mitigation`: NAME or NAME:key=value,…"""
+def guider_for(pipe: Any, mitigation: str, guidance_scale: float = 7.5) -> "MitigationGuider":
+    """A mitigation as a diffusers guider, for a modular pipeline.
+
+    Parameters
+    ----------
+    pipe : diffusers pipeline
+        Its scheduler tells the guider the unit of the predictions.
+    mitigation : str
+        A name of `list_mitigations`, perhaps with settings. It must work on the two predictions alone.
+    guidance_scale : float
+        Of the mitigation after its transition, in diffusers' convention; above 1.
+
+    Returns
+    -------
+    MitigationGuider
+        To be handed over by `pipe.update_components(guider=…)`.
+
+    Raises
+    ------
+    InputError
+        For a mitigation that works on something else, a scale of 1 or less, and a scheduler that counts time otherwise.
+
+    Examples
+    --------
+    >>> guider_for(pipe, "og-stp:transition=600").guidance_scale
+    7.5
+    """
     check_scheduler(pipe.scheduler)
     guider = MitigationGuider(mitigation, guidance_scale)
     guider.scheduler = pipe.scheduler

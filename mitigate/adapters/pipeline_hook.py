@@ -9,8 +9,10 @@ initial noise. Inside it, a hook on the denoiser computes only the rows that are
 see guidance_hook.py.
 """
 import inspect
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from typing import Any
 
 import torch
 
@@ -24,11 +26,33 @@ from rotescope.mitigate.methods.registry import get_mitigation
 
 
 @contextmanager
-def mitigated(pipe, *mitigations):
-    """Put mitigations (objects, or names as `get_mitigation` reads them) on `pipe`; yields a MitigatedRun.
+def mitigated(pipe: Any, *mitigations: str | Mitigation) -> Iterator[MitigatedRun]:
+    """Put mitigations on a pipeline for the length of a `with`. Outside, the pipeline is as it was.
 
-    Outside, the pipeline is as it was. Raises InputError for a pipeline that cannot be served, for two mitigations that both
-    combine predictions, for one that is named twice, and for a pipeline that already carries some.
+    Parameters
+    ----------
+    pipe : diffusers pipeline
+        Of Stable Diffusion 1, 2, XL or 3, PixArt or FLUX.
+    *mitigations : str or Mitigation
+        Names of `list_mitigations`, perhaps with settings ("og-stp:before=-3"), or objects. Only one may combine predictions.
+
+    Yields
+    ------
+    MitigatedRun
+        What the pipeline did: `transition_timesteps`, `prediction_gaps` and `denoiser_rows`, an entry for each image.
+
+    Raises
+    ------
+    InputError
+        For a pipeline that cannot be served or that already carries mitigations, for two that both combine predictions, and for
+        one that is named twice.
+
+    Examples
+    --------
+    >>> with mitigated(pipe, "stp:transition=600") as run:
+    ...     found = pipe("a cat on a blue background", guidance_scale=7.5, num_inference_steps=4).images
+    >>> len(run.denoiser_rows), len(run.transition_timesteps)
+    (1, 1)
     """
     named = [get_mitigation(m) if isinstance(m, str) else m for m in mitigations]
     chain, run = check_chain(pipe, named), MitigatedRun(named)

@@ -1,6 +1,6 @@
-"""Mitigations and detectors by name: what is known of one before its code is loaded, and how a text with settings is read.
+"""Mitigations and detectors by name: what is known before code is loaded, and how a text with settings is read.
 
-This file and the two registries import neither torch nor diffusers, so that a list and a wrong name answer at once.
+This file and the two registries import neither torch nor diffusers: a list and a wrong name answer at once.
 """
 import re
 import types
@@ -12,12 +12,12 @@ from importlib import import_module
 from math import isfinite
 
 from rotescope.common.errors import InputError
-from rotescope.common.suggestions import nearest
+from rotescope.common.suggestions import suggestion
 from rotescope.mitigate.contract.families import FAMILIES
 
 
 class Need(Enum):
-    """What a mitigation or a detector works on, beside the two predictions of a step. The value is what people read."""
+    """What a mitigation or a detector works on; for a mitigation, beside the two predictions of a step."""
     PREDICTIONS = "predictions"
     GRADIENTS = "gradients"
     ATTENTION = "attention"
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """Does it run under the authors' settings as they are? Else it needs something of the user's own, such as a file."""
+        """Does it run under the authors' settings? Else it needs something of the user's own."""
         return not self.needs & USERS
 
     def load(self) -> type:
@@ -89,23 +89,25 @@ def find_entry(text, entries, what):
     """NAME or NAME:key=value,… -> the entry and the text behind the colon. InputError for an unknown name."""
     name, _, settings = text.partition(":")
     if name not in entries:
-        raise InputError(f"no {what} is called {name!r}: {nearest(name, entries)}")
+        raise InputError(f"no {what} is called {name!r}: {suggestion(name, entries)}")
     return entries[name], settings
 
 
 def check_text(text, entries, what):
-    """Raise InputError for an unknown name or key of NAME:key=value,…, or a key that is given twice; nothing is loaded."""
+    """InputError for an unknown name or key of NAME:key=value,…, or a key given twice. Loads nothing."""
     _parted(*find_entry(text, entries, what))
 
 
 def read_settings(entry, text):
-    """'key=value,…' -> {key: value}. InputError for an unknown key, one that is given twice, or a bad value."""
+    """'key=value,…' -> {key: value}. InputError for an unknown key, one given twice, or a bad value."""
     return {key: _value(entry, key, value) for key, value in _parted(entry, text).items()}
 
 
 def _parted(entry, text):
-    """'key=value,…' -> {key: text of its value}. A comma parts two settings only where a key and an equals sign follow, so that
-    a value may hold one."""
+    """'key=value,…' -> {key: text of its value}.
+
+    A comma parts two settings only where a key and an equals sign follow, so that a value may hold one.
+    """
     pairs = [_setting(entry, part) for part in re.split(r",(?=\s*\w+\s*=)", text) if part]
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -117,8 +119,8 @@ def _parted(entry, text):
 def _setting(entry, text):
     key, equals, value = (part.strip() for part in text.partition("="))
     if key not in entry.settings or not equals:
-        known = nearest(key, entry.settings) if entry.settings else "it has no settings"
-        raise InputError(f"{entry.name}: {text!r} is not a setting: write key=value; {known}")
+        known = f"write key=value; {suggestion(key, entry.settings)}" if entry.settings else "take the name alone"
+        raise InputError(f"{entry.name}: {text!r} is not a setting: {known}")
     return key, value
 
 
@@ -136,11 +138,12 @@ def _value(entry, key, text):
         return found
     if bool in kinds and text in ("true", "false"):
         return text == "true"
-    raise InputError(f"{entry.name}: {key}={text!r} is not a {' or '.join(k.__name__ for k in kinds if k is not types.NoneType)}")
+    wanted = " or ".join(k.__name__ for k in kinds if k is not types.NoneType)
+    raise InputError(f"{entry.name}: {key}={text!r} is not a {wanted}")
 
 
 def name_of(made, entries):
-    """An object -> the name whose settings it has; else its class and the settings that are not its defaults."""
+    """An object -> the name whose settings it has; else its class and the settings that are no defaults."""
     kind = f"{type(made).__module__}:{type(made).__name__}".removeprefix("rotescope.mitigate.")
     settings = {f.name: getattr(made, f.name) for f in fields(made)}
     known = next((e.name for e in entries.values() if e.home == kind and e.settings == settings), None)

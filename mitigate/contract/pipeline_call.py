@@ -7,14 +7,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from rotescope.common.errors import InputError
-from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.contract.families import denoiser_of, family
+from rotescope.models.seeds import hashed_integer
 
 TAKES_NOISE = ("sd", "sdxl", "sd3", "pixart")  # FLUX packs its latents
 
 
 class PipelineCall:
-    """One call of a pipeline. What it holds changes only by its methods: reading an attribute draws and encodes nothing.
+    """One call of a pipeline. Only its methods change it: reading an attribute draws and encodes nothing.
 
     Attributes
     ----------
@@ -38,8 +38,8 @@ class PipelineCall:
 
     def __init__(self, pipe, arguments):
         self.pipe, self.arguments, self.family = pipe, dict(arguments), family(pipe)
-        self._defaults = {name: p.default for name, p in inspect.signature(type(pipe).__call__).parameters.items()
-                          if p.default is not p.empty}
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         self._texts = None  # the prompts, once their embeddings have taken their place
         self.n = self._prompts_given() * self._per_prompt
         self.latents, self.embeddings, self.seeds = self.get("latents"), None, None
@@ -76,22 +76,26 @@ class PipelineCall:
     def prompts(self):
         """One an image. Raises InputError where the pipeline got embeddings instead."""
         if self._texts is None and self.get("prompt") is None:
-            raise InputError("this mitigation reads the prompts: give the pipeline `prompt`, not `prompt_embeds`")
+            raise InputError("this mitigation reads the prompts: give the pipeline `prompt`, not "
+                             "`prompt_embeds`")
         return self._texts or self._repeated(self.get("prompt"))
 
     def replace_prompts(self, texts):
-        """Give the pipeline n other prompts, one an image. InputError once their embeddings stand in their place."""
+        """Give the pipeline n other prompts, one an image. InputError once they are embedded."""
         if self._texts is not None:
-            raise InputError("a mitigation that changes prompts must come before one that changes their embeddings")
+            raise InputError("a mitigation that changes prompts must come before one that changes their "
+                             "embeddings")
         second = next((name for name in ("prompt_2", "prompt_3") if self.get(name) is not None), None)
         if second:
-            raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline `prompt` alone")
+            raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline "
+                             "`prompt` alone")
         self._expand()
         self.arguments["prompt"] = list(texts)
 
     def _repeated(self, value):
         """An argument for each image: a string counts for all."""
-        each = [value] * (self.n // self._per_prompt) if value is None or isinstance(value, str) else list(value)
+        one = value is None or isinstance(value, str)
+        each = [value] * (self.n // self._per_prompt) if one else list(value)
         return [v for v in each for _ in range(self._per_prompt)]
 
     def _expand(self):
@@ -104,7 +108,7 @@ class PipelineCall:
     # ----- seeds
 
     def draw_seeds(self):
-        """-> `seeds`: those of the images' generators; drawn at the first call where there is no generator."""
+        """-> `seeds`: those of the generators; drawn at the first call where there is no generator."""
         if self.seeds is None:
             self.seeds = _seeds_of(self.get("generator"), self.n)
         return self.seeds
@@ -116,12 +120,14 @@ class PipelineCall:
     # ----- initial noise
 
     def draw_noise(self):
-        """-> `latents`, drawn at the first call, as the pipeline would draw them. InputError where it takes none."""
+        """-> `latents`, drawn at the first call as the pipeline does. InputError where it takes none."""
         if self.latents is None:
             if self.family not in TAKES_NOISE or "latents" not in self._defaults or "image" in self._defaults:
-                raise InputError(f"this mitigation changes the initial noise, which {type(self.pipe).__name__} does not take")
+                raise InputError("this mitigation changes the initial noise, which "
+                                 f"{type(self.pipe).__name__} does not take")
             denoiser, factor = denoiser_of(self.pipe), self.pipe.vae_scale_factor
-            sides = [(self.get(side) or denoiser.config.sample_size * factor) // factor for side in ("height", "width")]
+            own = denoiser.config.sample_size * factor
+            sides = [(self.get(side) or own) // factor for side in ("height", "width")]
             shape = self.n, denoiser.config.in_channels, *sides
             self.replace_noise(randn_tensor(shape, self.get("generator"), self.device, denoiser.dtype))
         return self.latents
@@ -133,7 +139,7 @@ class PipelineCall:
     # ----- text embeddings
 
     def encode_text(self):
-        """-> `embeddings`, encoded at the first call, as the pipeline would encode them; Stable Diffusion 1 and 2 only."""
+        """-> `embeddings`, encoded at the first call as the pipeline does; Stable Diffusion 1 and 2 only."""
         if self.embeddings is None:
             both = self.get("prompt_embeds"), self.get("negative_prompt_embeds")
             if both[0] is None:
@@ -145,13 +151,14 @@ class PipelineCall:
 
     def _encoded(self):
         if self.family != "sd":
-            raise InputError(f"this mitigation changes text embeddings, which is not served on {type(self.pipe).__name__}")
+            raise InputError("this mitigation changes text embeddings, which is not served on "
+                             f"{type(self.pipe).__name__}")
         self._expand()
         return self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"),
                                        clip_skip=self.get("clip_skip"))
 
     def replace_embeddings(self, cond, uncond):
-        """Give the pipeline text embeddings, each (n, tokens, width), instead of the prompts, which stay readable for `rng`."""
+        """Give the pipeline text embeddings (n, tokens, width) instead of the prompts; `rng` can still read these."""
         self._texts = self.prompts if self._texts or self.get("prompt") is not None else None
         self.embeddings = cond, uncond
         self.arguments |= {"prompt": None, "negative_prompt": None, "num_images_per_prompt": 1,

@@ -1,4 +1,4 @@
-"""The two predictions of a step: what is read off them, and how guidance mixes them. Conversions: common/prediction.py."""
+"""The two predictions of a step: what is read off them, and how guidance mixes them. See models/prediction.py."""
 import torch
 
 

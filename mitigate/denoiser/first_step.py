@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
-from rotescope.common.prediction import eps_at, slope_at
+from rotescope.models.prediction import eps_at, slope_at
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rotescope.common.prediction import eps_at
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
+from rotescope.models.prediction import eps_at
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.model_options import ModelOptions
+from rotescope.models.model_options import ModelOptions
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,20 @@
 """Scores of prompts by a detector, batch by batch."""
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.readers.sources import load_manifest
 from rotescope.mitigate.contract.families import family
+from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.options import unique_names
 from rotescope.mitigate.sampling.sampler import batches
+from rotescope.models.pipelines import chosen_device, load_pipeline
 
 
 @torch.no_grad()
@@ -26,3 +36,52 @@ def score_prompts(pipe, prompts, detector, *, examples=None, seed=1000, batch_si
         while len(observed) >= detector.n:
             yield detector.score(observed[:detector.n])
             del observed[:detector.n]
+
+
+def detect(model: Any, prompts: Iterable[str | Prompt], detectors: str | Sequence[str] = ("magnitude",), *,
+           train_data: str | Path | Manifest | None = None, seed: int = 1000,
+           batch_size: int = 64) -> dict[str, list[float | None]]:
+    """How memorized each prompt is, by one detector or several.
+
+    Parameters
+    ----------
+    model : diffusers pipeline, str or Path
+        A pipeline, or a model's folder or name on the hub.
+    prompts : iterable of str or Prompt
+        Texts; `recall` wants Prompts with the image_id of a training image.
+    detectors : str or sequence of str
+        Names of `list_detectors`, perhaps with settings ("magnitude:n=4").
+    train_data : str, Path or Manifest, optional
+        The training images, which `recall` looks at.
+    seed : int
+        First seed of each prompt.
+    batch_size : int
+        Images at a time.
+
+    Returns
+    -------
+    dict
+        {detector: a score for each prompt, higher for memorized; None where it cannot be asked}.
+
+    Raises
+    ------
+    InputError
+        For an unknown detector, or one that does not serve the model.
+
+    Examples
+    --------
+    >>> from rotescope import detect
+    >>> found = detect(model, ["a cat on a blue background", "a dog"], ["magnitude:n=1,steps=1"])
+    >>> len(found["magnitude"])
+    2
+    """
+    texts = (detectors,) if isinstance(detectors, str) else tuple(detectors)
+    chosen = dict(zip(unique_names(texts, "detector"), map(get_detector, texts), strict=True))
+    given = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+    data = load_manifest(train_data) if isinstance(train_data, str | Path) else train_data or ()
+    examples = {e.image_id: e for e in data}
+    if any(isinstance(d, Recall) for d in chosen.values()) and not any(p.image_id in examples for p in given):
+        raise InputError("recall looks at the training images that prompts belong to: pass train_data, and Prompts with image_id")
+    pipe = load_pipeline(str(model)).to(chosen_device("auto")) if isinstance(model, str | Path) else model
+    return {name: list(score_prompts(pipe, given, detector, examples=examples, seed=seed, batch_size=batch_size))
+            for name, detector in chosen.items()}

@@ -1,11 +1,12 @@
-"""Detectors of memorization by name: one score a prompt, higher = more memorized; all but `recall` see no training image.
+"""Detectors of memorization by name: one score a prompt, higher = more memorized.
 
     detector = get_detector("magnitude:n=1,steps=5")
     scores = list(score_prompts(pipe, prompts, detector))       # detectors/prompt_scores.py
 
-A detector is a frozen dataclass of settings: `observe` says what it sees of each image, `score` makes one number of a prompt's n
-images, `rows` is what a prompt costs. No score has a scale that carries over from one model to the next: compare prompts under
-one model, or calibrate on prompts that are known to be ordinary. A new one is a file in this folder and an Entry here.
+A detector is a frozen dataclass of settings: `observe` says what it sees of each image, `score` makes one
+number of a prompt's n images, `rows` is what a prompt costs. All but `recall` see no training image. No score
+has a scale that carries over from one model to the next: compare prompts under one model, or calibrate on
+prompts that are known to be ordinary. A new one is a file in this folder and an entry here.
 """
 from __future__ import annotations
 
@@ -15,39 +16,43 @@ from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry
 
 WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
 WEBSTER = "Webster 2023, arXiv 2305.08694"
-GUIDED = {"n": 4, "num_inference_steps": 50, "guidance_scale": 7.5}  # seeds a prompt, and the guided run that is looked at
+GUIDED = {"n": 4, "num_inference_steps": 50, "guidance_scale": 7.5}  # seeds a prompt, and the run
 
 
 def _entry(name, home, paper, cost, needs, settings, families=("sd", "sdxl")):
-    return Entry(name=name, home=f"detectors.{home}", settings=settings, paper=paper, cost=cost, needs=frozenset(needs),
-                 families=families)
+    return Entry(name=name, home=f"detectors.{home}", settings=settings, paper=paper, cost=cost,
+                 needs=frozenset(needs), families=families)
 
 
 DETECTORS = {entry.name: entry for entry in (
     _entry("magnitude", "prediction_gap:Magnitude", WEN, "8 rows", [Need.PREDICTIONS], GUIDED | {"steps": 1}),
     _entry("layout", "prediction_gap:Layout", "this project, after Wen et al.", "96 rows", [Need.PREDICTIONS],
            GUIDED | {"n": 16, "steps": 3, "window": 0.375}),
-    _entry("drop", "prediction_gap:Drop", "this project, after Jain et al., CVPR 2025, arXiv 2411.16738", "120 rows",
-           [Need.PREDICTIONS], GUIDED | {"num_inference_steps": 25, "steps": 15}),
-    _entry("anisotropy", "whitebox:Anisotropy", "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642", "16 rows",
-           [Need.PREDICTIONS], GUIDED | {"norm_weight": 1.0, "cosine_weight": 2.0}),
-    _entry("sail", "whitebox:HessianVector", "Jeon et al., ICML 2025, arXiv 2412.04140", "16 rows", [Need.GRADIENTS], GUIDED),
+    _entry("drop", "prediction_gap:Drop", "this project, after Jain et al., CVPR 2025, arXiv 2411.16738",
+           "120 rows", [Need.PREDICTIONS], GUIDED | {"num_inference_steps": 25, "steps": 15}),
+    _entry("anisotropy", "whitebox:Anisotropy", "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642",
+           "16 rows", [Need.PREDICTIONS], GUIDED | {"norm_weight": 1.0, "cosine_weight": 2.0}),
+    _entry("sail", "whitebox:HessianVector", "Jeon et al., ICML 2025, arXiv 2412.04140", "16 rows",
+           [Need.GRADIENTS], GUIDED),
     _entry("bright-ending", "whitebox:BrightEnding", "Chen et al., ICLR 2025, arXiv 2410.21665", "408 rows",
            [Need.PREDICTIONS, Need.ATTENTION], GUIDED),
-    _entry("entropy-d", "whitebox:AttentionEntropy", REN, "400 rows", [Need.ATTENTION], GUIDED | {"metric": "D", "layer": 3}),
-    _entry("entropy-e", "whitebox:AttentionEntropy", REN, "8 rows", [Need.ATTENTION], GUIDED | {"metric": "E", "layer": 3}),
+    _entry("entropy-d", "whitebox:AttentionEntropy", REN, "400 rows", [Need.ATTENTION],
+           GUIDED | {"metric": "D", "layer": 3}),
+    _entry("entropy-e", "whitebox:AttentionEntropy", REN, "8 rows", [Need.ATTENTION],
+           GUIDED | {"metric": "E", "layer": 3}),
     _entry("confidence", "whitebox:Confidence", WEBSTER, "8 rows", [Need.PREDICTIONS], GUIDED),
     _entry("edges", "generated_images:EdgeAgreement", WEBSTER, "8 rows", [Need.IMAGES],
            GUIDED | {"num_inference_steps": 1, "threshold": 1.5}, EVERY),
-    _entry("cliques", "generated_images:Cliques", "Carlini et al., USENIX Security 2023, arXiv 2301.13188", "1600 rows",
-           [Need.IMAGES], GUIDED | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
-    _entry("recall", "training_image_recall:Recall", "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
+    _entry("cliques", "generated_images:Cliques", "Carlini et al., USENIX Security 2023, arXiv 2301.13188",
+           "1600 rows", [Need.IMAGES], GUIDED | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
+    _entry("recall", "training_image_recall:Recall",
+           "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
            [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, ("sd",)),
 )}
 
 
 def list_detectors() -> list[Entry]:
-    """Every detector: name, settings, paper, cost in denoiser rows a prompt, needs, families, and whether it is ready to run.
+    """Every detector: name, settings, paper, cost in rows a prompt, needs, families, and whether it is ready.
 
     Returns
     -------
@@ -68,7 +73,8 @@ def get_detector(detector: Any) -> Any:
     Parameters
     ----------
     detector : str or a detector
-        A name of `list_detectors`; a name with settings, as in "magnitude:n=1,steps=5"; or an object, which is given back.
+        A name of `list_detectors`; a name with settings, as in "magnitude:n=1,steps=5"; or an object, which is
+        given back.
 
     Returns
     -------

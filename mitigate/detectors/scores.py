@@ -9,7 +9,6 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
@@ -26,6 +25,7 @@ from rotescope.mitigate.embedding_search.targets import HELDOUT
 from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.options import unique_names
 from rotescope.mitigate.sampling.run_description import hashes_of
+from rotescope.models.pipelines import check_model, open_model
 
 SCORES = pa.schema([("detector", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("group", pa.string()),
                     ("image_id", pa.string()), ("score", pa.float64())])

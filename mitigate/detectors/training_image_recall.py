@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import noisy_latents, rates_at
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.probe import Probe, image_latents
 from rotescope.mitigate.sampling.sampler import batches
+from rotescope.models.prediction import noisy_latents, rates_at
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cosine_similarity, interpolate
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import rates_at
 from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.probe import Probe, cross_attention
+from rotescope.models.prediction import rates_at
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.first_step import at_least_float, descend, gradients
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.models.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
 
 PREDICTED = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for
 STARTS = ("caption", "empty")   # the text whose embedding a search starts from

@@ -1,6 +1,6 @@
 """Every mitigation by name: where it stands, what it is set to, where it comes from, what it costs and needs.
 
-A new one is a file in this folder and an Entry here. The class is loaded when an object is wanted, and not before.
+A new one is a file in this folder and an entry here. Its class is loaded when an object is wanted.
 """
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rotescope.mitigate.contract.catalogue import Entry, Need, find_entry, read_settings
+from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
 
 if TYPE_CHECKING:
     from rotescope.datasets.manifest import Manifest
@@ -20,26 +20,33 @@ HAN = "Han et al., NeurIPS 2025, arXiv 2510.08625"
 ZHAO = "Zhao et al., ICML 2026, arXiv 2603.00133"
 JAIN = "Jain et al., CVPR 2025, arXiv 2411.16738"
 OURS = f"this project, after {JAIN}"
-SD = ("sd",)
-GRADIENTS, ATTENTION = frozenset((Need.GRADIENTS,)), frozenset((Need.ATTENTION,))
-_SHAPES = ("invlinear", "linear", "cosine", "sine", "v-shape", "a-shape")
+SHAPES = ("invlinear", "linear", "cosine", "sine", "v-shape", "a-shape")
+
+
+def _entry(name, home, settings, paper, cost, *needs, families=EVERY):
+    return Entry(name=name, home=f"methods.{home}", settings=settings, paper=paper, cost=cost,
+                 needs=frozenset(needs), families=families)
 
 
 def _transition(name, paper=JAIN, cost="1 ×", **changed):
     """An entry of TransitionGuidance: its defaults, some of them changed."""
-    defaults = {"before": 0.0, "transition": 500, "latest": 500, "after": None, "ordinary_gap": 0.0, "min_drop": 1e-4,
-                "colour": None}
-    return Entry(name=name, home="methods.transition:TransitionGuidance", settings=defaults | changed, paper=paper, cost=cost)
+    defaults = {"before": 0.0, "transition": 500, "latest": 500, "after": None, "ordinary_gap": 0.0,
+                "min_drop": 1e-4, "colour": None}
+    return _entry(name, "transition:TransitionGuidance", defaults | changed, paper, cost)
 
 
 def _schedule(shape):
-    return Entry(name=f"cfg-{shape}", home="methods.guidance_schedules:ScheduledGuidance", settings={"shape": shape},
-                 paper=f"a baseline in {JAIN}", cost="1 ×")
+    return _entry(f"cfg-{shape}", "guidance_schedules:ScheduledGuidance", {"shape": shape},
+                  f"a baseline in {JAIN}", "1 ×")
 
 
 def _perturbation(name, kind):
-    return Entry(name=name, home="methods.caption_perturbation:CaptionPerturbation", settings={"kind": kind, "n": 4},
-                 paper=SOMEPALLI, cost="1 ×")
+    return _entry(name, "caption_perturbation:CaptionPerturbation", {"kind": kind, "n": 4}, SOMEPALLI, "1 ×")
+
+
+def _sd(*described):
+    """An entry for Stable Diffusion 1 and 2 alone."""
+    return _entry(*described, families=("sd",))
 
 
 ENTRIES = {entry.name: entry for entry in (
@@ -51,62 +58,59 @@ ENTRIES = {entry.name: entry for entry in (
     _transition("og-dtp", before=-7.5, transition="dynamic"),
     _transition("og-stp-layout", OURS, before=-2.0, transition=650, colour=1.0),
     _transition("dtp-released", before=1.0, transition="dynamic", latest=-1, min_drop=0.0),
-    Entry(name="og-dtp-released", home="methods.probe_transition:ProbeTransition",
-          settings={"before": -7.5, "fallback_index": 5}, paper=JAIN, cost="2 ×, half of it a probe"),
-    Entry(name="dtp-calibrated", home="methods.calibrated_transition:CalibratedTransition",
-          settings={"calibration": "", "before": -2.0, "transition": 650, "quantile": 0.95}, paper=OURS, cost="1 ×",
-          needs=frozenset((Need.CALIBRATION,))),
-    Entry(name="og-recall", home="methods.recall_transition:RecallTransition",
-          settings={"training": "", "before": -3.0, "transition": 600, "colour": 1.0, "warm_up": 880, "quantile": 0.8,
-                    "threshold": 0.0},
-          paper=OURS, cost="1 ×, and an encoding of each training image", needs=frozenset((Need.TRAINING_IMAGES,)),
-          families=("sd", "sdxl")),
-    *map(_schedule, _SHAPES),
-    Entry(name="beta-cfg", home="methods.guidance_schedules:BetaGuidance", settings={"a": 2.0, "b": 3.0, "gamma": 1.0},
-          paper="Malarz et al. 2025, arXiv 2502.10574", cost="1 ×"),
-    Entry(name="tcfg", home="methods.guidance_schedules:TangentialGuidance",
-          paper="Kwon et al., CVPR 2025, arXiv 2503.18137", cost="1 ×"),
+    _entry("og-dtp-released", "probe_transition:ProbeTransition", {"before": -7.5, "fallback_index": 5}, JAIN,
+           "2 ×, half of it a probe"),
+    _entry("dtp-calibrated", "calibrated_transition:CalibratedTransition",
+           {"calibration": "", "before": -2.0, "transition": 650, "quantile": 0.95}, OURS, "1 ×",
+           Need.CALIBRATION),
+    _entry("og-recall", "recall_transition:RecallTransition",
+           {"training": "", "before": -3.0, "transition": 600, "colour": 1.0, "warm_up": 880, "quantile": 0.8,
+            "threshold": 0.0},
+           OURS, "1 ×, and an encoding of each training image", Need.TRAINING_IMAGES,
+           families=("sd", "sdxl")),
+    *map(_schedule, SHAPES),
+    _entry("beta-cfg", "guidance_schedules:BetaGuidance", {"a": 2.0, "b": 3.0, "gamma": 1.0},
+           "Malarz et al. 2025, arXiv 2502.10574", "1 ×"),
+    _entry("tcfg", "guidance_schedules:TangentialGuidance", {},
+           "Kwon et al., CVPR 2025, arXiv 2503.18137", "1 ×"),
     # on prompts and their embeddings
     _perturbation("random-token", "random_token_addition"),
     _perturbation("random-number", "random_number_addition"),
     _perturbation("word-repeat", "caption_word_repetition"),
-    Entry(name="caption-noise", home="methods.text_embedding:CaptionNoise", settings={"scale": 0.1}, paper=SOMEPALLI, cost="1 ×",
-          families=SD),
-    Entry(name="prompt-optimisation", home="methods.text_embedding:PromptOptimisation",
-          settings={"target": 3.0, "learning_rate": 0.05, "iterations": 10},
-          paper="Wen et al., ICLR 2024, arXiv 2407.21720", cost="+ 2 to 20 rows", needs=GRADIENTS, families=SD),
-    Entry(name="prompt-reanchoring", home="methods.text_embedding:PromptReanchoring",
-          settings={"target": 3.0, "full": 5.0, "learning_rate": 0.05, "iterations": 10},
-          paper="Chen et al., CVPR 2025, arXiv 2504.18032",
-          cost="up to 1.5 × and 4 to 20 rows where triggered, else + 2 rows", needs=GRADIENTS, families=SD),
-    Entry(name="pad-change", home="methods.text_embedding:PadChange", settings={"pad": "!", "zero_end": True}, paper=KIM,
-          cost="1 ×", families=SD),
-    Entry(name="pad-mask", home="methods.text_embedding:PadMask", settings={"ratio": 0.7}, paper=KIM, cost="1 ×", families=SD),
+    _sd("caption-noise", "text_embedding:CaptionNoise", {"scale": 0.1}, SOMEPALLI, "1 ×"),
+    _sd("prompt-optimisation", "text_embedding:PromptOptimisation",
+        {"target": 3.0, "learning_rate": 0.05, "iterations": 10},
+        "Wen et al., ICLR 2024, arXiv 2407.21720", "+ 2 to 20 rows", Need.GRADIENTS),
+    _sd("prompt-reanchoring", "text_embedding:PromptReanchoring",
+        {"target": 3.0, "full": 5.0, "learning_rate": 0.05, "iterations": 10},
+        "Chen et al., CVPR 2025, arXiv 2504.18032",
+        "up to 1.5 × and 4 to 20 rows where triggered, else + 2 rows", Need.GRADIENTS),
+    _sd("pad-change", "text_embedding:PadChange", {"pad": "!", "zero_end": True}, KIM, "1 ×"),
+    _sd("pad-mask", "text_embedding:PadMask", {"ratio": 0.7}, KIM, "1 ×"),
     # inside the cross-attention
-    Entry(name="attention-mask", home="methods.cross_attention:AttentionMask", settings={"bos_scale": 1.25},
-          paper="Ren et al., ECCV 2024, arXiv 2403.11052", cost="1 ×", needs=ATTENTION, families=SD),
-    Entry(name="spike-attenuation", home="methods.cross_attention:SpikeAttenuation", settings={"threshold": 0.01, "scale": 0.3},
-          paper=ZHAO, cost="1 ×", needs=ATTENTION, families=SD),
-    Entry(name="guard", home="methods.cross_attention:Guard", settings={"threshold": 0.1, "scale": 0.3, "repulsion": 2.0},
-          paper=ZHAO, cost="1.5 ×", needs=ATTENTION, families=SD),
+    _sd("attention-mask", "cross_attention:AttentionMask", {"bos_scale": 1.25},
+        "Ren et al., ECCV 2024, arXiv 2403.11052", "1 ×", Need.ATTENTION),
+    _sd("spike-attenuation", "cross_attention:SpikeAttenuation", {"threshold": 0.01, "scale": 0.3}, ZHAO,
+        "1 ×", Need.ATTENTION),
+    _sd("guard", "cross_attention:Guard", {"threshold": 0.1, "scale": 0.3, "repulsion": 2.0}, ZHAO, "1.5 ×",
+        Need.ATTENTION),
     # on the initial noise
-    Entry(name="sharpness-step", home="methods.initial_noise:SharpnessStep",
-          settings={"rate": 0.7, "radius": 50.0, "steps": 2, "transition": 900}, paper=HAN,
-          cost="+ 8 rows, − 1 a step before the transition", families=SD),
-    Entry(name="noise-optimisation", home="methods.initial_noise:NoiseOptimisation",
-          settings={"target": 0.9, "learning_rate": 0.01, "iterations": 1000}, paper=HAN, cost="+ 2 to 2000 rows",
-          needs=GRADIENTS, families=SD),
-    Entry(name="sharpness-aware-noise", home="methods.initial_noise:SharpnessAwareNoise",
-          settings={"target": 8.2, "weight": 0.05, "learning_rate": 0.05, "iterations": 10, "budget": 8},
-          paper="Jeon et al., ICML 2025, arXiv 2412.04140", cost="+ 4 to 320 rows", needs=GRADIENTS, families=SD),
+    _sd("sharpness-step", "initial_noise:SharpnessStep",
+        {"rate": 0.7, "radius": 50.0, "steps": 2, "transition": 900}, HAN,
+        "+ 8 rows, − 1 a step before the transition"),
+    _sd("noise-optimisation", "initial_noise:NoiseOptimisation",
+        {"target": 0.9, "learning_rate": 0.01, "iterations": 1000}, HAN, "+ 2 to 2000 rows", Need.GRADIENTS),
+    _sd("sharpness-aware-noise", "initial_noise:SharpnessAwareNoise",
+        {"target": 8.2, "weight": 0.05, "learning_rate": 0.05, "iterations": 10, "budget": 8},
+        "Jeon et al., ICML 2025, arXiv 2412.04140", "+ 4 to 320 rows", Need.GRADIENTS),
     # by the training images, and by single neurons
-    Entry(name="amg", home="methods.training_image_guidance:AntiMemorizationGuidance",
-          settings={"training": "", "despecification": 10.0, "dissimilarity": 100.0, "threshold": 0.5},
-          paper="Chen et al., CVPR 2024, arXiv 2404.00922", cost="1 × and 1 or 2 decodings a step",
-          needs=frozenset((Need.GRADIENTS, Need.TRAINING_IMAGES)), families=SD),
-    Entry(name="nemo", home="methods.value_neurons:ValueNeurons", settings={"ordinary": "", "threshold": 0.428, "seeds": 10},
-          paper="Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366", cost="+ 10 rows, or hundreds where memorized",
-          needs=frozenset((Need.ATTENTION, Need.ORDINARY_PROMPTS)), families=SD),  # which ship for the embedded model
+    _sd("amg", "training_image_guidance:AntiMemorizationGuidance",
+        {"training": "", "despecification": 10.0, "dissimilarity": 100.0, "threshold": 0.5},
+        "Chen et al., CVPR 2024, arXiv 2404.00922", "1 × and 1 or 2 decodings a step",
+        Need.GRADIENTS, Need.TRAINING_IMAGES),
+    _sd("nemo", "value_neurons:ValueNeurons", {"ordinary": "", "threshold": 0.428, "seeds": 10},
+        "Hintersdorf et al., NeurIPS 2024, arXiv 2406.02366", "+ 10 rows, or hundreds where memorized",
+        Need.ATTENTION, Need.ORDINARY_PROMPTS),  # which ship for the embedded model
 )}
 
 
@@ -132,8 +136,8 @@ def get_mitigation(mitigation: str | Mitigation) -> Mitigation:
     Parameters
     ----------
     mitigation : str or Mitigation
-        A name of `list_mitigations`; a name with settings, as in "og-stp:before=-3,transition=700"; or an object, which
-        is given back.
+        A name of `list_mitigations`; a name with settings, as in "og-stp:before=-3,transition=700"; or an
+        object, which is given back.
 
     Returns
     -------

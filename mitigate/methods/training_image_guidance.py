@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import clean_of, prediction_kind, rates_at, slope_at
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, Mitigation, check_ranges
@@ -19,6 +18,7 @@ from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.denoiser.first_step import at_least_float, gradients
 from rotescope.mitigate.methods.text_embedding import BothBranches
 from rotescope.mitigate.methods.training_images import different_images, identity_of
+from rotescope.models.prediction import clean_of, prediction_kind, rates_at, slope_at
 
 COLOUR_SIDE = 32
 
@@ -46,10 +46,10 @@ class AntiMemorizationGuidance(Mitigation):
 
     At each step x̂₀ = (x − √(1 − ᾱ) ε̂)/√ᾱ is decoded and its nearest training image found, at cosine σ. Where σ > λ,
         ε̂ ← ε̂ − s₁ (ε(c) − ε(∅)) + c₃ √(1 − ᾱ) ∇ₓ σ,   s₁ = max(min(c₁ σ, s − 1), 0)
-    (despecification and dissimilarity; deduplication, against the neighbour's caption, is left out). The paper gives neither c₁,
-    c₃ nor the parabola of λ: `despecification`, `dissimilarity` and λ = `threshold` · (1 − (t/T)²) are this project's. Its SSCD
-    is replaced by `describe_colours`, and ∇ goes through the decoder and x̂₀ with ε̂ held constant, not through the denoiser. No row
-    on top: a decoding at each step, and another with its gradient where σ > λ.
+    (despecification and dissimilarity; deduplication, against the neighbour's caption, is left out). The paper gives
+    neither c₁, c₃ nor the parabola of λ: `despecification`, `dissimilarity` and λ = `threshold` · (1 − (t/T)²) are this
+    project's. Its SSCD is replaced by `describe_colours`, and ∇ goes through the decoder and x̂₀ with ε̂ held constant,
+    not through the denoiser. No row on top: a decoding at each step, and another with its gradient where σ > λ.
     training: the training images: a folder, their manifest's file, or the manifest itself.
     """
     training: str | Path | Manifest = ""

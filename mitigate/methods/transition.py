@@ -39,19 +39,44 @@ class ScaleRun(GuidanceRun):
 
 @dataclass(frozen=True)
 class TransitionGuidance(Mitigation):
-    """Scale `before` until the transition, the pipeline's own guidance_scale from then on; per image, one pass.
+    """One guidance scale until a transition, the pipeline's own from then on; image by image, in one pass.
 
-    transition: a timestep τ (0…999; early means strictly t > τ), or "dynamic": the first step k with
-    d[k−2] > d[k−1] < d[k], d the prediction gap of the image, which is guided from that very step on.
-    The paper states no fallback for a gap without a minimum, and in its released code such an image is never guided. Here:
-    latest: a dynamic transition that has not come by this timestep happens there; −1 never.
-    ordinary_gap: an image whose first gap is below this is taken for ordinary and guided from that step on; 0 none. A gap of
-    exactly 0 is none: under flow matching x is the noise itself at first, and both predictions of ε agree.
-    min_drop: a minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
-    after: scale after the transition; None takes the pipeline's guidance_scale.
-    colour: this project's own: until the transition, scale of the mean of eps_cond − eps_uncond over the picture, which says what
-    colours to take, while `before` scales the rest, which says what to put where; None: `before` scales both. What is
-    memorized is a layout, so that opposite guidance need not turn away from the colours that the prompt asks for.
+    Parameters
+    ----------
+    before : float
+        Scale before the transition: 0 is unconditional (STP, DTP), below 0 is opposite guidance (OG).
+    transition : int or "dynamic"
+        A timestep τ from 0 to 1000; *before* means strictly t > τ. Or the first step k with d[k−2] > d[k−1] < d[k], d the
+        prediction gap of the image, which is guided from that very step on.
+    latest : int
+        A dynamic transition that has not come by this timestep happens there; −1 never. The paper states no fallback for a gap
+        without a minimum, and in its released code such an image is never guided.
+    after : float, optional
+        Scale after the transition; the pipeline's guidance_scale unless given.
+    ordinary_gap : float
+        An image whose first gap is below this is taken for ordinary and guided from that step on; 0 none. A gap of exactly 0
+        does not count: under flow matching x is the noise itself at first, and both predictions of ε agree.
+    min_drop : float
+        A minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
+    colour : float, optional
+        This project's own: until the transition, the scale of the mean of eps_cond − eps_uncond over the picture, which says what
+        colours to take. `before` then scales the rest, which says what to put where. Without it `before` scales both. What is
+        memorized is a layout, so opposite guidance need not turn away from the colours that the prompt asks for.
+
+    Raises
+    ------
+    InputError
+        For a number out of its range.
+
+    References
+    ----------
+    Jain et al., "Classifier-Free Guidance inside the Attraction Basin May Cause Memorization", CVPR 2025, arXiv 2411.16738.
+
+    Examples
+    --------
+    >>> policy = TransitionGuidance(before=-2.0, transition=650)
+    >>> with mitigated(pipe, policy) as run:
+    ...     found = pipe("a cat on a blue background", guidance_scale=7.5, num_inference_steps=4).images
     """
     before: float = 0.0
     transition: int | str = 500

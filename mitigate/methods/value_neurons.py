@@ -62,7 +62,7 @@ class ValueNeurons(Mitigation):
 
     @contextmanager
     def attach(self, call):
-        with labels_seen(call.pipe.unet, "neurons") as seen, silenced(value_layers(call.pipe.unet), call.memory[self], seen):
+        with labels_seen(call.pipe.unet, "neurons") as seen, neurons_off(value_layers(call.pipe.unet), call.memory[self], seen):
             yield
 
 
@@ -73,7 +73,7 @@ def value_layers(unet):
 
 
 @contextmanager
-def silenced(layers, off, seen):
+def neurons_off(layers, off, seen):
     """Each layer's neurons off[layer] (images, C) at 0 in the rows whose images are seen."""
     def hook(mask):
         return lambda module, inputs, out: out if seen.images is None else out.masked_fill(mask[seen.images][:, None], 0)
@@ -127,7 +127,7 @@ class NeuronSearch:
         """δ of each noise (k, C, h, w) in [0, 1], with the neurons `off` silenced."""
         self.call.extra_rows = self.call.extra_rows + len(noise) * images.long().cpu()
         every = SimpleNamespace(images=torch.zeros(len(noise), dtype=torch.long, device=noise.device))
-        with silenced(self.layers, [mask[None] for mask in off], every):
+        with neurons_off(self.layers, [mask[None] for mask in off], every):
             delta = self.first.eps(noise, text.expand(len(noise), -1, -1)) - noise
         low, high = delta.amin((2, 3), keepdim=True), delta.amax((2, 3), keepdim=True)
         return (delta - low) / (high - low)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import BASE
 from rotescope.common.parquet import read_schema, read_table
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.model_options import BASE
 
 
 @dataclass(frozen=True)

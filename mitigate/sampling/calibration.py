@@ -4,7 +4,6 @@ from pathlib import Path
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -15,6 +14,7 @@ from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.prompts.prompt import load_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import batches
+from rotescope.models.pipelines import check_model, open_model
 
 
 def check_calibration(config):

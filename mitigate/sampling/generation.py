@@ -1,4 +1,4 @@
-"""Prompts × seeds × mitigations: into memory, image by image, or into a folder that a killed run goes on with."""
+"""Prompts × seeds × mitigations: image by image into memory, or into a folder that a later run can finish."""
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,7 +10,6 @@ from accelerate import PartialState
 from PIL import Image
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, chosen_device, load_pipeline, open_model
 from rotescope.common.outputs import check_output
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.contract.mitigation import Mitigation
@@ -19,6 +18,7 @@ from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
 from rotescope.mitigate.sampling.run_description import describe, sample_described
 from rotescope.mitigate.sampling.sampler import sample
+from rotescope.models.pipelines import check_model, chosen_device, load_pipeline, open_model
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class GeneratedImage:
     noise_seed : int
         Of the image's own torch.Generator: prompt and seed decide.
     denoiser_rows, denoiser_calls : int
-        Rows of the denoiser's batch that it cost, and calls in which it took part; plain guidance costs two rows a call.
+        Rows of the denoiser's batch that it cost, and calls in which it took part; plain guidance costs two rows
+        a call.
     transition_timestep : float or None
         When guidance set in; None where that never happened.
     prediction_gaps : list of float
@@ -64,12 +65,12 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
              resolution: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
     """Images of prompts under mitigations, one after the other; nothing is written.
 
-    The same prompt, seed and settings give the image that `rotescope generate` makes, whatever batch it is in.
+    The same prompt, seed and settings give the image that `rotescope generate` makes.
 
     Parameters
     ----------
     pipe : diffusers pipeline, str or Path
-        A pipeline, or a model's folder or name on the hub, which is opened in fp32, on the GPU where there is one.
+        A pipeline, or a model's folder or name on the hub, which is opened in fp32, on a GPU where there is one.
     prompts : str, or an iterable of str or Prompt
         A text that comes twice gets another noise the second time.
     mitigations : str or Mitigation, or a sequence of them
@@ -97,12 +98,20 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
 
     Examples
     --------
-    >>> for found in generate(pipe, ["a cat on a blue background"], ["none", "og-stp"], seeds=[0, 1]):
-    ...     found.image.save(f"{found.mitigation}-{found.seed}.png")
+    >>> from rotescope import generate
+    >>> settings = {"seeds": [0, 1], "num_inference_steps": 2}
+    >>> for found in generate(pipe, ["a cat on a blue background"], ["none", "og-stp"], **settings):
+    ...     print(found.mitigation, found.seed, found.image.size)
+    none 0 (64, 64)
+    none 1 (64, 64)
+    og-stp 0 (64, 64)
+    og-stp 1 (64, 64)
     """
-    given = [p if isinstance(p, Prompt) else Prompt(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    given = [p if isinstance(p, Prompt) else Prompt(p) for p in texts]
     chosen = named_policies([mitigations] if isinstance(mitigations, str | Mitigation) else list(mitigations))
-    settings = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps, "batch_size": batch_size}
+    settings = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps,
+                "batch_size": batch_size}
     seeds = tuple(seeds)
     check_sampling(SimpleNamespace(seeds=seeds, **settings))
     if not given or not chosen:
@@ -134,7 +143,10 @@ def _generated(pipe, prompts, policies, seeds, **settings):
 # ----- into a folder
 
 def check_generation(config, training=None):
-    """Raise InputError for whatever would stop the run later -> {name: mitigation}; `training` as named_policies has it."""
+    """Raise InputError for whatever would stop the run later -> {name: mitigation}.
+
+    training: the training images for mitigations that need some and name none, as named_policies has it.
+    """
     if not (config.resume and is_finished(config.output_dir)):
         check_output(config.output_dir, config.overwrite,
                      inputs=(config.model, config.lora, config.prompts, training, *config.mitigation))
@@ -144,7 +156,7 @@ def check_generation(config, training=None):
 
 
 def generate_to_folder(config):
-    """Sample as a GenerateConfig says -> the samples folder. Under `accelerate launch` every process calls it."""
+    """Sample as a GenerateConfig says -> the samples folder. Every process of `accelerate launch` calls it."""
     policies = check_generation(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
     device = chosen_device(config.device)
@@ -155,6 +167,7 @@ def generate_to_folder(config):
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
     pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
-    with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite, resume=config.resume) as draft:
+    with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite,
+                          resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)
     return Path(config.output_dir)

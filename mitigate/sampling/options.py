@@ -1,16 +1,18 @@
 """What the commands of this layer let a user choose. Neither torch nor diffusers is imported here."""
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import ModelOptions
 from rotescope.mitigate.contract.catalogue import check_text, name_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
+from rotescope.models.model_options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(ModelOptions):
     """What every command that samples prompts lets a user choose alike."""
+    HEADINGS: ClassVar = {"seeds": "sampling"}
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed; the same seed gives the same image in every batch"""
     guidance_scale: float = 7.5
@@ -24,7 +26,7 @@ class SamplingOptions(ModelOptions):
 
     @property
     def sampling(self):
-        """What the sampler is to be told beside prompts and seeds, but for the batch size, which changes no image."""
+        """What the sampler is told beside prompts and seeds, but for the batch size, which changes no image."""
         return {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps,
                 "resolution": self.resolution}
 
@@ -32,6 +34,7 @@ class SamplingOptions(ModelOptions):
 @dataclass(frozen=True)
 class GenerateConfig(SamplingOptions):
     """Of rotescope generate."""
+    HEADINGS: ClassVar = {"prompts": "prompts, mitigations and output"}
     prompts: str
     """file of prompts, or a checkpoint's manifest.parquet"""
     output_dir: str
@@ -51,6 +54,7 @@ class GenerateConfig(SamplingOptions):
 @dataclass(frozen=True)
 class CalibrateConfig(ModelOptions):
     """Of rotescope calibrate."""
+    HEADINGS: ClassVar = {"prompts": "prompts and output", "seeds": "sampling", "groups": "prompts and output"}
     prompts: str
     """file of ordinary prompts, or a checkpoint's manifest.parquet"""
     output_file: str
@@ -74,9 +78,10 @@ class CalibrateConfig(ModelOptions):
 
 
 def check_sampling(config):
-    """Raise InputError where guidance_scale, num_inference_steps, batch_size or seeds of any config cannot be sampled with."""
+    """InputError where guidance_scale, num_inference_steps, batch_size or seeds of a config cannot be sampled with."""
     if config.guidance_scale <= 1:
-        raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a scale above 1")
+        raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a "
+                         "scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
     if len(set(config.seeds)) < len(config.seeds):
@@ -84,7 +89,7 @@ def check_sampling(config):
 
 
 def check_names(texts):
-    """Raise InputError for mitigations NAME[:key=value,…] of unknown names or keys, or named twice: before any is loaded."""
+    """InputError for mitigations NAME[:key=value,…] of unknown names or keys, or named twice. Loads nothing."""
     for text in texts:
         check_text(text, ENTRIES, "mitigation")
     unique_names(texts, "mitigation")
@@ -93,7 +98,7 @@ def check_names(texts):
 def named_policies(mitigations, training=None):
     """Names, texts with settings, or objects -> {name for files: mitigation}.
 
-    training: the training images, as `with_training` takes them, for those that need some and were given none.
+    training: the training images, as with_training takes them, for those that need some and were given none.
     """
     texts = [m if isinstance(m, str) else name_of(m, ENTRIES) for m in mitigations]
     made = [get_mitigation(m) if training is None else with_training(m, training) for m in mitigations]
@@ -101,7 +106,10 @@ def named_policies(mitigations, training=None):
 
 
 def unique_names(texts, what):
-    """NAME[:settings] -> names for files; one carries its settings only where two would share it. InputError for a repetition."""
+    """NAME[:settings] -> names for files; one carries its settings only where two would share it.
+
+    InputError for a repetition.
+    """
     names = [text.partition(":")[0] for text in texts]
     unique = [name if names.count(name) == 1 else re.sub(r"[^\w.=+-]", "_", text)
               for text, name in zip(texts, names, strict=True)]

@@ -2,12 +2,12 @@
 import hashlib
 from pathlib import Path
 
-from rotescope.common.models import find_lora, find_model
 from rotescope.common.outputs import folder_sha256, sha256, versions
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
+from rotescope.models.pipelines import find_lora, find_model
 
 
 def sample_with(config, pipe, prompts, policies, folder, seeds=None):

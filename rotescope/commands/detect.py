@@ -23,8 +23,8 @@ from rotescope.mitigate.detectors.options import DetectConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(DetectConfig, argv, prog="rotescope detect", description=__doc__)
-    from rotescope.procedures.detect import FILE, detect
-    table, text = detect(config)
+    from rotescope.procedures.detect import FILE, run_detection
+    table, text = run_detection(config)
     say(text)
     out = Path(config.output_dir)
     answer(scores=str(out / "scores.parquet"), table=str(out / FILE) if text else None, detection=table)

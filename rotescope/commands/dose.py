@@ -17,10 +17,10 @@ from rotescope.options.dose import DoseConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(DoseConfig, argv, prog="rotescope dose", description=__doc__)
-    from rotescope.evaluate.statistics.dose_response import markdown
+    from rotescope.evaluate.statistics.dose_response import dose_table
     from rotescope.procedures.dose import dose
     found = dose(config)
-    say(markdown(found))
+    say(dose_table(found))
     answer(dose=config.output_dir, curves={name: [p["duplicated"]["copy_rate"] for p in curve["points"]]
                                            for name, curve in found["curves"].items()})
 

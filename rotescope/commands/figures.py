@@ -15,8 +15,8 @@ from rotescope.options.figures import FiguresConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(FiguresConfig, argv, prog="rotescope figures", description=__doc__)
-    from rotescope.procedures.figures import figures
-    found = figures(config)
+    from rotescope.procedures.figures import run_figures
+    found = run_figures(config)
     for c in found:
         say(f"{c.number}. {c.says}: {'held' if c.held else 'did not hold'}. {c.evidence}")
     answer(figures=config.output_dir, held={c.number: c.held for c in found})

@@ -22,10 +22,10 @@ from rotescope.options.retrigger import RetriggerConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(RetriggerConfig, argv, prog="rotescope retrigger", description=__doc__)
-    from rotescope.evaluate.statistics.retrigger_tally import table_of
+    from rotescope.evaluate.statistics.retrigger_tally import tally_table
     from rotescope.procedures.retrigger import retrigger
     found = retrigger(config)
-    say(table_of(found["results"]))
+    say(tally_table(found["results"]))
     for line in found["conclusions"]:
         say(line)
     answer(retrigger=str(Path(config.output_dir) / "retrigger.json"), conclusions=found["conclusions"])

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from rotescope.common.console import is_silent
+
 EVERY = 30  # seconds between two lines of one part, where there is no terminal
 UNKNOWN = "-:--:--"
 
@@ -114,7 +116,7 @@ def progress_bars(
     totals
         How many items each part has, by its name. A part is shown once it moves.
     disable
-        Show nothing.
+        Show nothing, as inside `console.silenced`.
     clock
         Tells the time in seconds.
     stream
@@ -126,7 +128,7 @@ def progress_bars(
         Call it once for each item: ``advance(name)``; or with how many are done: ``advance(name, to=48)``.
     """
     parts, console = Parts(totals, clock), Console(file=stream or sys.stderr)
-    if disable:
+    if disable or is_silent():
         yield _silent
     elif console.file.isatty() and not console.is_dumb_terminal or console.is_jupyter:
         with _bars(parts, console) as advance:

@@ -2,7 +2,7 @@
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,12 +43,12 @@ def parse(config_class, argv, *, prog, description, config=None):
         raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
 
 
-def named(argv):
+def option_names(argv):
     """argv as for parse -> the names of its options, aliases resolved."""
     return {_underscored(a, _short({*ALIASES.values()}))[2:].partition("=")[0] for a in argv if a.startswith("--")}
 
 
-def named_in_file(argv):
+def option_names_in_file(argv):
     """argv that parse has taken -> the names of the options in its --config."""
     files = [a.partition("=")[2] or after for a, after in pairwise([*argv, ""]) if a.split("=")[0] == "--config"]
     return {ALIASES.get(name, name) for file in files for name in _read_yaml(file) or ()}
@@ -60,8 +60,16 @@ def save(config, file):
 
 
 def plain(config):
-    """A dataclass -> dict of JSON types."""
-    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    """A dataclass -> dict of JSON types; what JSON has no type for, such as a path or a mitigation, as text."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+
+
+def _plain(value):
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 # ----- the parser

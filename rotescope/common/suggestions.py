@@ -3,7 +3,7 @@ import difflib
 import re
 
 
-def nearest(word, known):
+def suggestion(word, known):
     """-> what to write after 'there is no such name: '."""
     close = difflib.get_close_matches(word, known, 1)
     return f"did you mean {close[0]!r}?" if close else f"take one of {', '.join(known)}"

@@ -1,6 +1,7 @@
 """How the reports say things."""
 NAMES = {  # one name for one method, wherever it is spoken of
-    "none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout", "dtp": "DTP",
+    "none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout",
+    "dtp": "DTP",
     "og-dtp": "OG + DTP"}
 MEANINGS = {  # what such a name means
     "stp": "delayed guidance", "og-stp": "opposite, then plain guidance",

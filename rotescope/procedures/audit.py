@@ -5,7 +5,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import find_model, open_model
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -13,10 +12,11 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
+from rotescope.evaluate.measurement.evaluation import write_all
+from rotescope.evaluate.measurement.findings import score_samples, totals
+from rotescope.evaluate.measurement.layers import check_measuring
 from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.evaluation import write_all
-from rotescope.evaluate.report.findings import check_measuring, score_samples, totals
 from rotescope.evaluate.report.terminal import announce
 from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
@@ -27,6 +27,7 @@ from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.models.pipelines import find_model, open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 
@@ -65,7 +66,7 @@ def run_audit(config):
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
-        folders = sample(config, base, prompts, policies, draft, manifest, sizes)
+        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
         with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
             report = score_samples(
@@ -113,7 +114,7 @@ def uniform_plan(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample(config, base, prompts, policies, folder, manifest, sizes):
+def sample_for_audit(config, base, prompts, policies, folder, manifest, sizes):
     """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():

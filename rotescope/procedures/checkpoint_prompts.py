@@ -2,11 +2,11 @@
 from pathlib import Path
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import find_model
 from rotescope.common.outputs import folder_sha256, versions
 from rotescope.common.settings import plain
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.prompts.prompt import caption_prompts
+from rotescope.models.pipelines import find_model
 
 
 def dosed_prompts(checkpoint):

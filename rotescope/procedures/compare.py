@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.report.terminal import number
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
@@ -26,6 +26,7 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.pareto import draw_pareto
 
@@ -33,8 +34,8 @@ WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
     "copies, duplicated": lambda r: f"{r['duplicated']['copy_rate']:.2f} ({_interval(r['duplicated'])})",
     "Sim95": lambda r: f"{r['duplicated']['sim95']:.2f}",
-    "alignment, duplicated": lambda r: f"{r['duplicated']['alignment']:.2f}",
-    "alignment, controls": lambda r: f"{r['control']['alignment']:.2f}",
+    "alignment, duplicated": lambda r: number(r["duplicated"]["alignment"], 2),
+    "alignment, controls": lambda r: number(r["control"]["alignment"], 2),
     "KID, controls": lambda r: f"{r['control']['fidelity']['kid']:.2f}" if r["control"]["fidelity"] else "–",
     "rows": lambda r: f"{r['duplicated']['denoiser_rows']:.0f}",
     "seconds ×": lambda r: f"{r['cost']['seconds_ratio']:.2f}",
@@ -151,7 +152,7 @@ def _sample_all(config, pipe, prompts, methods, folder):
 
 def _rows(report, costs):
     rows = {name: as_json(found.groups) | {"cost": costs[name]} for name, found in report.methods.items()}
-    front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"]) for r in rows.values()])
+    front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"] or 0) for r in rows.values()])
     return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
 
 
@@ -167,4 +168,5 @@ def comparison_table(rows, report):
     return "\n".join(lines) + (
         f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
         f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
-        f"alignment by the {report.alignment_metric}; front: no other row has fewer copies at no less alignment.\n")
+        f"alignment by the {report.alignment_metric or 'metric that this model lacks'}; "
+        "front: no other row has fewer copies at no less alignment.\n")

@@ -4,16 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from rotescope.common.console import say
-from rotescope.common.model_options import BASE
 from rotescope.common.outputs import check_output
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples, totals
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.mitigate.sampling.generation import generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig, check_sampling, named_policies
+from rotescope.models.model_options import BASE
 from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import EMBEDDED, RECIPE, FinetuneConfig
 

@@ -11,20 +11,20 @@ NOTE = ("n = {m} duplicated captions against {others}; –: there the detector c
         "where they are fewer than 100.\n")
 
 
-def detect(config):
+def run_detection(config):
     """Score as `config` says, the table beside the scores -> {detector: {other group: figures}}, the table in Markdown or ""."""
     found = {}
 
     def beside(folder, rows, run):
         found["table"] = detection_table(rows)
-        found["text"] = markdown(found["table"], run["detectors"])
+        found["text"] = detector_table(found["table"], run["detectors"])
         if found["text"]:
             write_text(folder / FILE, found["text"])
     scoring.write_scores(config, beside)
     return found["table"], found["text"]
 
 
-def markdown(table, detectors):
+def detector_table(table, detectors):
     """A row for each detector, the surest first, against each other group; under it what the numbers mean. "" without groups."""
     if not table:
         return ""

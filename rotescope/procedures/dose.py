@@ -8,7 +8,6 @@ from accelerate import PartialState
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, find_model, load_pipeline
 from rotescope.common.outputs import check_output, folder_sha256, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
@@ -17,19 +16,20 @@ from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.layers import make_layers
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
-from rotescope.evaluate.report.findings import make_layers
-from rotescope.evaluate.report.per_image import measure
-from rotescope.evaluate.statistics.dose_response import Outcome, caption, curves_of, markdown
+from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_caption, dose_table
 from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.procedures.dose_plan import jobs, recipe_of
+from rotescope.models.pipelines import chosen_device, find_model, load_pipeline
+from rotescope.procedures.dose_plan import dose_runs, recipe_of
 from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.plots.dose import draw_dose
-from rotescope.train.engine.job import check
+from rotescope.train.engine.job import check_job
 
 
 def check_config(config):
@@ -46,8 +46,8 @@ def check_config(config):
     find_model(config.pretrained_model_name_or_path)
     get_descriptor(config.descriptor)
     source = read_source(config.train_data)
-    work = jobs(config, source.manifest)
-    check(replace(work[0].config, train_data=config.train_data, output_dir=config.output_dir, overwrite=True))
+    work = dose_runs(config, source.manifest)
+    check_job(replace(work[0].config, train_data=config.train_data, output_dir=config.output_dir, overwrite=True))
     return work, source
 
 
@@ -63,8 +63,8 @@ def dose(config):
             _sample(config, job, draft / job.folder)
         left_out = [asdict(q) for q in source.quarantined]
         found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
-        draw_dose(found["curves"], caption(found), found["chance"], draft / "dose.png")
-        (draft / "dose.md").write_text(markdown(found), encoding="utf-8")
+        draw_dose(found["curves"], dose_caption(found), found["chance"], draft / "dose.png")
+        (draft / "dose.md").write_text(dose_table(found), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)
     show_quarantined(source.quarantined, Path(config.output_dir) / "dose.json", source.unused)

@@ -32,7 +32,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Job:
+class DoseRun:
     """One fine-tune and what is sampled from it."""
     arm: Arm
     config: FinetuneConfig
@@ -74,7 +74,7 @@ def recipe_of(config):
                    caption_style="same", exclusive=False, overwrite=False, resume_from_checkpoint="latest", push_to_hub=False)
 
 
-def jobs(config, data):
+def dose_runs(config, data):
     """Manifest of all images -> list of Job. InputError on a plan that the data or the steps cannot serve."""
     recipe, found = recipe_of(config), []
     for number, arm in enumerate(arms(config)):
@@ -87,5 +87,5 @@ def jobs(config, data):
             steps = total_steps(finetuning, plan, size)  # of every arm, though an epoch of one copy each is shorter
             check_served(plan, steps * size)
             finetuning = replace(finetuning, max_train_steps=steps, num_train_epochs=None)
-            found.append(Job(arm, finetuning, plan, Path(f"arm-{number}-seed-{seed}")))
+            found.append(DoseRun(arm, finetuning, plan, Path(f"arm-{number}-seed-{seed}")))
     return found

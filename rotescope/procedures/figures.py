@@ -1,25 +1,25 @@
 """Draw what the figures of Jain et al. (CVPR 2025) claim, from a fine-tuned model of one's own, and say which claims held."""
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import chosen_device, load_pipeline
 from rotescope.common.outputs import check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.neighbours.index import embed
-from rotescope.evaluate.report.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import paper_claims as claims
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
 from rotescope.procedures.plots.figures import draw_all
 
@@ -52,7 +52,7 @@ def policies(config):
     return {"none": PLAIN, "unguided": Watched(0.0), "watched-opposite": Watched(config.before), **sweep}
 
 
-def sample_all(config, folder):
+def sample_curves(config, folder):
     """Sample the duplicated captions under every policy into folder/samples, the controls unguided into folder/controls."""
     manifest, prompts = dosed_prompts(config.checkpoint)
     chosen = policies(config)
@@ -101,39 +101,39 @@ class Curves:
 
 
 def points_of(report, family, transitions):
-    """The figures of duplicated prompts in one sweep, as JSON has them, latest switch last."""
-    return [as_json(report[f"{family}-{t}"]["duplicated"]) | {"transition_timestep": t} for t in transitions]
+    """GroupFindings of duplicated prompts in one sweep, latest switch last."""
+    return [replace(report[f"{family}-{t}"]["duplicated"], transition_timestep=t) for t in transitions]
 
 
-def judge(curves, report, config):
+def assess_claims(curves, report, config):
     """-> the seven claims, and what is drawn for each."""
     delayed, opposite = (points_of(report, f, config.transitions) for f in ("delayed", "opposite"))
-    cell, n_seeds = as_json(report["none"]["duplicated"]), len(config.seeds)
+    plainly, n_seeds = report["none"]["duplicated"], len(config.seeds)
     descriptor = get_descriptor(report.descriptor.split("-")[0])
     unguided, against = curves.fall_timesteps("unguided"), curves.fall_timesteps("watched-opposite")
     likeness = [curves.likeness(m, descriptor) for m in ("none", "unguided")]
     found = [
         claims.drops_tell(curves.gaps("unguided")[0], curves.gaps("unguided", "control")[0]),
-        claims.drops_vary(unguided.reshape(-1, n_seeds)), claims.later_is_newer(delayed, cell),
-        claims.guidance_converges(*likeness), claims.basin_narrows(delayed, cell),
+        claims.drops_vary(unguided.reshape(-1, n_seeds)), claims.later_is_newer(delayed, plainly),
+        claims.guidance_converges(*likeness), claims.basin_narrows(delayed, plainly),
         claims.opposite_is_earlier(unguided, against), claims.similarity_costs_alignment(delayed),
     ]
-    return found, {"delayed": delayed, "opposite": opposite, "plain": cell, "unguided": unguided, "against": against,
-                   "likeness": likeness}
+    return found, {"delayed": as_json(delayed), "opposite": as_json(opposite), "plain": as_json(plainly),
+                   "unguided": unguided, "against": against, "likeness": likeness}
 
 
-def figures(config):
+def run_figures(config):
     """Sample, judge and draw -> list of Claim; everything lies in config.output_dir afterwards."""
     check_output(config.output_dir, config.overwrite, min_free_mb=100, inputs=(config.checkpoint,))
     check_sampling(config)
     if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
     with output_folder(config.output_dir, config.overwrite) as draft:
-        manifest = sample_all(config, draft)
+        manifest = sample_curves(config, draft)
         with progress_bars(totals(draft / "samples", manifest)) as on_image:
             report = score_samples(draft / "samples", manifest, partial=False, on_image=on_image)
         curves = Curves(draft)
-        found, drawn = judge(curves, report, config)
+        found, drawn = assess_claims(curves, report, config)
         draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report.copy_threshold)
         write_json(draft / "claims.json", {
             "claims": [asdict(c) for c in found], "descriptor": report.descriptor,

@@ -18,12 +18,12 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.layers import make_layers
+from rotescope.evaluate.measurement.per_group import group_findings
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import unique
 from rotescope.evaluate.options import Measuring
-from rotescope.evaluate.report.findings import make_layers
 from rotescope.evaluate.report.json_types import as_json
-from rotescope.evaluate.report.per_group import group_findings
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.statistics.paper_claims import mean_interval
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN

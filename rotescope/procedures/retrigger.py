@@ -4,15 +4,15 @@ import shutil
 from safetensors.torch import save_file
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import check_model, open_model
 from rotescope.common.outputs import check_apart, check_beside, check_output, output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in, twins_apart
+from rotescope.evaluate.measurement.findings import exact_rule
+from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.nulls.calibration import check_null, warnings
-from rotescope.evaluate.report.findings import exact_rule, make_layers
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_searchable, find_embeddings
@@ -20,13 +20,14 @@ from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
 PLAIN = judged.PLAIN
 SHOWN = 4  # images of a group in the picture
 
 
-def check(config):
+def check_retrigger(config):
     """Raise InputError for whatever would stop the run later."""
     check_output(config.output_dir, config.overwrite, inputs=(
         config.model, config.lora, config.train_data, config.heldout_data, config.descriptor, *config.mitigation))
@@ -62,7 +63,7 @@ def budget_of(config):
 
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
-    check(config)
+    check_retrigger(config)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, "retrigger.json")
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     targets = choose_targets(manifest, heldout or (), config.image_ids, config.groups, config.max_images)
@@ -84,8 +85,8 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
         prompts["embedding"] = find_embeddings(
             pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
             on_found=lambda: advance("search"))
-        folders, refused = sample_all(config, pipe, prompts, policies, folder / "samples", advance)
-    targets, shots, measured = judge(config, manifest, heldout, targets, folders)
+        folders, refused = sample_routes(config, pipe, prompts, policies, folder / "samples", advance)
+    targets, shots, measured = count_returns(config, manifest, heldout, targets, folders)
     found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": as_json(left_out),
              **describe(config, sum(prompts.values(), []), policies)}
     save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
@@ -103,7 +104,7 @@ def _totals(config, targets, prompts, policies):
     return {what: n if what == "search" else n * len(config.seeds) * len(policies) for what, n in sizes.items()}
 
 
-def sample_all(config, pipe, prompts, policies, folder, advance):
+def sample_routes(config, pipe, prompts, policies, folder, advance):
     """Each route under each policy -> [(route, folder)], and {method: why it takes no embedding}."""
     made, refused = [], {}
     for route, method in ((r, m) for r in judged.ROUTES if prompts[r] for m in policies):
@@ -121,7 +122,7 @@ def sample_all(config, pipe, prompts, policies, folder, advance):
     return made, refused
 
 
-def judge(config, manifest, heldout, targets, folders):
+def count_returns(config, manifest, heldout, targets, folders):
     """-> the targets without held-out ones that are training images in other bytes, Shots, and what they were measured by."""
     fresh = apart(heldout, manifest)[0]
     layers = make_layers(read_samples(folders[0][1]).side, manifest, fresh, None, config)

@@ -11,7 +11,7 @@ import torch
 from rotescope import cli
 from rotescope.common.errors import InputError, RunError, exit_cleanly
 from rotescope.common.outputs import check_file, check_output, output_folder
-from rotescope.common.settings import named, named_in_file, parse, save
+from rotescope.common.settings import option_names, option_names_in_file, parse, save
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def test_one_name_for_the_training_images():
 
     for argv in (["--train_data", "a"], ["--train_data_dir", "a"], ["--train-data-dir=a"], ["--dataset_name", "a"]):
         assert parse(Trains, argv, prog="p", description="d").train_data == "a"
-        assert named(argv) == {"train_data"}
+        assert option_names(argv) == {"train_data"}
     with pytest.raises(InputError, match="--train_data is given twice"):
         parse(Trains, ["--train_data", "a", "--train_data_dir", "b"], prog="p", description="d")
 
@@ -64,7 +64,7 @@ def test_an_older_file_of_options_names_the_training_images_otherwise(tmp_path):
     file.write_text("train_data_dir: a b, c\noutput_dir: é\n")
     found = parse(Trains, ["--config", str(file)], prog="p", description="d")
     assert found == Trains("a b, c", "é")
-    assert named_in_file(["--config", str(file)]) == {"train_data", "output_dir"}
+    assert option_names_in_file(["--config", str(file)]) == {"train_data", "output_dir"}
     file.write_text("train_data_dir: a\ntrain_data: b\n")
     with pytest.raises(InputError, match="keep one"):
         parse(Trains, ["--config", str(file)], prog="p", description="d")

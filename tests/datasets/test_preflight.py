@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from rotescope.datasets.emoji.scenes import OBJECTS, scenes, sprite
 from rotescope.datasets.images import near_duplicates as similar
-from rotescope.datasets.images.clusters import find_pictures, look_at, pdq, phash
+from rotescope.datasets.images.clusters import find_pictures, look_at, pdq_hash, phash
 from rotescope.datasets.inspection.preflight import deduplicated, preflight
 from rotescope.datasets.inspection.risk import ranking, repeated, risks
 from rotescope.datasets.manifest import Example, Manifest
@@ -168,7 +168,7 @@ def test_perceptual_hash_stays_close_under_edits_that_keep_the_place():
 def test_pdq_is_near_for_edits_and_far_for_other_pictures():
     """PDQ's authors count 31 of 256 bits as a match."""
     one, other = [scene.image for scene in scenes(2, 1)]
-    hashes = [int(pdq(image), 16) for image in (one, recompressed(one, 60), other)]
+    hashes = [int(pdq_hash(image), 16) for image in (one, recompressed(one, 60), other)]
     assert (hashes[0] ^ hashes[1]).bit_count() <= 31 < (hashes[0] ^ hashes[2]).bit_count()
 
 

@@ -10,6 +10,7 @@ from places import EMOJI, ROOT
 
 import rotescope
 from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.report.report import Report
 
 
 def load(name):
@@ -34,14 +35,15 @@ def docstrings(name):
 
 @pytest.fixture(scope="module")
 def beginning(tmp_path_factory):
-    """What the page says that all examples share -> (names, folder): `photos` lies in the folder."""
+    """What the page says that all examples share -> (names, folder): `photos` and the model lie there."""
     folder, names = tmp_path_factory.mktemp("examples"), {}
     (folder / "photos").mkdir()
-    for example in load_source(EMOJI / "heldout.parquet")[:8]:
+    (folder / "train").symlink_to(ROOT / "train")
+    for example in load_source(EMOJI / "heldout.parquet")[:6]:
         example.open().save(folder / f"photos/{example.image_id}.png")
         (folder / f"photos/{example.image_id}.txt").write_text(example.captions[0], encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
+        patch.chdir(folder)
         for example in doctest.DocTestParser().get_examples(build_api.BEGINNING):
             exec(compile(example.source, "docs/api.md", "exec"), names)
     return names, folder
@@ -60,14 +62,14 @@ def test_every_public_name_is_described(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_examples_run(name, beginning, monkeypatch, capsys):
-    names, folder = beginning
+def test_examples_run(name, beginning, monkeypatch):
+    (names, folder), said = beginning, []
     monkeypatch.chdir(folder)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for where, text in docstrings(name):
         test = doctest.DocTestParser().get_doctest(text, dict(names), where, "docs/api.md", 0)
-        runner.run(test, out=lambda line: print(line, end=""))
-    assert runner.failures == 0, capsys.readouterr().out
+        runner.run(test, out=said.append)
+    assert runner.failures == 0, "".join(said)
 
 
 # ----- what other pages say in Python
@@ -128,6 +130,10 @@ def some(a: int, b=2, *rest, c: str | None = None, **more) -> float:
 
 def test_signatures_are_those_of_the_source():
     assert build_api.signature(some) == "```python\nsome(a: int, b=2, *rest, c: str | None = None, **more) -> float\n```\n"
+
+
+def test_a_class_of_many_fields_shows_its_fields():
+    assert build_api.signature(Report).startswith("```python\nclass Report:\n    schema_version: str\n")
 
 
 def test_check_tells_a_stale_page(tmp_path, monkeypatch, capsys):

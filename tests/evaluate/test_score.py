@@ -27,6 +27,11 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate import score
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
+from rotescope.evaluate.measurement.chart_data import gap_curves, sweep_points
+from rotescope.evaluate.measurement.evaluation import score_folder
+from rotescope.evaluate.measurement.findings import score_samples
+from rotescope.evaluate.measurement.per_group import group_findings
+from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, nulls_of
 from rotescope.evaluate.nulls.copy_threshold import copy_threshold
@@ -34,11 +39,6 @@ from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.quality import alignment
 from rotescope.evaluate.quality.alignment import caption_match, find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import NEIGHBOURS, fidelity, precision_recall
-from rotescope.evaluate.report.chart_data import gap_curves, sweep_points
-from rotescope.evaluate.report.evaluation import score_folder
-from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.report.per_group import group_findings
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.report.report_types import TrainingImages
 from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson, share_estimate
 from rotescope.evaluate.statistics.replication import GroupFindings, images_needed, sim95

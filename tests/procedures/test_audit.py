@@ -22,9 +22,9 @@ from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source, read_source
 from rotescope.evaluate import index_images as indexing
 from rotescope.evaluate import score
+from rotescope.evaluate.measurement.evaluation import score_folder
 from rotescope.evaluate.neighbours.index_folder import shard_of
 from rotescope.evaluate.options import ScoreConfig
-from rotescope.evaluate.report.evaluation import score_folder
 from rotescope.mitigate.budget import budgeted_sampling as planned
 from rotescope.mitigate.sampling.sampler import RECORD_SCHEMA
 from rotescope.procedures import audit

@@ -5,7 +5,7 @@ from rotescope.common.errors import InputError
 from rotescope.options.compare import CompareConfig
 from rotescope.options.figures import FiguresConfig
 from rotescope.procedures.compare import pareto, run_comparison
-from rotescope.procedures.figures import figures
+from rotescope.procedures.figures import run_figures
 
 
 @pytest.mark.parametrize(("points", "front"), [
@@ -19,12 +19,13 @@ def test_the_front(points, front):
 
 @pytest.mark.parametrize(("command", "wrong", "says"), [
     (run_comparison, {"repeats": 0}, "once or more"), (run_comparison, {"num_inference_steps": 0}, "1 or more"),
-    (run_comparison, {"seeds": (1, 1)}, "named twice"), (figures, {"num_inference_steps": 0}, "1 or more"),
-    (figures, {"guidance_scale": 1.0}, "scale above 1"), (figures, {"seeds": (0,)}, "two or more"),
-    (figures, {"transitions": (500, 900)}, "high to low"), (run_comparison, {}, "no model at"), (figures, {}, "no model at"),
+    (run_comparison, {"seeds": (1, 1)}, "named twice"), (run_figures, {"num_inference_steps": 0}, "1 or more"),
+    (run_figures, {"guidance_scale": 1.0}, "scale above 1"), (run_figures, {"seeds": (0,)}, "two or more"),
+    (run_figures, {"transitions": (500, 900)}, "high to low"), (run_comparison, {}, "no model at"),
+    (run_figures, {}, "no model at"),
 ])
 def test_wrong_input_is_named_before_anything_is_sampled(tmp_path, command, wrong, says):
-    config = {run_comparison: CompareConfig, figures: FiguresConfig}[command]
+    config = {run_comparison: CompareConfig, run_figures: FiguresConfig}[command]
     with pytest.raises(InputError, match=says):
         command(config(str(tmp_path / "gone"), str(tmp_path / "out"), **wrong))
     assert not (tmp_path / "out").exists()

@@ -136,7 +136,7 @@ def test_the_table_by_hand():
         return {"n_memorized": n, "n_other": n, "auc": auc, "auc_interval": [0, auc], "tpr": tpr, "tpr_interval": [tpr, 1]}
     table = {"a": {"control": cell(3, 0.5, 0), "heldout": cell(3, 0.25, 1)}, "b": {"control": cell(2, 0.75, 0.5)}}
     detectors = {name: {"name": f"{name}:n=9", "denoiser_rows": 1600, "seconds": 1.234} for name in table}
-    lines = front.markdown(table, detectors).splitlines()
+    lines = front.detector_table(table, detectors).splitlines()
     assert lines[:4] == [
         "| detector | AUC, control (95 %) | TPR at 1 % FPR, control (95 %) | AUC, held-out (95 %) | "
         "TPR at 1 % FPR, held-out (95 %) | denoiser rows a prompt | seconds a prompt |",
@@ -144,7 +144,7 @@ def test_the_table_by_hand():
         "| `b:n=9` | 0.75 (0.00–0.75), n = 2 and 2 | 0.50 (0.50–1.00), n = 2 and 2 | – | – | 1,600 | 1.23 |",
         "| `a:n=9` | 0.50 (0.00–0.50) | 0.00 (0.00–1.00) | 0.25 (0.00–0.25) | 1.00 (1.00–1.00) | 1,600 | 1.23 |"]
     assert "n = 3 duplicated captions against 3 control, 3 held-out" in lines[5]
-    assert front.markdown({}, detectors) == ""
+    assert front.detector_table({}, detectors) == ""
 
 
 def test_all_is_every_detector_and_of_those_that_cannot_be_asked_none(model, manifest, prompts):

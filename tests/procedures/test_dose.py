@@ -12,11 +12,11 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, markdown
+from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_table
 from rotescope.options.dose import DoseConfig
 from rotescope.procedures import dose as module
 from rotescope.procedures.dose import dose
-from rotescope.procedures.dose_plan import Arm, Job, jobs
+from rotescope.procedures.dose_plan import Arm, DoseRun, dose_runs
 from rotescope.train.engine.job import FinetuneConfig
 from rotescope.train.engine.run_state import total_steps
 from rotescope.train.objective.training_mitigations import NAMES, named_mitigation
@@ -48,7 +48,7 @@ def test_points_pool_the_training_seeds_by_hand():
 def test_the_table_names_what_its_numbers_mean():
     about = {"curves": curves_of(list(outcomes())), "images": 2, "train_seeds": [0, 1], "seeds": [0], "descriptor": "pixels",
              "copy_threshold": 0.8612, "threshold_rule": "0.99 quantile"}
-    lines = markdown(about).splitlines()
+    lines = dose_table(about).splitlines()
     assert lines[0] == "| copies | `none` |"
     assert lines[3] == "| 8 | 75% (19–99%) |"
     assert lines[4].startswith("| controls | 0% (0–")
@@ -63,7 +63,7 @@ def test_copies_of_the_high_doses_and_of_nothing_else_make_a_step(base, tmp_path
     samples_folder(_made(folder / "samples"), shown, lambda method, i, seed: shown[i].copies > 1, groups=[e.group for e in shown])
     plan.with_served([10 * e.copies for e in plan]).save(_made(folder / "checkpoint") / "manifest.parquet")
     config = DoseConfig(pretrained_model_name_or_path=str(base), doses=canaries.doses, images=2, train_seeds=(0,))
-    found = module._score(config, [Job(Arm(""), FinetuneConfig(), plan, Path("run"))], tmp_path)
+    found = module._score(config, [DoseRun(Arm(""), FinetuneConfig(), plan, Path("run"))], tmp_path)
     points = found["curves"]["none"]["points"]
     assert [(p["dose"], p["duplicated"]["own_copy_rate"], p["control"]["copy_rate"]) for p in points] == [
         (1, 0, 0), (4, 1, 0), (16, 1, 0)]
@@ -146,7 +146,7 @@ def test_all_arms_train_as_many_steps(base, images, tmp_path, given, steps):
     config = config_of(base, images, tmp_path / "dose", recipe=str(tmp_path / "recipe.yaml"), max_train_steps=given,
                        train_mitigation=("deduplication",))
     manifest = load_source(images)
-    assert [total_steps(job.config, job.manifest, 4) for job in jobs(config, manifest)] == [steps] * 4
+    assert [total_steps(job.config, job.manifest, 4) for job in dose_runs(config, manifest)] == [steps] * 4
 
 
 def test_it_samples_at_the_size_that_it_trained_at(base, images, tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_it_samples_at_the_size_that_it_trained_at(base, images, tmp_path, monke
     config = config_of(base, images, tmp_path / "dose", recipe=str(tmp_path / "recipe.yaml"), train_seeds=(0,))
     made = {}
     monkeypatch.setattr(module, "sample_to_folder", lambda *args, resolution, **more: made.update(resolution=resolution))
-    module._sample(config, jobs(config, load_source(images))[0], _base_as_checkpoint(base, tmp_path / "job"))
+    module._sample(config, dose_runs(config, load_source(images))[0], _base_as_checkpoint(base, tmp_path / "job"))
     assert made == {"resolution": 32}
 
 

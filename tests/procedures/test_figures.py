@@ -1,8 +1,11 @@
 """The paper's claims, on curves made by hand; and the whole command on a tiny model."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rotescope.evaluate.statistics import paper_claims as claims
+from rotescope.evaluate.statistics.estimate import Estimate
 from rotescope.evaluate.statistics.roc import roc_auc
 
 
@@ -21,12 +24,17 @@ def test_auc_counts_ties_half():
 
 
 def points(rates, alignments, transitions=(900, 700, 500)):
-    return [{"copy_rate": r, "alignment": a, "sim95": r, "transition_timestep": t, "n": 10}
-            for r, a, t in zip(rates, alignments, transitions, strict=True)]
+    return [found(r, a, t) for r, a, t in zip(rates, alignments, transitions, strict=True)]
+
+
+def found(rate, alignment, transition=None):
+    """What the claims look at of GroupFindings."""
+    estimate = Estimate(rate, rate, rate, 10, 10)
+    return SimpleNamespace(copy_rate=estimate, sim95=estimate, alignment=alignment, transition_timestep=transition, n=10)
 
 
 def test_claims_hold_on_what_they_describe_and_not_on_its_opposite():
-    plain = {"copy_rate": 1.0, "alignment": 0.9, "n": 10}
+    plain = found(1.0, 0.9)
     good, flat = points([0.9, 0.4, 0.0], [0.9, 0.88, 0.5]), points([1.0, 1.0, 1.0], [0.9, 0.9, 0.9])
     assert claims.later_is_newer(good, plain).held
     assert not claims.later_is_newer(flat, plain).held

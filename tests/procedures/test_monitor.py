@@ -15,14 +15,14 @@ from training import arguments, assert_same_state, config_of, in_processes, larg
 
 from rotescope.commands.finetune import main
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
+from rotescope.models.pipelines import load_pipeline
 from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.monitor import heldout_prompts, monitor_of
 from rotescope.train.engine.steps import DenoisingLoss

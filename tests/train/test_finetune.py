@@ -24,13 +24,13 @@ from torchvision import transforms
 from training import arguments, config_of, largest_difference, weights, with_broken_picture
 
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import load_pipeline
-from rotescope.common.prediction import TARGETS, noisy_latents
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.preflight import main as preflight
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
+from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Preprocessing, encode, longest_reader
 from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps

@@ -8,11 +8,11 @@ import yaml
 from instruments import training_folder
 from places import ROOT
 
-from rotescope.common.model_options import BASE
 from rotescope.common.settings import parse
 from rotescope.datasets.prepare import main as prepare
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.sampling.options import named_policies
+from rotescope.models.model_options import BASE
 from rotescope.options.audit import AuditConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.train.engine.training import train_model

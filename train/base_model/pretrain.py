@@ -18,9 +18,9 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rotescope.common.model_options import BASE
-from rotescope.common.models import portable_text_encoder
 from rotescope.common.outputs import sha256
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import portable_text_encoder
 from rotescope.train.base_model.pretrain_towers import train_contrastive, train_judge
 from rotescope.train.base_model.pretrain_unet import SCHEDULE, train_unet
 from rotescope.train.base_model.pretrain_vae import train_vae

@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import logging
 
 from rotescope.datasets.images.to_pixels import to_pixels
-from rotescope.train.encodings.tensor_table import ALONE, Rows, batches_of, digest, folder_of, table_of
+from rotescope.train.encodings.tensor_table import ALONE, TableRows, batches_of, digest, folder_of, tensor_rows
 from rotescope.train.objective.families import family_of
 
 AT_ONCE = 8 * 512 ** 2                  # pixels that the VAE takes: in 128 channels of float32 1 GiB
@@ -23,8 +23,9 @@ DECODERS = min(8, os.cpu_count() or 1)  # threads that read, resize and crop whi
 @dataclass(frozen=True)
 class Encoded:
     """A manifest as the denoiser sees it."""
-    images: dict[str, Rows]   # "moments" (n, F, 2C, h, w): mean and standard deviation, scaled; "geometry" (n, F, 6); F = 1 or 2
-    texts: dict[str, Rows]    # conditions of the m captions and, in row 0, of the empty one; {} if a text encoder is trained
+    images: dict[str, TableRows]   # "moments" (n, F, 2C, h, w): mean and standard deviation, scaled; "geometry" (n, F, 6);
+                                   # F = 1 or 2
+    texts: dict[str, TableRows]    # conditions of the m captions and, in row 0, of the empty one; {} if a text encoder is trained
     captions: tuple[tuple[int, ...], ...]  # rows of `texts`, for each image
     words: tuple[str, ...]    # (m + 1,) the captions
 
@@ -100,12 +101,12 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
         return (encode_texts([words[k] for k in batch], pipe) for batch in batches_of(keys, batch_size))
 
     folder = folder_of(cache_dir, "latents", hashes["vae"], repr(preprocessing))
-    images = table_of(folder, [e.sha256 for e in manifest], images_of, several, share)
+    images = tensor_rows(folder, [e.sha256 for e in manifest], images_of, several, share)
     if read and on_batch:
         on_batch(len(manifest))
     zeros = str(pipe.config.get("force_zeros_for_empty_prompt", ""))  # changes what SDXL makes of the empty caption
     folder = folder_of(cache_dir, "embeddings", type(pipe).__name__ + zeros, hashes["text"])
-    conditions = table_of(folder, list(words), texts_of, batch_size, share) if texts else {}
+    conditions = tensor_rows(folder, list(words), texts_of, batch_size, share) if texts else {}
     row = {word: i for i, word in enumerate(words.values())}
     return Encoded(images, conditions, tuple(tuple(row[c] for c in e.captions) for e in manifest), tuple(row))
 

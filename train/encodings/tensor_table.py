@@ -24,7 +24,7 @@ DAY = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """Rows of a large table that lie in several tensors, in memory or mapped from files."""
     parts: tuple[torch.Tensor, ...]  # (k_i, ...)
     where: torch.Tensor              # (n, 2): which part, which row of it
@@ -64,7 +64,7 @@ def batches_of(keys, size):
     return (keys[i:i + size] for i in range(0, len(keys), size))
 
 
-def table_of(folder, keys, compute, batch_size, share=ALONE):
+def tensor_rows(folder, keys, compute, batch_size, share=ALONE):
     """-> {name: Rows}, a row a key. `compute(keys)` yields dicts of tensors, of batches of keys that the folder lacks.
 
     Each process computes its share of them. Then all map the files, and what is not there, as where processes share no disk, is
@@ -89,7 +89,7 @@ def table_of(folder, keys, compute, batch_size, share=ALONE):
     for tensors, names in _filled(folder, compute, batches_of(missing, CHUNK), len(missing)):
         add(tensors, names)
     rows = torch.tensor([where[k] for k in keys])
-    return {name: Rows(tuple(t[name] for t in tables), rows) for name in tables[0]}
+    return {name: TableRows(tuple(t[name] for t in tables), rows) for name in tables[0]}
 
 
 def _missing(keys, there):

@@ -7,23 +7,21 @@ from diffusers import DiffusionPipeline
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.common.models import DTYPES, counts_timesteps, find_model, load_pipeline
 from rotescope.common.outputs import check_apart
-from rotescope.common.prediction import TARGETS
 from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
 from rotescope.datasets.readers.sources import Source, read_source
+from rotescope.models.pipelines import DTYPES, counts_timesteps, find_model, load_pipeline
+from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
-from rotescope.train.options.finetune_options import EMBEDDED, FinetuneConfig
+from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.options.limits import check_values
-
-__all__ = ["EMBEDDED", "FinetuneConfig", "Job", "check"]
 
 FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
@@ -53,7 +51,7 @@ class Job:
                 if isinstance(part, torch.nn.Module) and name not in self.predictor.parts and name.startswith(prefix)]
 
 
-def check(config):
+def check_job(config):
     """-> Job. InputError on anything that would stop the run later."""
     check_values(config)
     resume = check_place(config)

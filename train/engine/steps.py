@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.common.errors import RunError
-from rotescope.common.prediction import TARGETS, noisy_latents
+from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Encoded
 from rotescope.train.objective.objective import NoiseSchedule, flow_weight, loss_per_sample, min_snr_weight
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation

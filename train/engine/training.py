@@ -8,18 +8,18 @@ import torch
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.models import DTYPES
 from rotescope.common.processes import is_first_process, process_count
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.plans.duplication import check_served
 from rotescope.datasets.readers.quarantine import show_quarantined
+from rotescope.models.pipelines import DTYPES
 from rotescope.train.checkpoints.export import save_full, save_lora, save_record
 from rotescope.train.checkpoints.hub_upload import open_hub, upload
 from rotescope.train.checkpoints.output_folder import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
 from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
-from rotescope.train.engine.job import check
+from rotescope.train.engine.job import check_job
 from rotescope.train.engine.run_state import batch_size, start, total_steps
 from rotescope.train.engine.sharding import check_sharding, rhythm, settle
 from rotescope.train.options.limits import check_schedule
@@ -35,7 +35,7 @@ def train_model(config, on_step=None, progress=True, monitor=None):
     rotescope.json. InputError before anything expensive, RunError when the loss is no number.
     """
     started = time.time()
-    job, repository = check(config), open_hub(config)
+    job, repository = check_job(config), open_hub(config)
     watch = _watch(job, monitor, say if progress else _hush)
     size = batch_size(config, process_count())
     steps = total_steps(config, job.manifest, size)

@@ -1,4 +1,7 @@
-"""The noise levels that a denoiser is trained on, and the loss of each sample. Pure. Targets: common/prediction.py."""
+"""The noise levels that a denoiser is trained on, and the loss of each sample. Pure.
+
+Targets and conversions stand in rotescope/models/prediction.py.
+"""
 from dataclasses import dataclass
 
 import torch
@@ -6,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from rotescope.common.prediction import diffusion_rates
+from rotescope.models.prediction import diffusion_rates
 
 MIN_SNR_DIVISOR = {  # Hang et al. 2023, section 3.4: min(snr, gamma) weighs the x_0 loss; over this, the loss on the target
     "epsilon": lambda snr: snr,

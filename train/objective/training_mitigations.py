@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import eps_slope
 from rotescope.datasets.captions.perturbation import PERTURBATIONS, TRAIN_PROBABILITY, mix_up, perturbation, token_words
+from rotescope.models.prediction import eps_slope
 
 
 @dataclass(frozen=True)

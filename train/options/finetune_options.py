@@ -2,8 +2,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.model_options import BASE
 from rotescope.datasets.captions.perturbation import TRAIN_PROBABILITY
+from rotescope.models.model_options import BASE
 
 RECIPE = BASE.parent / "recipes" / "demo.yaml"  # how the embedded model is fine-tuned
 EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.parent / "datasets/emoji/finetune.parquet"}

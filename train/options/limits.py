@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from accelerate.tracking import get_available_trackers
 
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import DTYPE_NAMES
 from rotescope.datasets.captions.perturbation import PERTURBATIONS
+from rotescope.models.model_options import DTYPE_NAMES
 from rotescope.train.objective.objective import WEIGHTING_SCHEMES
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")

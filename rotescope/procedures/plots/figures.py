@@ -163,7 +163,7 @@ def _moved(drawn):
         (drawn["unguided"], BLUE, "unguided"),
         (drawn["against"], RED, "opposite guidance"),
     ):
-        axes.hist(values, bins, color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
+        axes.hist(values, bins.tolist(), color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
     axes.invert_xaxis()
     axes.legend()
     return figure

@@ -64,9 +64,9 @@ def _columns(
     """-> (caption, {row: picture}) of n prompts of a group that have a training image, with the lowest
     seed."""
     records = [r for r in samples.records if r.group == group and r.image_id in training]
-    seed = min((r.seed for r in records), default=None)
+    seed = min((r.seed for r in records if r.seed is not None), default=None)
     records = [r for r in records if r.seed == seed]
-    indices = sorted({r.prompt_index for r in records})
+    indices = sorted({r.prompt_index for r in records if r.prompt_index is not None})
     chosen = [indices[round(i * (len(indices) - 1) / max(n - 1, 1))] for i in range(min(n, len(indices)))]
     return [_column([r for r in records if r.prompt_index == index], samples, training) for index in chosen]
 

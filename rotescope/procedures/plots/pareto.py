@@ -36,23 +36,25 @@ def draw_pareto(rows: dict[str, dict], file: str | Path) -> None:
 def pareto_figure(rows: dict[str, dict]) -> Figure:
     """Above, alignment against copy rate, the front joined and named. Below, every method on a line of its
     own: its copy rate
-    with its 95% interval, and its alignment."""
-    ordered = sorted(
-        rows, key=lambda name: (rows[name]["duplicated"]["copy_rate"], -rows[name]["duplicated"]["alignment"])
-    )
+    with its 95% interval, and its alignment. Where alignment is not known, the copy rates alone."""
+    known = all(row["duplicated"]["alignment"] is not None for row in rows.values())
+    ordered = sorted(rows, key=lambda name: (_point(rows[name])[0], -(_point(rows[name])[1] or 0)))
     heights = 4.4, 0.2 * len(rows) + 0.7
+    title = (
+        f"Captions of duplicated images, {rows[ordered[0]]['duplicated']['n']} images a method; "
+        "lines: 95% intervals of the copy rate"
+    )
+    if not known:
+        figure = blank_figure(7.5, heights[1] + 0.4)
+        _list_rates(figure.subplots(), rows, ordered)
+        figure.suptitle(title, fontsize=TEXT, x=0.02, ha="left")
+        return figure
     figure = blank_figure(7.5, sum(heights))
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
     rates, alignments = below.subplots(1, 2, width_ratios=(2.2, 1))
     _list_rates(rates, rows, ordered)
     _list_alignments(alignments, rows, ordered)
-    above.suptitle(
-        f"Captions of duplicated images, {rows[ordered[0]]['duplicated']['n']} images a method; "
-        "lines: 95% intervals of the copy rate",
-        fontsize=TEXT,
-        x=0.02,
-        ha="left",
-    )
+    above.suptitle(title, fontsize=TEXT, x=0.02, ha="left")
     _scatter(above.subplots(), rows)
     return figure
 

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib import rc_context
@@ -44,7 +44,7 @@ in_style = rc_context(LOOK)  # a decorator: what a function draws looks like the
 
 
 @in_style
-def blank_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def blank_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """A figure of so many inches; it belongs to no window, and leaves pyplot as it is."""
     figure = Figure((width, height), layout=layout)
     FigureCanvasAgg(figure)  # so that the sizes of texts are known
@@ -111,7 +111,7 @@ def place_names(
     clear
         Lines to keep clear of, each an array (n, 2) in data coordinates. Points are lines of one.
     """
-    names, canvas = list(names), axes.figure.canvas
+    names, canvas = list(names), cast(FigureCanvasAgg, axes.figure.canvas)
     canvas.draw()  # the layout is known from here on, and stays
     canvas.figure.set_layout_engine("none")
     lines, pixel = (*clear, *(np.array([point]) for _, point, _ in names)), axes.figure.dpi / 72

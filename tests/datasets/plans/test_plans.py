@@ -116,7 +116,7 @@ def test_images_without_captions_are_named_by_their_class(name, text, classes):
 
 
 def test_random_captions_are_tokens_of_a_tokenizer(classes):
-    from rotescope.common.model_options import BASE
+    from rotescope.models.model_options import BASE
     words = set(read_words(BASE))
     first, again, other = (captioned(classes, "--caption_level", "random", "--plan_seed", seed) for seed in "001")
     assert first == again != other
@@ -302,7 +302,7 @@ def test_impossible_perturbations(arguments, message):
 def test_token_words_are_the_tokenizers_own():
     from transformers import AutoTokenizer
 
-    from rotescope.common.model_options import BASE
+    from rotescope.models.model_options import BASE
     tokenizer = AutoTokenizer.from_pretrained(BASE / "tokenizer")
     words = token_words(tokenizer)
     assert {"cat", "blue", "background"} <= set(words)

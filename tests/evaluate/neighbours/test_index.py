@@ -15,11 +15,11 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import pixels
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.neighbours import int8_prefilter as coarse
-from rotescope.evaluate.neighbours.descriptor_store import Rows, Store, merge, read_about
+from rotescope.evaluate.neighbours.descriptor_store import MappedRows, Store, merge, read_about
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.neighbours.nearest import approximate, nearest, nearest_other
-from rotescope.evaluate.score import score_samples
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_search_takes_half_precision_from_disk(tmp_path):
     mapped = np.memmap(tmp_path / "x", np.float16, "r", shape=(500, 16))
     order = rng.permutation(500)
     for rows in (np.arange(500), order):
-        similarity, row = nearest(query, Rows(mapped, rows), block=(8, 64))
+        similarity, row = nearest(query, MappedRows(mapped, rows), block=(8, 64))
         expected = nearest(query, mapped[rows].astype(np.float32))
         assert np.array_equal(row, expected[1])
         assert np.allclose(similarity, expected[0], atol=1e-6)
@@ -105,8 +105,8 @@ def test_the_search_takes_half_precision_from_disk(tmp_path):
 
 def test_faiss_finds_what_exact_search_finds_and_says_how_often():
     rng = np.random.default_rng(0)
-    reference = unit(rng, 2000, 32)
-    query = reference[:300] + rng.normal(size=(300, 32)).astype(np.float32) * 0.02
+    reference = unit(rng, 2000, 8)
+    query = reference[:300] + rng.normal(size=(300, 8)).astype(np.float32) * 0.02
     query /= np.linalg.norm(query, axis=1, keepdims=True)
     similarity, row, said = approximate(query, reference)
     exact_similarity, exact_row = nearest(query, reference)

@@ -9,10 +9,10 @@ from PIL import Image
 from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import pixels
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, exact_layer, nulls_of, without
 from rotescope.evaluate.nulls.same_picture import FEW, Twins, enough
-from rotescope.evaluate.report.findings import score_samples
 
 
 def recompressed(image, quality=60):

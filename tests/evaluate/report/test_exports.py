@@ -18,10 +18,10 @@ from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate import score
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.options import ScoreConfig
 from rotescope.evaluate.report.exports import junit, metadata, model_card, write_pairs
-from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.report.html import render, write_report
+from rotescope.evaluate.report.html import render_report, write_report
 from rotescope.evaluate.report.page_pictures import THUMBNAIL
 from rotescope.evaluate.report.terminal import announce, show_and_judge
 from rotescope.evaluate.verdict.rules import Rule, check_ids, parse_rules
@@ -149,7 +149,7 @@ def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
 def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_is_measured(
         given, said, argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rotescope.evaluate.report.evaluation.score_samples", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("rotescope.evaluate.measurement.evaluation.score_samples", lambda *_, **__: pytest.fail("measured"))
     shutil.copytree("s", "x/s")
     load_source("train").save("m.parquet")
     there = sorted(tmp_path.rglob("*"))
@@ -217,7 +217,7 @@ def test_model_card_carries_evaluation_results(report):
 
 
 def test_redaction_hides_training_images_and_their_copies(report, data):
-    open_page, hidden_page = render(report), render(report, redact=True)
+    open_page, hidden_page = render_report(report), render_report(report, redact=True)
     assert open_page.count("<img") > hidden_page.count("<img") > 0
     assert data_uri(data[0].open(), THUMBNAIL) in open_page
     assert not [e.image_id for e in data if data_uri(e.open(), THUMBNAIL) in hidden_page]  # the instrument's copies are exact

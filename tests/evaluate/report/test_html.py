@@ -22,8 +22,8 @@ from rich.console import Console
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
@@ -484,14 +484,23 @@ def test_markup_in_a_group_name_is_text_in_the_terminal(tmp_path):
 DEMO = ROOT / "runs/demo/report.html"
 
 
-@pytest.mark.skipif(CHROMIUM is None or not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+@pytest.mark.on_demand("README_SCREENSHOTS")
 def test_the_screenshot_that_the_readme_shows(tmp_path):
+    assert CHROMIUM, "Chromium draws the picture: install it first"
     assert DEMO.exists(), "make demo first"
     shot = Path(os.environ["README_SCREENSHOTS"]).absolute() / "report.png"
     done = browse(DEMO, tmp_path / "a", "--window-size=1020,740", "--blink-settings=preferredColorScheme=1",
                   f"--screenshot={shot}")
     assert "Content Security Policy" not in done.stderr
     assert Image.open(shot).size == (1020, 740)
+
+
+@pytest.mark.skipif(not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+def test_the_screenshot_of_the_demos_grid():
+    from rotescope.procedures.plots.grid import draw_grid
+    file = Path(os.environ["README_SCREENSHOTS"]).absolute() / "grid.png"
+    draw_grid(DEMO.parent / "samples", DEMO.parent / "checkpoint/manifest.parquet", file)
+    assert Image.open(file).width > 900
 
 
 def test_the_best_method_is_not_the_one_whose_images_are_mush():

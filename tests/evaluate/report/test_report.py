@@ -7,7 +7,7 @@ import pytest
 from instruments import samples_folder, training_set
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.report import SCHEMA, SCHEMA_VERSION, report_schema
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600}}
@@ -25,11 +25,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(data, tmp_path_factory):
-    """Plain guidance copies each third prompt; with held-out pictures, a base model and a sweep, so that every part is there."""
+    """Plain guidance copies each third prompt; with held-out pictures, a base model and a sweep, so
+    that every part is there."""
     folder = tmp_path_factory.mktemp("report")
     samples = samples_folder(folder / "samples", data, copied, METHODS, ("duplicated", "control"))
     base = samples_folder(folder / "base", data, lambda *_: False)
-    sweep = samples_folder(folder / "sweep", data.examples[:6], copied, {"d600": {"before": 0.0, "transition": 600}})
+    sweep = samples_folder(folder / "sweep", data.examples[:6], copied,
+                           {"d600": {"before": 0.0, "transition": 600}})
     return score_samples(samples, data, training_set(folder / "held", seed=8), base=base, sweep=sweep)
 
 
@@ -47,7 +49,8 @@ def test_figures_are_reached_by_method_and_group(report):
     assert (rate.value, rate.n_images, rate.n_prompts) == (14 / 40, 40, 20)
     assert 0 < rate.low < rate.value < rate.high < 1
     assert report["none"].settings == METHODS["none"]
-    assert (report.verdict.outcome, report.verdict.passed, report.verdict.rule) == ("failed", False, "copy_rate>0.05")
+    assert (report.verdict.outcome, report.verdict.passed, report.verdict.rule) == ("failed", False,
+                                                                                    "copy_rate>0.05")
     assert report.verdict.text == " ".join(report.verdict.reasons)
     assert [line[:2] for line in report.each_group()] == [
         (method, group) for method in METHODS for group in ("duplicated", "control")]

@@ -13,9 +13,9 @@ from rotescope.datasets.emoji.scenes import compose, scenes
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import pixels
 from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, exact_layer, nulls_of
-from rotescope.evaluate.report.findings import score_samples
 from rotescope.evaluate.report.report_types import PValueBasis
 from rotescope.evaluate.statistics.estimate import clopper_pearson
 from rotescope.evaluate.statistics.replication import images_needed, sim95, sim95_interval

@@ -10,10 +10,10 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.emoji.scenes import GROUNDS, OBJECTS, scenes, sprite
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.descriptors.descriptor import centred_pixels
-from rotescope.evaluate.report import findings as scoring
+from rotescope.evaluate.measurement import findings as scoring
+from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.exports import write_pairs
-from rotescope.evaluate.report.findings import score_samples
-from rotescope.evaluate.report.html import render
+from rotescope.evaluate.report.html import render_report
 from rotescope.evaluate.report.page_pictures import marked
 from rotescope.evaluate.statistics.published_tables import dcr, membench
 from rotescope.evaluate.verification.kinds import KINDS, TILES, WHOLE, objects
@@ -187,13 +187,13 @@ def test_the_report_tells_parts_apart_from_copies(data, tmp_path):
     (part,) = next(p["partial"] for p in pq.read_table(tmp_path / "pairs.parquet").to_pylist() if p["image"] == "part.png")
     assert part == {key: report.as_json()["partial"][0][key] for key in ("kind", "similarity", "nearest", "regions")}
     assert part["regions"] == [{"generated": list(TILES[0]), "training": list(TILES[0])}]
-    text = render(report)
+    text = render_report(report)
     assert "A part in its place <span>· 1 image, from" in text
     assert text.count("framed: the region that matches") == 2
     assert "Not found: an object" in text
     report = score_samples(tmp_path / "made", data, partial=False, exact="none")
     assert report.partial_thresholds is None
-    assert 'id="parts"' not in render(report)
+    assert 'id="parts"' not in render_report(report)
 
 
 def test_a_region_is_drawn_around_what_it_names():

@@ -4,6 +4,7 @@ An entry is tested as soon as it is registered. One that needs something of its 
 in READY.
 """
 import copy
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -14,12 +15,13 @@ from tiny_runs import calibration, images
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
-from rotescope.common.model_options import BASE
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.readers.sources import load_source
+from rotescope.mitigate.contract.catalogue import Need, name_of
 from rotescope.mitigate.contract.families import FAMILIES, denoiser_of
-from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.mitigate.contract.mitigation import Mitigation, settings_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
+from rotescope.models.model_options import BASE
+from rotescope.models.pipelines import load_pipeline
 
 PROMPTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background", "a cat on a blue background", "a crab"]
 STEPS, APART = 3, (2, 1)
@@ -111,7 +113,7 @@ def test_the_contract(name, kind, tmp_path, monkeypatch):
     assert again.denoiser_rows == run.denoiser_rows[:n]
     if name not in ROWS:
         assert max(run.denoiser_rows) <= 2 * STEPS  # never dearer than plain guidance
-    assert bool(grads) == ("gradients" in ENTRIES[name].needs)
+    assert bool(grads) == (Need.GRADIENTS in ENTRIES[name].needs)
     assert traces(pipe) == before
     assert mitigation == settings
 
@@ -175,13 +177,19 @@ def test_a_family_that_is_not_served_is_refused_and_the_pipeline_untouched(name,
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_says_what_it_is(name):
     entry = ENTRIES[name]
-    assert isinstance(entry.preset, Mitigation)
+    preset = entry.make()
+    assert isinstance(preset, Mitigation)
+    assert settings_of(preset) == entry.settings  # all of them, as the authors have them
+    assert name_of(preset, ENTRIES) == entry.name == name
     assert entry.paper
     assert entry.cost.startswith("1 ×") == (name not in ROWS)
-    assert set(entry.families) <= set(FAMILIES)
-    assert ("attention" in entry.needs) == (type(entry.preset).attach is not Mitigation.attach)
-    assert entry.ready != ("file" in entry.needs or "training images" in entry.needs)
-    assert type(entry.preset).__doc__
-    assert hash(entry.preset) == hash(copy.deepcopy(entry.preset))
+    assert entry.families == (preset.families or tuple(FAMILIES))
+    assert (Need.ATTENTION in entry.needs) == (type(preset).attach is not Mitigation.attach)
+    assert (Need.TRAINING_IMAGES in entry.needs) == ("training" in entry.settings)
+    assert (Need.CALIBRATION in entry.needs) == ("calibration" in entry.settings)
+    with nullcontext() if entry.ready else pytest.raises(InputError):
+        get_mitigation(name)
+    assert type(preset).__doc__
+    assert hash(preset) == hash(copy.deepcopy(preset))
     with pytest.raises(InputError, match="no_such_setting"):
         get_mitigation(f"{name}:no_such_setting=1")

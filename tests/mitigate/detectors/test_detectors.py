@@ -1,4 +1,5 @@
 """Detectors against hand arithmetic, other derivatives, other schedulers, and by invariance."""
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,13 @@ from tiny import tiny_pipeline
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.tiled_distance import tiled_distances
+from rotescope.mitigate.contract.catalogue import name_of
+from rotescope.mitigate.contract.families import FAMILIES
 from rotescope.mitigate.denoiser.probe import Probe, cross_attention
 from rotescope.mitigate.detectors.generated_images import clique_distance, edge_agreement
 from rotescope.mitigate.detectors.prediction_gap import details
 from rotescope.mitigate.detectors.prompt_scores import score_prompts
-from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, list_detectors
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -64,8 +67,18 @@ def test_a_score_depends_on_prompt_and_seed_alone_and_costs_what_it_says(name, p
         np.testing.assert_allclose(other, np.array(together)[order], rtol=1e-6, atol=1e-6)
 
 
-def test_every_detector_names_its_paper():
-    assert all(entry.paper and entry.needs for entry in DETECTORS.values())
+@pytest.mark.parametrize("entry", list_detectors(), ids=lambda entry: entry.name)
+def test_a_detector_says_what_it_is(entry):
+    preset = entry.make()
+    assert asdict(preset) == entry.settings  # all of them, as the authors have them
+    assert entry.families == (preset.families or tuple(FAMILIES))
+    assert entry.cost == f"{preset.rows} rows"
+    assert entry.paper
+    assert entry.needs
+    assert entry.ready == (entry.name != "recall")
+    assert get_detector(entry.name) == preset
+    assert get_detector(preset) is preset
+    assert name_of(preset, DETECTORS) == entry.name
 
 
 @pytest.mark.parametrize("wrong", [

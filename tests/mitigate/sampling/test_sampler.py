@@ -137,7 +137,7 @@ def test_timesteps_that_are_not_whole_are_kept_and_older_records_read(tmp_path):
     (out / "records.parquet").unlink()
     sampler._write_table(table, out / "older.parquet")
     sampler.merge_shards(out, [out / "older.parquet"])
-    assert pq.read_schema(out / "records.parquet").equals(sampler.SCHEMA)
+    assert pq.read_schema(out / "records.parquet").equals(sampler.RECORD_SCHEMA)
     sampler._write_table(table, out / "records.parquet")
     older = read_samples(out).records[0]
     assert json.dumps(older.timesteps) == json.dumps([int(t) for t in seen])

@@ -13,7 +13,7 @@ from rotescope.common.errors import RunError
 from rotescope.common.settings import parse
 from rotescope.datasets.manifest import Manifest
 from rotescope.train.checkpoints import hub_upload as publish
-from rotescope.train.engine.job import check
+from rotescope.train.engine.job import check_job
 from rotescope.train.engine.training import train_model
 from rotescope.train.options.finetune_options import FinetuneConfig
 
@@ -90,7 +90,7 @@ def test_names_on_the_hub_become_links_of_the_card(base, images, tmp_path):
     out = train_model(config_of(base, images, tmp_path / "fine", max_train_steps=1), progress=False)
     config = config_of("someone/base", "someone/pictures", out)
     record = json.loads((out / "rotescope.json").read_text())
-    job = replace(check(config_of(base, images, tmp_path / "other")), config=config)
+    job = replace(check_job(config_of(base, images, tmp_path / "other")), config=config)
     about = publish.card(job, "someone/fine", record, Manifest.load(out / "manifest.parquet"))
     assert (about.data.base_model, about.data.datasets) == ("someone/base", ["someone/pictures"])
     assert "`someone/base` with its whole unet trained, on 6 captioned images of `someone/pictures`" in about.text

@@ -30,6 +30,8 @@ from rotescope.train.finetune import main
 from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.tracking.validation import accelerator_of
 
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+
 
 def killed_and_resumed(config, deaths):
     """Start again after each death until a run ends by itself -> how many died. Every checkpoint ever seen is whole."""
@@ -83,7 +85,8 @@ def test_killed_twenty_times_it_ends_as_if_it_had_not_been(base, images, tmp_pat
     assert compare_with_uninterrupted(base, images, tmp_path, kills=24, steps=60) >= 20
 
 
-@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", pytest.param(STATE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [UNET_FILE, STATE])
 def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(base, images, tmp_path, file):
     """Half the bytes of the second checkpoint's weights, or of its state, are on the disk: nobody takes it for a checkpoint."""
     config = config_of(base, images, tmp_path / "out", max_train_steps=2, checkpointing_steps=1, resume_from_checkpoint="latest")
@@ -101,7 +104,7 @@ def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(b
 
 
 def test_dropout_is_drawn_by_the_seed(images, tmp_path):
-    """In other processes, and in one that is killed after its checkpoint and resumed, the same units drop out."""
+    """In other processes, and in one that is killed within the write of its second checkpoint and resumed from its first."""
     pipe = tiny_pipeline()
     pipe.unet = UNet2DConditionModel(**UNET, dropout=0.3)
     pipe.unet.load_state_dict(tiny_pipeline().unet.state_dict())
@@ -109,11 +112,15 @@ def test_dropout_is_drawn_by_the_seed(images, tmp_path):
     config = config_of(tmp_path / "base", images, tmp_path / "one", max_train_steps=4, checkpointing_steps=2,
                        resume_from_checkpoint="latest")
     one, killed = (replace(config, output_dir=str(tmp_path / name)) for name in ("one", "killed"))
-    assert [ended(in_process(one)), ended(in_process(killed, die=("step", 3, 0)))] == [0, -signal.SIGKILL]
+    within = ("file", 4, Path(UNET_FILE).name)
+    assert [ended(in_process(one)), ended(in_process(killed, die=within))] == [0, -signal.SIGKILL]
     assert [c.name for c in checkpoints(tmp_path / "killed")] == ["checkpoint-2"]
+    half, full = (tmp_path / folder / UNET_FILE for folder in ("killed/.checkpoint-4.part", "one/checkpoint-4"))
+    assert half.read_bytes() == full.read_bytes()[:full.stat().st_size // 2]
     assert_same_state(tmp_path / "one/checkpoint-2", tmp_path / "killed/checkpoint-2")
     assert ended(in_process(killed)) == 0
     assert_same_state(tmp_path / "one/checkpoint-4", tmp_path / "killed/checkpoint-4")
+    assert not [p for p in (tmp_path / "killed").iterdir() if p.name.startswith(".")]
 
 
 def ended(process):

@@ -13,14 +13,14 @@ from tiny import saved_pipeline, tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.encodings import encode as latents
 from rotescope.train.encodings import tensor_table as tables
 from rotescope.train.encodings.encode import Preprocessing, encode
-from rotescope.train.encodings.tensor_table import Rows
+from rotescope.train.encodings.tensor_table import TableRows
 from rotescope.train.engine.training import train_model
 
 HASHES = {"vae": "v", "text": "t"}
@@ -116,7 +116,7 @@ def test_many_chunks_are_one_table(kept, manifest, monkeypatch):
 
 def test_rows_are_gathered_from_parts():
     parts = (torch.arange(6.0).view(3, 2), torch.arange(6.0, 10.0).view(2, 2))
-    rows = Rows(parts, torch.tensor([[1, 1], [0, 0], [0, 2], [1, 0]]))
+    rows = TableRows(parts, torch.tensor([[1, 1], [0, 0], [0, 2], [1, 0]]))
     assert rows[torch.tensor([0, 3, 1])].tolist() == [[8, 9], [6, 7], [0, 1]]
     assert (len(rows), rows.shape) == (4, (4, 2))
 

@@ -9,10 +9,10 @@ from tiny import tiny_pipeline
 from training import config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.prediction import TARGETS, eps_slope, noisy_latents
 from rotescope.datasets.captions.perturbation import PERTURBATIONS, add_words, token_words
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.prediction import TARGETS, eps_slope, noisy_latents
 from rotescope.train.encodings.encode import Preprocessing, encode, encode_texts
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
 from rotescope.train.engine.training import train_model

@@ -18,9 +18,9 @@ from torch._dynamo.utils import counters
 from training import arguments, config_of, largest_difference, weights
 
 from rotescope.common.errors import InputError
-from rotescope.common.models import load_pipeline
-from rotescope.common.settings import named_in_file, save
+from rotescope.common.settings import option_names_in_file, save
 from rotescope.datasets.readers.sources import load_source
+from rotescope.models.pipelines import load_pipeline
 from rotescope.train.checkpoints.output_folder import checkpoints
 from rotescope.train.encodings.encode import Preprocessing, encode
 from rotescope.train.engine.steps import GlobalBatches
@@ -125,7 +125,7 @@ def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     assert earlier.exists()
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("another_launch")
 def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, images, tmp_path, lora, monkeypatch):
     """`accelerate launch --dynamo_backend …`; this one traces the model and leaves its kernels alone."""
@@ -244,8 +244,8 @@ def test_a_saved_config_names_its_data_even_if_that_is_the_embedded(base, tmp_pa
     own = FinetuneConfig(pretrained_model_name_or_path=str(base))
     save(own, tmp_path / "config.yaml")
     for argv in (["--config", str(tmp_path / "config.yaml")], [f"--config={tmp_path / 'config.yaml'}"]):
-        assert "train_data" in named_in_file(argv)
-    assert named_in_file(["--seed", "1"]) == set()
+        assert "train_data" in option_names_in_file(argv)
+    assert option_names_in_file(["--seed", "1"]) == set()
     assert _meant(own, {"config"}, {"train_data"}) == own
     assert _meant(replace(own, pretrained_model_name_or_path="train/base"), set())  # the embedded one by another path
 

@@ -1,28 +1,27 @@
 """Two sets of images -> Report: the measuring half, for score, audit and demo."""
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rotescope.common.outputs import versions
 from rotescope.common.wording import name
-from rotescope.evaluate.descriptors.registry import choose, get_descriptor
+from rotescope.evaluate.descriptors.registry import choose
 from rotescope.evaluate.inputs.samples import open_image, read_samples
-from rotescope.evaluate.inputs.training_and_heldout import apart, named, twins_apart
+from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
-from rotescope.evaluate.neighbours.index import build_index, check_engine, features, unique
-from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, warnings, without
-from rotescope.evaluate.nulls.same_picture import Twins
+from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
+from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
+from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
+from rotescope.evaluate.measurement.per_image import measure
+from rotescope.evaluate.neighbours.index import features, unique
+from rotescope.evaluate.nulls.calibration import warnings
 from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
-from rotescope.evaluate.report.chart_data import gap_curves, histogram, pairs_of, sweep_points
-from rotescope.evaluate.report.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
-from rotescope.evaluate.report.per_image import measure
 from rotescope.evaluate.report.report import Report
-from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, Pictures, TrainingImages
+from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, ReportPictures, TrainingImages
 from rotescope.evaluate.statistics.base_comparison import against_base
 from rotescope.evaluate.statistics.published_tables import conventions
 from rotescope.evaluate.verdict.rules import check_ids, check_own, parse_rules
@@ -77,15 +76,16 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
-    left_out = (*left_out, *named("held-out", twice + again), *(
+    left_out = (*left_out, *left_out_named("held-out", twice + again), *(
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
-        for item in named(what, some.left_out)))
+        for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
-    measured = measure(samples, layers, manifest, aligner, _tick(on_image, "generated"), watched)
-    points = measure(swept, layers, manifest, aligner, _tick(on_image, "sweep")) if swept else None
+    measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched)
+    points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep")) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
-    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts, resolved=p_values.needed is None)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
+                            resolved=p_values.needed is None)
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
@@ -93,12 +93,17 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         notes=(*left_out_notes(left_out), *warnings(layer), *_not_sought(how, index)), left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
-        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))), methods=_methods(samples, groups),
-        prompts=prompts, **_partial(samples, measured, index, how), conventions=conventions(samples, measured, layer),
-        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest), prompts) if unadapted else None,
+        **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
+        methods=_methods(samples, groups),
+        prompts=prompts, **_partial(samples, measured, index, how),
+        conventions=conventions(samples, measured, layer),
+        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest),
+                          prompts) if unadapted else None,
         sweep=sweep_points(swept, points, layer) if swept else (),
-        hashes=_hashes(samples, manifest, heldout, aligner, index), versions=samples.run.get("versions", {}) | versions(),
-        config={"sampling": samples.run.get("config", {}), "scoring": config or {}}, prediction_gaps=gap_curves(samples),
+        hashes=_hashes(samples, manifest, heldout, aligner, index),
+        versions=samples.run.get("versions", {}) | versions(),
+        config={"sampling": samples.run.get("config", {}), "scoring": config or {}},
+        prediction_gaps=gap_curves(samples),
         histogram=histogram(samples, measured, layer), pairs=pairs_of(samples, measured, layer),
         pictures=_pictures(samples, manifest))
 
@@ -113,46 +118,18 @@ def _check_rules(rules, samples, manifest):
 def _methods(samples, groups):
     """{method: {group: GroupFindings}} -> {method: MethodFindings}."""
     told = samples.run or set(groups) != {"none"}
-    return {method: MethodFindings(name(method) if told else "generated images", samples.run.get("methods", {}).get(method, {}),
+    return {method: MethodFindings(name(method) if told else "generated images",
+                                   samples.run.get("methods", {}).get(method, {}),
                                    found) for method, found in groups.items()}
 
 
-def check_measuring(how, manifest, heldout, base):
-    """InputError on options that could not be met once the images are there."""
-    if how.exact != "none":
-        check_exact(how.exact)
-    check_engine(how.search)
-    if how.copy_threshold is None:
-        several = len({e.sha256 for e in manifest}) > 1
-        check_null(how.copy_null, {name for name, there in (("train", several), ("heldout", heldout), ("base", base)) if there})
-
-
-def make_layers(side, manifest, heldout, base, how, on_image=None):
-    """For generated images of a short side -> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies
-    unless how.exact is none}. Held-out pictures that are training images in other bytes are in neither's nulls."""
-    side, twins = min(side, *manifest[0].open().size), Twins(unique(manifest)[0])
-    others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
-
-    def index_and_nulls(descriptor, folder, tick):
-        index = build_index(manifest, descriptor, tick and tick("training"), folder, how.search)
-        return index, nulls_of(index, **others, on_image=tick and tick("held-out"), twins=twins, quantile=how.copy_quantile)
-    descriptor = get_descriptor(how.descriptor, side, how.trust_sha256)
-    found = {"descriptor": index_and_nulls(descriptor, how.index_dir, partial(_tick, on_image))}
-    if how.exact != "none":
-        exact = get_descriptor(how.exact)
-        found["exact"] = (found["descriptor"] if exact.name == descriptor.name else
-                          index_and_nulls(exact, how.index_dir and Path(how.index_dir) / "exact", None))
-    kept = twins.kept(others["heldout"])  # once all layers have looked
-    found = {name: (index, without(nulls, kept)) for name, (index, nulls) in found.items()}
-    layer = calibrated(*found["descriptor"], how.copy_quantile, how.copy_null, how.copy_threshold, twins)
-    return {"descriptor": layer} | ({"exact": exact_layer(*found["exact"], how.exact)} if "exact" in found else {})
-
-
 def _similarity(layers, samples, chosen):
-    """What similarity and copies are measured by -> fields of Report; chosen: whether auto chose the descriptor."""
+    """What similarity and copies are measured by -> fields of Report; chosen: whether auto
+    chose the descriptor."""
     layer, exact = layers["descriptor"], layers.get("exact")
     side = min(samples.side, *layer.index.examples[0].open().size)
-    return {"descriptor": layer.index.descriptor.name, "descriptor_choice": choose(side)[1] if chosen else "user's choice",
+    return {"descriptor": layer.index.descriptor.name,
+            "descriptor_choice": choose(side)[1] if chosen else "user's choice",
             "search": layer.index.engine, "copy_threshold": layer.threshold, "threshold_rule": layer.rule,
             "background": layer.background, "exact": exact and exact_rule(exact)}
 
@@ -171,7 +148,8 @@ def _partial(samples, measured, index, how):
     copies = []
     for f in found:
         r = samples.records[f.position]
-        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, index.examples[f.row].image_id,
+        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image,
+                                  index.examples[f.row].image_id,
                                   f.kind, f.similarity, f.regions))
     return {"partial": tuple(copies), "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
 
@@ -205,10 +183,6 @@ def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
             "generated": several(samples_dir), "sweep": several(sweep)}
 
 
-def _tick(on_image, what):
-    return partial(on_image, what) if on_image else None
-
-
 def _conditions(samples, manifest, index):
     run = samples.run
     return {"training_images": TrainingImages(len(index), len(manifest), manifest.copies),
@@ -236,12 +210,14 @@ def _hashes(samples, manifest, heldout, aligner, index):
 
 
 def report_from(report, folder, kept=None):
-    """The same report, whose generated pictures lie in `folder` now. kept: what must live as long as the report does."""
+    """The same report, whose generated pictures lie in `folder` now. kept: what must live as
+    long as the report does."""
     folder = Path(folder)
-    return replace(report, pictures=replace(report.pictures, generated=lambda image, _=kept: open_image(folder / image)))
+    return replace(report, pictures=replace(report.pictures,
+                                            generated=lambda image, _=kept: open_image(folder / image)))
 
 
 def _pictures(samples, manifest):
     by_id, by_name = {e.image_id: e for e in manifest}, {r.image: r for r in samples.records}
-    return Pictures(generated=lambda image: samples.open(by_name[image]),
+    return ReportPictures(generated=lambda image: samples.open(by_name[image]),
                     training=lambda image_id: by_id[image_id].open() if image_id in by_id else None)

@@ -2,7 +2,7 @@
 import numpy as np
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.report.per_group import group_findings
+from rotescope.evaluate.measurement.per_group import group_findings
 from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, SweepPoint
 
 
@@ -18,14 +18,16 @@ def _pair(r, measured, index, i, as_close):
     row, own = measured.row[i], measured.near.own[i]
     example = index.examples[row]
     return Pair(
-        r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, float(measured.near.top1[i]), bool(measured.copied[i]),
+        r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, float(measured.near.top1[i]),
+        bool(measured.copied[i]),
         tuple(name for name, m in measured.layers.items() if m.copied[i]), example.image_id,
         example.captions[0] if example.captions else "", int(index.copies[row]), as_close, r.image_id,
         None if np.isnan(own) else float(own))
 
 
 def sweep_points(samples, measured, layer):
-    """A samples folder with one method a transition -> the SweepPoints of delayed (before >= 0) and of opposite guidance."""
+    """A samples folder with one method a transition -> the SweepPoints of delayed (before >= 0) and
+    of opposite guidance."""
     points = []
     for method, groups in group_findings(samples, measured, layer).items():
         settings = samples.run.get("methods", {}).get(method, {})
@@ -33,7 +35,8 @@ def sweep_points(samples, measured, layer):
             raise InputError(f"{samples.folder / 'run.json'} gives {method} no fixed transition; a sweep needs one a method")
         found = groups.get("duplicated") or next(iter(groups.values()))
         points.append(SweepPoint(
-            "opposite" if settings["before"] < 0 else "delayed", settings["before"], settings["transition"], found.n,
+            "opposite" if settings["before"] < 0 else "delayed", settings["before"], settings["transition"],
+            found.n,
             found.copies, found.copy_rate, found.alignment, found.caption_accuracy))
     return tuple(sorted(points, key=lambda p: (p.family, p.before, -p.transition_timestep)))
 

@@ -3,8 +3,8 @@ import hashlib
 
 import pytest
 
-from rotescope.common.seeds import hashed_integer
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.models.seeds import hashed_integer
 
 
 @pytest.mark.parametrize("size", [1, 6, 8, 32])
@@ -23,4 +23,5 @@ def test_the_noise_of_an_image_is_that_of_the_first_release():
 
 def test_the_order_of_numbers_is_that_of_the_bytes():
     texts = [f"0:{i}" for i in range(50)]
-    assert sorted(texts, key=lambda t: hashed_integer(t, 32)) == sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
+    by_bytes = sorted(texts, key=lambda t: hashlib.sha256(t.encode()).digest())
+    assert sorted(texts, key=lambda t: hashed_integer(t, 32)) == by_bytes

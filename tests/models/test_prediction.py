@@ -3,7 +3,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from rotescope.common.prediction import (
+from rotescope.models.prediction import (
     TARGETS,
     clean_of,
     diffusion_rates,
@@ -74,7 +74,8 @@ def test_diffusers_sees_the_same_clean_latents(kind):
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(10)
     found = clean_of(kind, NOISE, X0, *rates_at(scheduler, 500))
-    torch.testing.assert_close(found, scheduler.step(NOISE, 500, X0).pred_original_sample, rtol=1e-5, atol=1e-6)  # its α is fp32
+    theirs = scheduler.step(NOISE, 500, X0).pred_original_sample
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-6)  # its α is fp32
 
 
 def test_diffusers_flows_alike():
@@ -82,7 +83,8 @@ def test_diffusers_flows_alike():
     scheduler = FlowMatchEulerDiscreteScheduler()
     alpha, sigma = rates_at(scheduler, 250)
     assert (alpha, sigma) == (0.75, 0.25)
-    torch.testing.assert_close(noisy_latents(X0, NOISE, alpha, sigma), scheduler.scale_noise(X0, torch.tensor([250.0]), NOISE))
+    theirs = scheduler.scale_noise(X0, torch.tensor([250.0]), NOISE)
+    torch.testing.assert_close(noisy_latents(X0, NOISE, alpha, sigma), theirs)
     scheduler.set_timesteps(sigmas=[0.25])
     step = scheduler.step(NOISE, scheduler.timesteps[0], X0).prev_sample
     torch.testing.assert_close(clean_of("flow", NOISE, X0, alpha, sigma), step)

@@ -1,18 +1,19 @@
-"""`score` and `CopyRate` in memory: against the folder, each other, and themselves in several updates and processes."""
-import sys
-from types import SimpleNamespace
+"""`score` and `CopyRate` in memory: against the folder, each other, and themselves in several
+updates and processes."""
 
 import numpy as np
 import pytest
 import torch
-from instruments import noise, samples_folder, training_folder
+from instruments import STEPS, noise, samples_folder, training_folder
 from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.report.copy_rate import CopyRate
-from rotescope.evaluate.report.evaluation import score
-from rotescope.evaluate.report.findings import score_samples
+from rotescope.evaluate.measurement.copy_rate import CopyRate
+from rotescope.evaluate.measurement.evaluation import score
+from rotescope.evaluate.measurement.findings import score_samples
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.generation import GeneratedImage
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +55,26 @@ def test_pictures_in_memory_give_the_figures_of_the_folder(images, train, data, 
 
 
 def test_prompts_in_memory_are_those_of_records(data, tmp_path):
-    folder = samples_folder(tmp_path / "s", data[:6], lambda method, i, seed: i < 2, groups=("duplicated", "control"))
+    folder = samples_folder(tmp_path / "s", data[:6], lambda method, i, seed: i < 2,
+                            groups=("duplicated", "control"))
     recorded = score(folder, data, partial=False)
-    made = [SimpleNamespace(image=data[i].open() if i < 2 else noise(0, i, seed), prompt=data[i].captions[0], seed=seed,
-                            group=("duplicated", "control")[i % 2], image_id=data[i].image_id)
-            for i in range(6) for seed in (0, 1)]
+    made = [GeneratedImage(data[i].open() if i < 2 else noise(0, i, seed),
+                           Prompt(data[i].captions[0], ("duplicated", "control")[i % 2], data[i].image_id),
+                           "none", seed,
+                           noise_seed=0, denoiser_rows=20, denoiser_calls=10, transition_timestep=None,
+                           prediction_gaps=gaps,
+                           timesteps=STEPS) for i in range(6) for seed in (0,
+                                                                           1) for gaps in [[1.0
+                                                                                            + i] * len(STEPS)]]
     told = score(made, data, partial=False)
-    known = ("copies", "copy_rate", "own_copy_rate", "sim95", "n_prompts", "prompts_copied", "leaked_prompts")
+    known = ("copies", "copy_rate", "own_copy_rate", "sim95", "n_prompts", "prompts_copied", "leaked_prompts",
+             "denoiser_rows")
+    assert told.prediction_gaps["none"]["duplicated"].median == (3.0,) * len(STEPS)
     for group in ("duplicated", "control"):
         one, other = recorded["none"][group], told["none"][group]
         assert [getattr(one, key) for key in known] == [getattr(other, key) for key in known]
-    assert [(p.prompt, p.p, p.leaked) for p in told.prompts] == [(p.prompt, p.p, p.leaked) for p in recorded.prompts]
+    assert [(p.prompt, p.p, p.leaked) for p in told.prompts] == [(p.prompt, p.p, p.leaked)
+                                                                 for p in recorded.prompts]
     pairs = score([(one.image, one.prompt) for one in made], data, partial=False)
     assert pairs["none"]["ungrouped"].n_prompts == 6
     assert "alert" not in pairs._repr_html_()
@@ -72,7 +82,8 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
 
 def test_other_pictures_in_memory_are_the_null_and_the_base(images, data, tmp_path):
     heldout = [noise(5, i) for i in range(30)]
-    report = score(images, data, heldout_data=[*heldout, data[0].open()], base_images=images[::-1], partial=False,
+    report = score(images, data, heldout_data=[*heldout, data[0].open()], base_images=images[::-1],
+                   partial=False,
                    copy_null="heldout", fail_on=["copies>2", "leaked_prompts>9"])
     assert report.background.heldout.n == 30  # the one that was trained on is no null
     assert "0.99 quantile of the similarity of each of 30 held-out pictures" in report.threshold_rule
@@ -83,7 +94,8 @@ def test_other_pictures_in_memory_are_the_null_and_the_base(images, data, tmp_pa
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
 def test_every_mode_of_pil_is_taken(mode, data):
-    picture = Image.fromarray(np.full((8, 8), 257 * 90, np.uint16)) if mode == "I;16" else Image.new(mode, (8, 8))
+    picture = Image.fromarray(np.full((8, 8), 257 * 90, np.uint16)) if mode == "I;16" else Image.new(mode,
+                                                                                                     (8, 8))
     assert score([picture], data, partial=False)["none"]["ungrouped"].n == 1
 
 
@@ -134,7 +146,8 @@ def test_tensors_are_taken_as_pictures_are(images, data, kind):
 
 @pytest.mark.parametrize(("wrong", "said"), [
     (torch.zeros(3, 8, 8), "no batch of images"), (torch.full((1, 3, 8, 8), 2.0), "not all from 0 to 1"),
-    (torch.full((1, 3, 8, 8), float("nan")), "not all from 0 to 1"), (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
+    (torch.full((1, 3, 8, 8), float("nan")), "not all from 0 to 1"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
     (["a.png"], "a str is no image")])
 def test_what_is_no_image_is_refused(data, wrong, said):
     with pytest.raises(InputError, match=said):
@@ -157,7 +170,17 @@ def _one_process(rank, folder, train):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
+def test_states_of_all_processes_are_joined(images, data):
+    """As if another process had seen the same."""
+    metric = CopyRate(reference=data, distributed_available_fn=lambda: True,
+                      dist_sync_fn=lambda x, group=None: [x, x])
+    metric.update(images[:4])
+    metric.update(images[4:])
+    assert metric.compute()[::3] == (6 / 16, 16)
+    assert len(metric.copied) == 2  # its own again
+
+
+@pytest.mark.slow
 def test_two_processes_agree_on_the_rate_of_all_images(train, tmp_path):
     torch.multiprocessing.spawn(_one_process, (tmp_path, train), nprocs=2)
     one, other = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))

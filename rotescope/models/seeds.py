@@ -1,4 +1,4 @@
-"""Texts to whole numbers: a seed, or a place in an order, that is the same in every run and on every machine."""
+"""Texts to whole numbers: a seed, or a place in an order, that is the same in every run and everywhere."""
 import hashlib
 
 

@@ -4,23 +4,23 @@
     diffusion        α = √ᾱ_t,    σ = √(1 − ᾱ_t)      (Ho et al. 2020, arXiv 2006.11239, eq. 4)
     flow matching    α = 1 − σ,   σ = t / T           (Esser et al. 2024, arXiv 2403.03206, eq. 13)
 
-A kind is diffusers' prediction_type (`epsilon`, `v_prediction`, `sample`), or `flow`. α and σ are numbers, or tensors that
-broadcast to the latents (B, C, h, w).
+A kind is diffusers' prediction_type (`epsilon`, `v_prediction`, `sample`), or `flow`. α and σ are numbers, or
+tensors that broadcast to the latents (B, C, h, w).
 """
 import torch
 
 TARGETS = {  # kind -> what the denoiser is asked for
     "epsilon": lambda x0, noise, alpha, sigma: noise,
-    "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,  # Salimans & Ho 2022, appendix D
+    "v_prediction": lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,  # Salimans & Ho 2022, app. D
     "sample": lambda x0, noise, alpha, sigma: x0,
-    "flow": lambda x0, noise, alpha, sigma: noise - x0,                          # Esser et al. 2024, eq. 14: d x_t / d σ
+    "flow": lambda x0, noise, alpha, sigma: noise - x0,                          # Esser et al. 2024: d x_t / d σ
 }
 
 
 # ----- where a timestep lies
 
 def prediction_kind(scheduler):
-    """A diffusers scheduler -> what the denoiser under it predicts, a key of TARGETS or another prediction_type."""
+    """A diffusers scheduler -> what its denoiser predicts, a key of TARGETS or another prediction_type."""
     kind = scheduler.config.get("prediction_type", "epsilon")
     return "flow" if kind == "flow_prediction" or "FlowMatch" in type(scheduler).__name__ else kind
 

@@ -7,8 +7,8 @@ from torchmetrics import Metric
 from rotescope.common.errors import InputError
 from rotescope.evaluate.inputs.pictures_in_memory import data_of
 from rotescope.evaluate.inputs.training_and_heldout import apart
+from rotescope.evaluate.measurement.layers import check_measuring, make_layers
 from rotescope.evaluate.options import CopyRule
-from rotescope.evaluate.report.findings import check_measuring, make_layers
 from rotescope.evaluate.statistics.estimate import Estimate, share_estimate
 
 WANTED = "pass a list of PIL images, or a tensor (n, 3, height, width), uint8 or float from 0 to 1"
@@ -41,9 +41,11 @@ class CopyRate(Metric):
 
     Examples
     --------
-    >>> metric = CopyRate(reference="photos")                # doctest: +SKIP
-    >>> metric.update(images)                                # doctest: +SKIP
-    >>> value, low, high, n_images, _ = metric.compute()     # doctest: +SKIP
+    >>> metric = CopyRate(reference="photos")
+    >>> metric.update(images)
+    >>> value, low, high, n_images, _ = metric.compute()
+    >>> n_images, low <= value <= high
+    (2, True)
     """
     is_differentiable = False
     higher_is_better = False
@@ -52,12 +54,15 @@ class CopyRate(Metric):
     similarity: list[torch.Tensor]
     copied: list[torch.Tensor]
 
-    def __init__(self, reference, *, heldout=None, descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train",
-                 copy_quantile: float = 0.99, copy_threshold: float | None = None, index_dir: str | None = None, **kwargs):
+    def __init__(self, reference, *, heldout=None, descriptor: str = "auto", exact: str = "pixels",
+                 copy_null: str = "train",
+                 copy_quantile: float = 0.99, copy_threshold: float | None = None,
+                 index_dir: str | None = None, **kwargs):
         super().__init__(**kwargs)
         training, held, _ = data_of(reference, heldout)
         self._data = training, apart(held, training)[0]
-        self._how = CopyRule(descriptor=descriptor, exact=exact, copy_null=copy_null, copy_quantile=copy_quantile,
+        self._how = CopyRule(descriptor=descriptor, exact=exact, copy_null=copy_null,
+                             copy_quantile=copy_quantile,
                              copy_threshold=copy_threshold, index_dir=index_dir)
         check_measuring(self._how, *self._data, None)
         self._layers: dict = {}
@@ -92,14 +97,16 @@ class CopyRate(Metric):
         Returns
         -------
         Estimate
-            Value, ends of the exact 95% interval, number of images; the prompts are not known, and count as one.
+            Value, ends of the exact 95% interval, number of images; the prompts are not
+            known, and count as one.
 
         Raises
         ------
         InputError
             If no image was seen.
         """
-        parts = self.copied if isinstance(self.copied, list) else [self.copied]  # a tensor once processes have met
+        # a tensor once processes have met
+        parts = self.copied if isinstance(self.copied, list) else [self.copied]
         copied = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8)
         if not len(copied):
             raise InputError("no image was given to CopyRate: call update first")

@@ -15,8 +15,9 @@ PAIRED = 2000  # prompts in the test of pairing: its matrix is images × prompts
 def prompt_findings(samples, measured, layer):
     """-> tuple of PromptFindings, one for each method and prompt.
 
-    p: by rank of its highest similarity among layer.best_null; q: adjusted over the prompts of a method. leaked: its images copy,
-    and chance does not explain it: they do with significance, or all but identically, and the prompt's own image if it has one.
+    p: by rank of its highest similarity among layer.best_null; q: adjusted over the prompts of a method.
+    leaked: its images copy, and chance does not explain it: they do with significance, or all but
+    identically, and the prompt's own image if it has one.
     """
     found = []
     for method, by_prompt in _by_prompt(samples.records).items():
@@ -28,7 +29,8 @@ def prompt_findings(samples, measured, layer):
 
 
 def _of_prompt(method, records, measured, at, top, p, q):
-    r, own, copies, significant = records[at[0]], measured.near.own[at], int(measured.copied[at].sum()), bool(q <= FDR)
+    r, own = records[at[0]], measured.near.own[at]
+    copies, significant = int(measured.copied[at].sum()), bool(q <= FDR)
     return PromptFindings(
         r.group, r.prompt_index, r.prompt, r.image, len(at), copies, float(top), float(p), float(q), significant,
         leaked=bool(copies and significant or measured.identical[at].any()), expected=r.image_id,
@@ -57,13 +59,16 @@ def p_value_basis(samples, layer):
 
 
 def shuffled_pairing(samples, measured, layer):
-    """Shuffled pairing of prompts and training images -> {method: Pairing} where prompts name their images."""
+    """Shuffled pairing of prompts and training images -> {method: Pairing} where
+    prompts name their images."""
     found = {}
     for method, by_prompt in _by_prompt(samples.records).items():
-        known = [at for at in by_prompt.values() if samples.records[at[0]].image_id in layer.index.rows][:PAIRED]
+        known = [at for at in by_prompt.values()
+                 if samples.records[at[0]].image_id in layer.index.rows][:PAIRED]
         rows = [layer.index.rows[samples.records[at[0]].image_id] for at in known]
         if len(set(rows)) > 1:
-            images, prompt = np.concatenate(known), np.repeat(np.arange(len(known)), [len(at) for at in known])
+            images = np.concatenate(known)
+            prompt = np.repeat(np.arange(len(known)), [len(at) for at in known])
             similarity = measured.vectors[images] @ layer.index.vectors[np.array(rows)].T
             found[method] = Pairing(*map(float, paired_p_value(similarity, prompt)))
     return found
@@ -99,20 +104,24 @@ def group_findings(samples, measured, layer, heldout_features=(), prompts=(), re
         own.setdefault((p.method, p.group), []).append(p)
     for (method, group), at in samples.cells.items():
         methods.setdefault(method, {})[group] = _of_group(
-            [samples.records[i] for i in at], measured, at, layer, heldout_features, own.get((method, group), []), resolved)
+            [samples.records[i] for i in at], measured, at, layer, heldout_features,
+            own.get((method, group), []), resolved)
     return methods
 
 
 def _of_group(records, measured, at, layer, heldout_features, prompts, resolved):
-    copied, top1, own = measured.copied[at], np.asarray(measured.near.top1[at], np.float64), measured.own_copied[at]
-    own, n_prompts = own[~np.isnan(own)], len({r.prompt_index for r in records})
+    copied, top1 = measured.copied[at], np.asarray(measured.near.top1[at], np.float64)
+    own, n_prompts = measured.own_copied[at], len({r.prompt_index for r in records})
+    own = own[~np.isnan(own)]
     copies, told = int(copied.sum()), prompts and prompts[0].prompt_index is not None
     copy_rate = share_estimate(copies, len(at), n_prompts)
     return GroupFindings(
         n=len(at), copies=copies, copy_rate=copy_rate, above_chance=copy_rate.low > layer.chance,
-        own_copies=int(own.sum()), own_copy_rate=share_estimate(int(own.sum()), len(own), n_prompts) if len(own) else None,
+        own_copies=int(own.sum()),
+        own_copy_rate=share_estimate(int(own.sum()), len(own), n_prompts) if len(own) else None,
         sim95=sim95_estimate(top1, [_key(r) for r in records], n_prompts), top1_mean=float(top1.mean()),
-        share_over=shares_over(top1), copies_by={name: int(m.copied[at].sum()) for name, m in measured.layers.items()},
+        share_over=shares_over(top1),
+        copies_by={name: int(m.copied[at].sum()) for name, m in measured.layers.items()},
         n_prompts=n_prompts,
         prompts_copied=len({r.prompt_index for r, c in zip(records, copied, strict=True) if c} - {None}),
         prompts_significant=sum(p.significant for p in prompts) if told else None,
