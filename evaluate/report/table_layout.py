@@ -94,8 +94,8 @@ def prompts_together(smallest: float, methods: Iterable[str], fdr: float) -> int
 
 
 def method_words(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there
-    is one."""
+    """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there is
+    one."""
     used = " ".join(labels.values()).replace(",", " ").split()
     found = [words for part, words in WORDS.items() if part in used]
     return [*found, TRANSITION] if found else []

@@ -30,8 +30,7 @@ def draw_dose(curves: dict[str, dict], caption: str, chance: float, file: str | 
 @in_style
 def dose_figure(curves: dict[str, dict], caption: str, chance: float) -> Figure:
     """Share of copies against copies in an epoch, a panel a curve with its intervals and controls; the first
-    curve stands in
-    grey in the others' panels."""
+    curve stands in grey in the others' panels."""
     columns, rows = min(COLUMNS, len(curves)), -(-len(curves) // COLUMNS)
     width = max(PANEL * columns, 4.2)
     words = lines_of(caption, round(A_LINE * width))

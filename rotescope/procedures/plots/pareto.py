@@ -35,8 +35,8 @@ def draw_pareto(rows: dict[str, dict], file: str | Path) -> None:
 @in_style
 def pareto_figure(rows: dict[str, dict]) -> Figure:
     """Above, alignment against copy rate, the front joined and named. Below, every method on a line of its
-    own: its copy rate
-    with its 95% interval, and its alignment. Where alignment is not known, the copy rates alone."""
+    own: its copy rate with its 95% interval, and its alignment. Where alignment is not known, the copy rates
+    alone."""
     known = all(row["duplicated"]["alignment"] is not None for row in rows.values())
     ordered = sorted(rows, key=lambda name: (_point(rows[name])[0], -(_point(rows[name])[1] or 0)))
     heights = 4.4, 0.2 * len(rows) + 0.7
