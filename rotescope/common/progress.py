@@ -31,7 +31,8 @@ class Part:
     """One part of a job: how much of it is done, and since when. Times are seconds of one clock.
 
     The work on the first item began when whatever was done before it ended, not when the item was ready: a
-    batch of 64 images that takes a minute advances 64 times in an instant. """
+    batch of 64 images that takes a minute advances 64 times in an instant.
+    """
 
     name: str
     total: int

@@ -1,7 +1,8 @@
 """The same prompts and seed under every method, a line of pictures a method: what README shows of the demo.
 
-from rotescope.procedures.plots.grid import draw_grid draw_grid("runs/demo/samples",
-"runs/demo/checkpoint/manifest.parquet", "docs/grid.png") """
+    from rotescope.procedures.plots.grid import draw_grid
+    draw_grid("runs/demo/samples", "runs/demo/checkpoint/manifest.parquet", "docs/grid.png")
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
