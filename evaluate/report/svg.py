@@ -1,8 +1,13 @@
-"""The report's figures as inline SVG: colours come from the page's stylesheet, so one drawing serves light, dark and paper."""
+"""The report's figures as inline SVG: colours come from the page's stylesheet, so one drawing serves light,
+dark and paper."""
+
 from rotescope.common.wording import PROMPTS, percent
 from rotescope.evaluate.report.canvas import CHARACTER, Canvas, scale, ticks
 
-WIDE, NARROW = 760, 344  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
+WIDE, NARROW = (
+    760,
+    344,
+)  # pixels: each figure is drawn for a desk and for a phone, and the stylesheet shows one
 
 
 def both(draw, *args):
@@ -11,6 +16,7 @@ def both(draw, *args):
 
 
 # ----- similarity
+
 
 def strip_rows(report):
     """-> [(label, counts, above chance)]: the nulls, then each method and group."""
@@ -37,8 +43,15 @@ def draw_strips(report, width):
     left, right, height = (0, 46, 50) if narrow else (206, 56, 36)
     bottom = top + height * len(rows)
     shares = [_beyond(counts, edges, threshold) for _, counts, _ in rows]
-    c = Canvas(width, bottom + 38, "Similarity to the nearest training image", "; ".join(
-        f"{label}: {percent(part)} over the threshold" for (label, _, _), part in zip(rows, shares, strict=True)))
+    c = Canvas(
+        width,
+        bottom + 38,
+        "Similarity to the nearest training image",
+        "; ".join(
+            f"{label}: {percent(part)} over the threshold"
+            for (label, _, _), part in zip(rows, shares, strict=True)
+        ),
+    )
     x = scale(edges[0], edges[-1], left, width - right)
     for i, ((label, counts, above), part) in enumerate(zip(rows, shares, strict=True)):
         base = top + height * (i + 1)
@@ -63,7 +76,7 @@ def _first_above(edges, threshold):
 
 
 def _beyond(counts, edges, threshold):
-    return sum(counts[_first_above(edges, threshold):]) / sum(counts) if sum(counts) else None
+    return sum(counts[_first_above(edges, threshold) :]) / sum(counts) if sum(counts) else None
 
 
 def _steps(edges, counts, bins, x, y):
@@ -77,12 +90,24 @@ def _steps(edges, counts, bins, x, y):
 
 # ----- prediction gap
 
+
 def gaps(curves, label, width):
-    """Median and quartiles of ‖ε_cond − ε_uncond‖ against the timestep, from noise on the left to the image on the right."""
+    """Median and quartiles of ‖ε_cond − ε_uncond‖ against the timestep, from noise on the left to the image
+    on the right."""
     narrow, left, top, bottom = width < 500, 34, 32 + 20 * len(curves), 270
-    c = Canvas(width, bottom + 40, f"Prediction gap under {label}", "; ".join(
-        f"{PROMPTS.get(g, g)}: {v.median[0]:.2f} at first, {v.median[-1]:.2f} at last" for g, v in curves.items()))
-    last, first = min(min(v.timesteps) for v in curves.values()), max(max(v.timesteps) for v in curves.values())
+    c = Canvas(
+        width,
+        bottom + 40,
+        f"Prediction gap under {label}",
+        "; ".join(
+            f"{PROMPTS.get(g, g)}: {v.median[0]:.2f} at first, {v.median[-1]:.2f} at last"
+            for g, v in curves.items()
+        ),
+    )
+    last, first = (
+        min(min(v.timesteps) for v in curves.values()),
+        max(max(v.timesteps) for v in curves.values()),
+    )
     highest = 1.05 * max(max(v.high) for v in curves.values())
     x, y = scale(first, last, left, width - 8), scale(0, highest, bottom, top)
     _axes(c, left, bottom, x, y, ticks(last, first, 4 if narrow else 6), ticks(0, highest, 4))
@@ -90,7 +115,10 @@ def gaps(curves, label, width):
     c.text(0, top - 10, "prediction gap", anchor="start")
     for i, (group, v) in enumerate(curves.items()):
         style = "copy" if group == "duplicated" else "calm"
-        low, median, high = ([(x(t), y(g)) for t, g in zip(v.timesteps, gaps, strict=True)] for gaps in (v.low, v.median, v.high))
+        low, median, high = (
+            [(x(t), y(g)) for t, g in zip(v.timesteps, gaps, strict=True)]
+            for gaps in (v.low, v.median, v.high)
+        )
         c.path([*high, *low[::-1]], f"band {style}", closed=True)
         c.path(median, f"curve {style}")
         c.line(left, 12 + 20 * i, left + 22, 12 + 20 * i, f"curve {style}")
@@ -110,21 +138,32 @@ def _axes(c, left, bottom, x, y, x_ticks, y_ticks, write=lambda v: f"{v:g}"):
 
 # ----- trade-off
 
+
 def tradeoff_points(report):
-    """-> [(family, label, copy rate, interval, alignment)]: the sweep's two curves, and the methods that lie on neither."""
+    """-> [(family, label, copy rate, interval, alignment)]: the sweep's two curves, and the methods that lie
+    on neither."""
     points = [(p.family, f"{p.transition_timestep:g}", p) for p in report.sweep]
     swept = {(p.before, p.transition_timestep) for p in report.sweep}
     for method, found in report.methods.items():
         settings, cell = found.settings, found.groups.get("duplicated") or next(iter(found.groups.values()))
-        on_a_curve = (settings.get("before"), settings.get("transition")) in swept and settings.get("colour") is None
+        on_a_curve = (settings.get("before"), settings.get("transition")) in swept and settings.get(
+            "colour"
+        ) is None
         if method == "none" or not on_a_curve:
             points.append(("plain" if method == "none" else "method", found.label, cell))
-    return [(family, label, p.copy_rate.value, (p.copy_rate.low, p.copy_rate.high), p.alignment)
-            for family, label, p in points if p.alignment is not None]
+    return [
+        (family, label, p.copy_rate.value, (p.copy_rate.low, p.copy_rate.high), p.alignment)
+        for family, label, p in points
+        if p.alignment is not None
+    ]
 
 
-SHAPES = {"delayed": "delayed guidance, by its transition τ", "opposite": "opposite guidance, by its transition τ",
-          "method": "method of the table", "plain": "plain guidance"}
+SHAPES = {
+    "delayed": "delayed guidance, by its transition τ",
+    "opposite": "opposite guidance, by its transition τ",
+    "method": "method of the table",
+    "plain": "plain guidance",
+}
 
 
 def tradeoff(report, width):
@@ -139,9 +178,20 @@ def draw_tradeoff(points, width):
     lines = len(families) if narrow else -(-len(families) // 2)
     left, top = 40, 40 + 20 * lines
     bottom = top + (300 if narrow else 290)
-    c = Canvas(width, bottom + 40, "Alignment against copy rate", "; ".join(
-        f"{family} {label}: {percent(rate)} copied, alignment {aligned:.2f}" for family, label, rate, _, aligned in points))
-    low, high, most = min(p[4] for p in points), max(p[4] for p in points), min(max(0.1, *(p[3][1] for p in points)), 1)
+    c = Canvas(
+        width,
+        bottom + 40,
+        "Alignment against copy rate",
+        "; ".join(
+            f"{family} {label}: {percent(rate)} copied, alignment {aligned:.2f}"
+            for family, label, rate, _, aligned in points
+        ),
+    )
+    low, high, most = (
+        min(p[4] for p in points),
+        max(p[4] for p in points),
+        min(max(0.1, *(p[3][1] for p in points)), 1),
+    )
     pad = max((high - low) * 0.18, 0.02)
     x, y = scale(0, most, left + 10, width - 26), scale(low - pad, high + pad, bottom, top)
     _axes(c, left, bottom, x, y, ticks(0, most, 4 if narrow else 8), ticks(low - pad, high + pad, 5), percent)
@@ -158,7 +208,9 @@ def draw_tradeoff(points, width):
         c.keep_clear(curve)
     for family, _, rate, _, aligned in points:  # a ring round a dot shows both
         _mark(c, x(rate), y(aligned), family)
-    for _, label, rate, _, aligned in sorted(points, key=lambda p: p[0] in ("delayed", "opposite")):  # names first
+    for _, label, rate, _, aligned in sorted(
+        points, key=lambda p: p[0] in ("delayed", "opposite")
+    ):  # names first
         c.label(x(rate), y(aligned), label, "value")
     return c
 
@@ -170,7 +222,9 @@ def _mark(c, x, y, family):
     elif family == "opposite":
         c.add("circle", cx=x, cy=y, r=4.0, class_="mark ink")
     else:
-        corners = [(-5, -5), (5, -5), (5, 5), (-5, 5)] if family == "plain" else [(0, -6), (6, 0), (0, 6), (-6, 0)]
+        corners = (
+            [(-5, -5), (5, -5), (5, 5), (-5, 5)] if family == "plain" else [(0, -6), (6, 0), (0, 6), (-6, 0)]
+        )
         c.path([(x + across, y + down) for across, down in corners], "mark ink", closed=True)
 
 

@@ -1,4 +1,5 @@
 """What the page's tables and notes say beside the figures themselves. Pure: plain values in, values out."""
+
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,23 +10,37 @@ from scipy.stats import binom
 SURPRISING = 0.05  # chance brings so many hits in fewer than one run of twenty
 
 WORDS = {  # part of a label -> the term and what it means, in the order in which a reader needs them
-    "STP": ("STP, static transition point",
-            "delayed guidance: the caption has no pull until the transition τ, which is the same for every image."),
-    "DTP": ("DTP, dynamic transition point", "delayed guidance whose transition τ is found for each image: where its "
-            "prediction gap has its first minimum."),
-    "OG": ("OG, opposite guidance",
-           "before the transition τ the image is pushed away from its caption, not merely left alone."),
-    "layout": ("Layout", "only where things stand is pushed away; the mean colour of the picture is guided as usual."),
+    "STP": (
+        "STP, static transition point",
+        "delayed guidance: the caption has no pull until the transition τ, which is the same for every image.",
+    ),
+    "DTP": (
+        "DTP, dynamic transition point",
+        "delayed guidance whose transition τ is found for each image: where its "
+        "prediction gap has its first minimum.",
+    ),
+    "OG": (
+        "OG, opposite guidance",
+        "before the transition τ the image is pushed away from its caption, not merely left alone.",
+    ),
+    "layout": (
+        "Layout",
+        "only where things stand is pushed away; the mean colour of the picture is guided as usual.",
+    ),
 }
-TRANSITION = ("Transition, τ", "the timestep from which guidance is as usual; “until t = 600” in the tables is τ = 600. "
-              "Timesteps run from 999, noise, down to 0, the image.")
+TRANSITION = (
+    "Transition, τ",
+    "the timestep from which guidance is as usual; “until t = 600” in the tables is τ = 600. "
+    "Timesteps run from 999, noise, down to 0, the image.",
+)
 
 
 @dataclass(frozen=True)
 class ChanceHits:
     """Hits among pictures of which each is one by chance with the same probability."""
+
     expected: float  # mean number that chance alone brings
-    p: float         # probability that chance alone brings as many as were found, or more
+    p: float  # probability that chance alone brings as many as were found, or more
 
     @property
     def more(self) -> bool:
@@ -79,7 +94,8 @@ def prompts_together(smallest: float, methods: Iterable[str], fdr: float) -> int
 
 
 def method_words(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there is one."""
+    """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there is
+    one."""
     used = " ".join(labels.values()).replace(",", " ").split()
     found = [words for part, words in WORDS.items() if part in used]
     return [*found, TRANSITION] if found else []

@@ -1,4 +1,6 @@
-"""Progress on stderr: a bar for each part of a job on a terminal; a line every half minute in a file or a pipe."""
+"""Progress on stderr: a bar for each part of a job on a terminal; a line every half minute in a file or a
+pipe."""
+
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +20,8 @@ UNKNOWN = "-:--:--"
 
 
 class Advance(Protocol):
-    """One more of part `name` is done; `to`: so many of it are done in all. `text` stands at the end of its line."""
+    """One more of part `name` is done; `to`: so many of it are done in all. `text` stands at the end of its
+    line."""
 
     def __call__(self, name: str, text: str = "", to: int | None = None) -> None: ...
 
@@ -27,17 +30,18 @@ class Advance(Protocol):
 class Part:
     """One part of a job: how much of it is done, and since when. Times are seconds of one clock.
 
-    The work on the first item began when whatever was done before it ended, not when the item was ready: a batch of 64 images
-    that takes a minute advances 64 times in an instant.
+    The work on the first item began when whatever was done before it ended, not when the item was ready: a
+    batch of 64 images that takes a minute advances 64 times in an instant.
     """
+
     name: str
     total: int
     done: int = 0
     text: str = ""
-    began: float | None = None   # None until it moves
-    moved: float | None = None   # the last time that it moved
-    earlier: int = 0             # how many were done before the pace was first known
-    since: float = 0.0           # when that was
+    began: float | None = None  # None until it moves
+    moved: float | None = None  # the last time that it moved
+    earlier: int = 0  # how many were done before the pace was first known
+    since: float = 0.0  # when that was
 
     def move(self, before: float, now: float, text: str = "", to: int | None = None) -> None:
         """Count one more, or `to` in all. before: when the work that came before this part ended."""
@@ -92,12 +96,18 @@ def in_clock(seconds: float | None) -> str:
 def line_of(part: Part, now: float) -> str:
     """stp 48/96, elapsed 0:00:30, ETA 0:00:30; without an ETA once it is complete."""
     ahead = "" if part.complete else f", ETA {in_clock(part.left(now))}"
-    return f"{part.name} {part.done:,}/{part.total:,}, elapsed {in_clock(part.elapsed(now))}{ahead} {part.text}".rstrip()
+    spent = in_clock(part.elapsed(now))
+    return f"{part.name} {part.done:,}/{part.total:,}, elapsed {spent}{ahead} {part.text}".rstrip()
 
 
 @contextmanager
-def progress_bars(totals: Mapping[str, int], disable: bool = False, *, clock: Callable[[], float] = time.monotonic,
-                  stream: IO[str] | None = None) -> Iterator[Advance]:
+def progress_bars(
+    totals: Mapping[str, int],
+    disable: bool = False,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    stream: IO[str] | None = None,
+) -> Iterator[Advance]:
     """Show how far each part of a job is.
 
     Parameters
@@ -133,14 +143,23 @@ def _silent(name: str, text: str = "", to: int | None = None) -> None:
 
 @contextmanager
 def _bars(parts: Parts, console: Console) -> Iterator[Advance]:
-    columns = (TextColumn("{task.description:>14}", markup=False), BarColumn(), MofNCompleteColumn(), _Times(parts),
-               TextColumn("{task.fields[text]}", markup=False))
+    columns = (
+        TextColumn("{task.description:>14}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Times(parts),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
     with Progress(*columns, console=console) as progress:
-        tasks = {name: progress.add_task(name, total=part.total, visible=False, text="") for name, part in parts.named.items()}
+        tasks = {
+            name: progress.add_task(name, total=part.total, visible=False, text="")
+            for name, part in parts.named.items()
+        }
 
         def advance(name: str, text: str = "", to: int | None = None) -> None:
             part = parts.move(name, text, to)
             progress.update(tasks[name], visible=True, text=text, completed=part.done)
+
         yield advance
 
 
@@ -171,6 +190,7 @@ def _lines(parts: Parts, stream: IO[str]) -> Iterator[Advance]:
         done, when = said.get(name, (0, part.began or 0.0))
         if part.complete and done < part.total or parts.moved - when >= EVERY:
             say(part, parts.moved)
+
     try:
         yield advance
     finally:

@@ -1,4 +1,6 @@
-"""Progress: each part's own time, bars on a terminal, a line every half minute in a file. The clock is the test's own."""
+"""Progress: each part's own time, bars on a terminal, a line every half minute in a file. The clock is the
+test's own."""
+
 import io
 import re
 
@@ -28,7 +30,8 @@ def lines(stream):
 
 
 def test_a_part_counts_from_where_the_work_before_it_ended():
-    """Two methods of 64 images, a batch each: 60 s, then 20 s. Each takes its own time, though a batch moves in an instant."""
+    """Two methods of 64 images, a batch each: 60 s, then 20 s. Each takes its own time, though a batch moves
+    in an instant."""
     clock, stream = Clock(), io.StringIO()
     with progress_bars({"none": 64, "stp": 64}, clock=clock, stream=stream) as advance:
         for name, seconds in (("none", 60), ("stp", 20)):
@@ -75,7 +78,8 @@ def test_a_file_gets_a_line_every_half_minute_and_a_last_one():
         "fine-tuning 30/100, elapsed 0:00:30, ETA 0:01:10 loss 0.3",
         "fine-tuning 60/100, elapsed 0:01:00, ETA 0:00:40 loss 0.6",
         "fine-tuning 90/100, elapsed 0:01:30, ETA 0:00:10 loss 0.9",
-        "fine-tuning 100/100, elapsed 0:01:40 loss 1.0"]
+        "fine-tuning 100/100, elapsed 0:01:40 loss 1.0",
+    ]
     assert EVERY == 30
     assert "\x1b" not in stream.getvalue()
     assert "\r" not in stream.getvalue()

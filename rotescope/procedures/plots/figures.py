@@ -1,4 +1,5 @@
 """The seven figures of the paper, each with its claim and whether it held."""
+
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,24 @@ def all_figures(curves, drawn, found, examples, threshold):
     """-> [(number, Figure)] of the claims."""
     found_figures = []
     figures = {
-        1: (_gaps, curves), 2: (_fall_by_seed, drawn), 3: (_switched_on, curves, drawn, examples),
-        4: (_convergence, curves, examples), 5: (_basin, drawn), 6: (_moved, drawn), 7: (_tradeoff, drawn, threshold)}
+        1: (_gaps, curves),
+        2: (_fall_by_seed, drawn),
+        3: (_switched_on, curves, drawn, examples),
+        4: (_convergence, curves, examples),
+        5: (_basin, drawn),
+        6: (_moved, drawn),
+        7: (_tradeoff, drawn, threshold),
+    }
     for claim in found:
         draw, *data = figures[claim.number]
         figure, held = draw(*data), "held" if claim.held else "did not hold"
         words = round(A_LINE * figure.get_figwidth())
-        figure.suptitle(f"{lines_of(claim.says, words)}\n{lines_of(f'{held}: {claim.evidence}', words)}", fontsize=SMALL,
-                        x=0.02, ha="left")
+        figure.suptitle(
+            f"{lines_of(claim.says, words)}\n{lines_of(f'{held}: {claim.evidence}', words)}",
+            fontsize=SMALL,
+            x=0.02,
+            ha="left",
+        )
         if claim.number == 7:
             _name_transitions(figure.axes[0], drawn)  # last, when the room is known
         found_figures.append((claim.number, figure))
@@ -59,7 +70,13 @@ def _gaps(curves):
     for group, colour in (("control", BLUE), ("duplicated", RED)):
         gaps, timesteps = curves.gaps("unguided", group)
         axes.plot(timesteps, gaps.T, color=colour, alpha=0.08, linewidth=0.7)
-        axes.plot(timesteps, np.median(gaps, 0), color=colour, linewidth=2, label=f"{group}, {len(gaps)} images, median in bold")
+        axes.plot(
+            timesteps,
+            np.median(gaps, 0),
+            color=colour,
+            linewidth=2,
+            label=f"{group}, {len(gaps)} images, median in bold",
+        )
     axes.invert_xaxis()
     axes.legend()
     return figure
@@ -78,7 +95,7 @@ def _fall_by_seed(drawn):
 def _most_copied(curves, examples):
     """Duplicated prompts, at most four, from different parts of the list, with their training images."""
     firsts = {r.prompt_index: r for r in curves.of("none")}
-    chosen = list(firsts.values())[::max(1, len(firsts) // 4)][:4]
+    chosen = list(firsts.values())[:: max(1, len(firsts) // 4)][:4]
     return [(r, examples[r.image_id].open()) for r in chosen]
 
 
@@ -98,8 +115,10 @@ def _switched_on(curves, drawn, examples):
     taus = [p["transition_timestep"] for p in drawn["delayed"]]
     rows = []
     for record, training in _most_copied(curves, examples):
-        same = [next(r for r in curves.of(m) if (r.prompt_index, r.seed) == (record.prompt_index, record.seed))
-                for m in ("none", *(f"delayed-{t}" for t in taus))]
+        same = [
+            next(r for r in curves.of(m) if (r.prompt_index, r.seed) == (record.prompt_index, record.seed))
+            for m in ("none", *(f"delayed-{t}" for t in taus))
+        ]
         rows.append([training, *(curves.samples.open(r) for r in same)])
     return _grid(rows, ["training", "plain", *(f"τ {t}" for t in taus)])
 
@@ -107,18 +126,29 @@ def _switched_on(curves, drawn, examples):
 def _convergence(curves, examples):
     seeds, rows = min(4, len({r.seed for r in curves.of("none")})), []
     for record, training in _most_copied(curves, examples):
-        pictures = [[curves.samples.open(r) for r in curves.of(m) if r.prompt_index == record.prompt_index][:seeds]
-                    for m in ("none", "unguided")]
+        pictures = [
+            [curves.samples.open(r) for r in curves.of(m) if r.prompt_index == record.prompt_index][:seeds]
+            for m in ("none", "unguided")
+        ]
         rows.append([training, *pictures[0], *pictures[1]])
     return _grid(rows, ["training", *["guided"] * seeds, *["unguided"] * seeds])
 
 
 def _basin(drawn):
     figure, axes = _axes("guidance from this timestep on", "share of images that are copies")
-    for name, label in (("delayed", "delayed (no guidance before)"), ("opposite", "opposite guidance before")):
+    for name, label in (
+        ("delayed", "delayed (no guidance before)"),
+        ("opposite", "opposite guidance before"),
+    ):
         colour, marker = SWEPT[name]
-        draw_band(axes, [p["transition_timestep"] for p in drawn[name]], drawn[name], colour,
-                  f"{label}, n = {drawn[name][0]['n']} each, 95% interval", marker=marker)
+        draw_band(
+            axes,
+            [p["transition_timestep"] for p in drawn[name]],
+            drawn[name],
+            colour,
+            f"{label}, n = {drawn[name][0]['n']} each, 95% interval",
+            marker=marker,
+        )
     axes.axhline(drawn["plain"]["copy_rate"], color=INK, linestyle=":", label="guidance from the start")
     axes.set_ylim(-0.03, 1.03)
     axes.invert_xaxis()
@@ -129,7 +159,10 @@ def _basin(drawn):
 def _moved(drawn):
     figure, axes = _axes("timestep of the steepest fall", "images")
     bins = np.linspace(0, 1000, 26)
-    for values, colour, label in ((drawn["unguided"], BLUE, "unguided"), (drawn["against"], RED, "opposite guidance")):
+    for values, colour, label in (
+        (drawn["unguided"], BLUE, "unguided"),
+        (drawn["against"], RED, "opposite guidance"),
+    ):
         axes.hist(values, bins.tolist(), color=colour, alpha=0.5, label=f"{label}, n = {len(values)}")
     axes.invert_xaxis()
     axes.legend()
@@ -137,10 +170,17 @@ def _moved(drawn):
 
 
 def _tradeoff(drawn, threshold):
-    figure, axes = _axes("95th percentile of similarity to the nearest training image", "alignment with the caption")
+    figure, axes = _axes(
+        "95th percentile of similarity to the nearest training image", "alignment with the caption"
+    )
     for name, (colour, marker) in SWEPT.items():
-        axes.plot(*_curve(drawn, name).T, marker=marker, color=colour, label=f"{name}, by its transition timestep",
-                  markersize=4)
+        axes.plot(
+            *_curve(drawn, name).T,
+            marker=marker,
+            color=colour,
+            label=f"{name}, by its transition timestep",
+            markersize=4,
+        )
     axes.plot(drawn["plain"]["sim95"], drawn["plain"]["alignment"], "D", color=INK, label="plain guidance")
     axes.axvline(threshold, color=GREY, linestyle=":", label=f"copy threshold {threshold:.2f}")
     axes.margins(0.08)
@@ -154,6 +194,9 @@ def _curve(drawn, name):
 
 
 def _name_transitions(axes, drawn):
-    names = [(f"{p['transition_timestep']:g}", (p["sim95"], p["alignment"]), colour)
-             for name, (colour, _) in SWEPT.items() for p in drawn[name]]
+    names = [
+        (f"{p['transition_timestep']:g}", (p["sim95"], p["alignment"]), colour)
+        for name, (colour, _) in SWEPT.items()
+        for p in drawn[name]
+    ]
     place_names(axes, names, [_curve(drawn, name) for name in SWEPT])

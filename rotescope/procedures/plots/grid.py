@@ -3,6 +3,7 @@
     from rotescope.procedures.plots.grid import draw_grid
     draw_grid("runs/demo/samples", "runs/demo/checkpoint/manifest.parquet", "docs/grid.png")
 """
+
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +17,18 @@ from rotescope.evaluate.inputs.samples import Samples, read_samples
 from rotescope.procedures.plots.style import SMALL, TEXT, blank_figure, in_style, lines_of, save_figure
 
 COLUMNS = {"duplicated": 6, "control": 3}  # prompts of each group
-SIDE, GAP, LABELS = 0.84, 0.3, 1.05        # inches: a picture, the space between two groups, the names of the methods
-LINE, MARGIN = 0.135, 0.02                 # inches: a line of text, the edge
+SIDE, GAP, LABELS = (
+    0.84,
+    0.3,
+    1.05,
+)  # inches: a picture, the space between two groups, the names of the methods
+LINE, MARGIN = 0.135, 0.02  # inches: a line of text, the edge
 TRAINING = "training image"
 
 
-def draw_grid(samples: str | Path, train_data: str | Path, file: str | Path,
-              columns: Mapping[str, int] = COLUMNS) -> None:
+def draw_grid(
+    samples: str | Path, train_data: str | Path, file: str | Path, columns: Mapping[str, int] = COLUMNS
+) -> None:
     """Draw the pictures of a samples folder beside the training images of their prompts.
 
     Parameters
@@ -46,12 +52,17 @@ def draw_grid(samples: str | Path, train_data: str | Path, file: str | Path,
     groups = {group: _columns(found, training, group, n) for group, n in columns.items()}
     groups = {group: held for group, held in groups.items() if held}
     if not groups:
-        raise InputError(f"{samples} has no prompts of the groups {', '.join(columns)}: name those that it has as columns")
+        raise InputError(
+            f"{samples} has no prompts of the groups {', '.join(columns)}: name those that it has as columns"
+        )
     save_figure(grid_figure(groups), file)
 
 
-def _columns(samples: Samples, training: Mapping, group: str, n: int) -> list[tuple[str, dict[str, Image.Image]]]:
-    """-> (caption, {row: picture}) of n prompts of a group that have a training image, with the lowest seed."""
+def _columns(
+    samples: Samples, training: Mapping, group: str, n: int
+) -> list[tuple[str, dict[str, Image.Image]]]:
+    """-> (caption, {row: picture}) of n prompts of a group that have a training image, with the lowest
+    seed."""
     records = [r for r in samples.records if r.group == group and r.image_id in training]
     seed = min((r.seed for r in records if r.seed is not None), default=None)
     records = [r for r in records if r.seed == seed]
@@ -62,12 +73,15 @@ def _columns(samples: Samples, training: Mapping, group: str, n: int) -> list[tu
 
 def _column(records: list, samples: Samples, training: Mapping) -> tuple[str, dict[str, Image.Image]]:
     first = records[0]
-    return first.prompt, {TRAINING: training[first.image_id]()} | {name(r.method): samples.open(r) for r in records}
+    return first.prompt, {TRAINING: training[first.image_id]()} | {
+        name(r.method): samples.open(r) for r in records
+    }
 
 
 @in_style
 def grid_figure(groups: Mapping[str, list[tuple[str, dict[str, Image.Image]]]]) -> Figure:
-    """{group: columns (caption, {row: picture})} -> the figure: rows by name, captions over columns, a space between groups."""
+    """{group: columns (caption, {row: picture})} -> the figure: rows by name, captions over columns, a space
+    between groups."""
     columns = [column for held in groups.values() for column in held]
     rows = list(dict.fromkeys(row for _, pictures in columns for row in pictures))
     lefts, starts = _places(groups)
@@ -79,9 +93,20 @@ def grid_figure(groups: Mapping[str, list[tuple[str, dict[str, Image.Image]]]]) 
     for down, row in enumerate(rows):
         bottom = height - head - SIDE * (down + 1)
         for left, (_, pictures) in zip(lefts, columns, strict=True):
-            _show(figure, pictures.get(row), (left / width, bottom / height, 0.95 * SIDE / width, 0.95 * SIDE / height))
-        figure.text((LABELS - 0.08) / width, (bottom + SIDE / 2) / height, lines_of(row, 14), ha="right", va="center",
-                    fontsize=SMALL, fontweight="bold" if row == TRAINING else "normal")
+            _show(
+                figure,
+                pictures.get(row),
+                (left / width, bottom / height, 0.95 * SIDE / width, 0.95 * SIDE / height),
+            )
+        figure.text(
+            (LABELS - 0.08) / width,
+            (bottom + SIDE / 2) / height,
+            lines_of(row, 14),
+            ha="right",
+            va="center",
+            fontsize=SMALL,
+            fontweight="bold" if row == TRAINING else "normal",
+        )
     for left, caption in zip(lefts, captions, strict=True):
         figure.text(left / width, 1 - (head - 0.06) / height, caption, fontsize=SMALL, va="bottom")
     for left, heading in zip(starts.values(), headings, strict=True):

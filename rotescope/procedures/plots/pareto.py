@@ -1,16 +1,30 @@
 """What comparing mitigations shows: copies against alignment, and every method by name with its interval."""
+
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rotescope.procedures.plots.style import GREY, INK, PALE, RED, TEXT, blank_figure, in_style, place_names, save_figure
+from rotescope.procedures.plots.style import (
+    GREY,
+    INK,
+    PALE,
+    RED,
+    TEXT,
+    blank_figure,
+    in_style,
+    place_names,
+    save_figure,
+)
 
 PLAIN = "none"
 STYLES = {"plain": ("s", INK), "front": ("o", RED), "other": ("o", GREY)}  # marker and colour
-WORDS = {"plain": "plain guidance (none)", "front": "the front: no other has fewer copies at no less alignment",
-         "other": "other mitigations"}
+WORDS = {
+    "plain": "plain guidance (none)",
+    "front": "the front: no other has fewer copies at no less alignment",
+    "other": "other mitigations",
+}
 
 
 def draw_pareto(rows: dict[str, dict], file: str | Path) -> None:
@@ -20,13 +34,16 @@ def draw_pareto(rows: dict[str, dict], file: str | Path) -> None:
 
 @in_style
 def pareto_figure(rows: dict[str, dict]) -> Figure:
-    """Above, alignment against copy rate, the front joined and named. Below, every method on a line of its own: its copy rate
-    with its 95% interval, and its alignment. Where alignment is not known, the copy rates alone."""
+    """Above, alignment against copy rate, the front joined and named. Below, every method on a line of its
+    own: its copy rate with its 95% interval, and its alignment. Where alignment is not known, the copy rates
+    alone."""
     known = all(row["duplicated"]["alignment"] is not None for row in rows.values())
     ordered = sorted(rows, key=lambda name: (_point(rows[name])[0], -(_point(rows[name])[1] or 0)))
     heights = 4.4, 0.2 * len(rows) + 0.7
-    title = (f"Captions of duplicated images, {rows[ordered[0]]['duplicated']['n']} images a method; "
-             "lines: 95% intervals of the copy rate")
+    title = (
+        f"Captions of duplicated images, {rows[ordered[0]]['duplicated']['n']} images a method; "
+        "lines: 95% intervals of the copy rate"
+    )
     if not known:
         figure = blank_figure(7.5, heights[1] + 0.4)
         _list_rates(figure.subplots(), rows, ordered)
@@ -55,7 +72,9 @@ def _whisker(row: dict) -> np.ndarray:
 
 
 def _scatter(axes: Axes, rows: dict[str, dict]) -> None:
-    axes.set(xlabel="share of images that are copies", ylabel="alignment with the caption", xlim=(-0.03, 1.03))
+    axes.set(
+        xlabel="share of images that are copies", ylabel="alignment with the caption", xlim=(-0.03, 1.03)
+    )
     front = np.array(sorted(_point(row) for row in rows.values() if row["front"]))
     axes.plot(*front.T, color=RED, linewidth=0.8)
     for row in rows.values():
@@ -63,11 +82,22 @@ def _scatter(axes: Axes, rows: dict[str, dict]) -> None:
     for kind, (marker, colour) in STYLES.items():
         points = [_point(row) for name, row in rows.items() if _kind(name, row) == kind]
         if points:  # hollow: one on top of another still shows
-            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=6, markerfacecolor="none",
-                      markeredgewidth=1.4, label=WORDS[kind])
+            axes.plot(
+                *zip(*points, strict=True),
+                marker,
+                color=colour,
+                markersize=6,
+                markerfacecolor="none",
+                markeredgewidth=1.4,
+                label=WORDS[kind],
+            )
     axes.margins(y=0.12)  # room for names
     axes.figure.legend(loc="outside lower left", ncols=2)
-    named = [(name, _point(row), STYLES[_kind(name, row)][1]) for name, row in rows.items() if _kind(name, row) != "other"]
+    named = [
+        (name, _point(row), STYLES[_kind(name, row)][1])
+        for name, row in rows.items()
+        if _kind(name, row) != "other"
+    ]
     place_names(axes, named, [front, *(_whisker(row) for row in rows.values())])
 
 

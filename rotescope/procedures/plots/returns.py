@@ -1,4 +1,5 @@
 """What came back when copied images were sought again, a line of pictures an image."""
+
 from pathlib import Path
 
 import matplotlib.axes
@@ -7,7 +8,9 @@ from PIL import Image
 
 from rotescope.procedures.plots.style import RED, SMALL, in_style, lines_of, make_figure, save_figure
 
-Cell = tuple[Image.Image, str, bool] | None  # picture, what stands under it, whether it is a copy; None: not possible
+Cell = (
+    tuple[Image.Image, str, bool] | None
+)  # picture, what stands under it, whether it is a copy; None: not possible
 
 
 def draw_returns(rows: list[tuple[str, list[Cell]]], titles: list[str], file: str | Path) -> None:
@@ -17,7 +20,8 @@ def draw_returns(rows: list[tuple[str, list[Cell]]], titles: list[str], file: st
 
 @in_style
 def returns_figure(rows: list[tuple[str, list[Cell]]], titles: list[str]) -> Figure:
-    """rows: (label, cells), a line of pictures each, its group at the left; titles over the columns. Framed: a copy."""
+    """rows: (label, cells), a line of pictures each, its group at the left; titles over the columns. Framed:
+    a copy."""
     words = ["\n".join(lines_of(line, 16) for line in title.splitlines()) for title in titles]
     height = 1.35 * len(rows) + 0.3 + 0.15 * max(w.count("\n") + 1 for w in words)
     figure, axes = make_figure(1.25 * len(titles) + 0.6, height, len(rows), len(titles))

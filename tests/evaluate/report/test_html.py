@@ -495,6 +495,14 @@ def test_the_screenshot_that_the_readme_shows(tmp_path):
     assert Image.open(shot).size == (1020, 740)
 
 
+@pytest.mark.skipif(not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+def test_the_screenshot_of_the_demos_grid():
+    from rotescope.procedures.plots.grid import draw_grid
+    file = Path(os.environ["README_SCREENSHOTS"]).absolute() / "grid.png"
+    draw_grid(DEMO.parent / "samples", DEMO.parent / "checkpoint/manifest.parquet", file)
+    assert Image.open(file).width > 900
+
+
 def test_the_best_method_is_not_the_one_whose_images_are_mush():
     def found(copies, alignment):
         return SimpleNamespace(copy_rate=share_estimate(copies, 10, 10), alignment=alignment)
