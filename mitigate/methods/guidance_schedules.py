@@ -4,9 +4,10 @@ Three things an image may be given at each step: a scale that depends on time (s
 on its own gap (β-CFG), an unconditional prediction without the part that leads away from the conditional one (TCFG).
 """
 from dataclasses import dataclass
-from math import cos, exp, lgamma, pi, sin
+from math import cos, pi, sin
 
 import torch
+from scipy.stats import beta
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.mitigation import GuidanceRun, Mitigation
@@ -71,7 +72,8 @@ class _BetaRun(ScaleRun):
         self.policy, self.guidance_scale = policy, guidance_scale
 
     def scale(self, timestep):
-        factor = beta_density(1 - timestep / 1000, self.policy.a, self.policy.b)
+        progress = min(max(1 - timestep / 1000, 0.0), 1.0)
+        factor = float(beta.pdf(progress, self.policy.a, self.policy.b))  # x^(a−1) (1−x)^(b−1) / B(a, b)
         return torch.full((self.n,), self.guidance_scale * factor, dtype=torch.float64)
 
     def tracked(self, timestep):
@@ -83,12 +85,6 @@ class _BetaRun(ScaleRun):
             size = prediction_gap(noise_part(step.cond, step.sample), noise_part(step.uncond, step.sample))   # (n,)
             scale = torch.where(size > 0, scale.to(size) / size ** self.policy.gamma, 0)
         return combine(step.cond, step.uncond, scale)
-
-
-def beta_density(x, a, b):
-    """x^(a−1) (1−x)^(b−1) / B(a, b) on [0, 1]."""
-    x = min(max(x, 0.0), 1.0)
-    return x ** (a - 1) * (1 - x) ** (b - 1) * exp(lgamma(a + b) - lgamma(a) - lgamma(b))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rotescope.mitigate.contract.prediction import combine, prediction_gap
 from rotescope.mitigate.denoiser.probe import Probe
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.methods.calibrated_transition import CalibratedTransition, Calibration
-from rotescope.mitigate.methods.guidance_schedules import SHAPES, beta_density, damp
+from rotescope.mitigate.methods.guidance_schedules import SHAPES, BetaGuidance, damp
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum, local_minima
 from rotescope.mitigate.methods.probe_transition import ProbeTransition
 from rotescope.mitigate.methods.registry import get_mitigation
@@ -225,7 +225,7 @@ def test_schedules_and_beta_cfg_equal_the_plain_loop(pipe):
         with mitigated(pipe, name):
             found = images(pipe)[:1]
         torch.testing.assert_close(found, plain_loop(pipe, "sd", PROMPTS[:1], lambda r=rule: r, STEPS)[0], atol=1e-5, rtol=0)
-    assert beta_density(0.3, 2, 3) == pytest.approx(beta.pdf(0.3, 2, 3))
+    assert BetaGuidance().begin(1, 1.0, "cpu").scale(700).item() == pytest.approx(12 * 0.3 * 0.7 ** 2)  # B(2, 3) = 1/12
 
 
 def test_beta_cfg_divides_by_the_norm_of_what_a_flow_model_puts_out():
