@@ -504,7 +504,7 @@ def test_what_cannot_be_read_is_left_out_by_name_and_stops_nothing(tmp_path):
     (["--search", "annoy"], "no search")])
 def test_an_audit_finds_wrong_options_before_it_samples(wrong, said, tmp_path, monkeypatch, capsys):
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("rotescope.procedures.audit.sample", lambda *_: pytest.fail("sampled"))
+    monkeypatch.setattr("rotescope.procedures.audit.sample_for_audit", lambda *_: pytest.fail("sampled"))
     with pytest.raises(SystemExit) as left:
         audit.main([*map(str, ["--model", tmp_path / "model", "--train_data", image_folder(tmp_path / "train", n=4), "--base", "",
                                "--output_dir", tmp_path / "out", "--device", "cpu"]), *wrong])

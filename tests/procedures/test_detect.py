@@ -51,7 +51,7 @@ def test_it_writes_scores_tokens_and_the_table(model, prompts, tmp_path, capsys)
     assert [(r["detector"], r["prompt"]) for r in rows] == [(n, p) for n in names for p in ("a cat", "a bus", "a frog", "a pig")]
     run = json.loads((out / "run.json").read_text())
     assert [run["detectors"][name]["denoiser_rows"] for name in names] == [2, 4, 8]
-    assert run["detectors"]["edges"]["needs"] == "images"
+    assert run["detectors"]["edges"]["needs"] == ["generated images"]
     tokens = pq.read_table(out / "tokens.parquet").to_pylist()
     assert [t["token"] for t in tokens] == ["a", "cat", "a", "bus", "a", "frog", "a", "pig"]
     assert all(t["significance"] > 0 for t in tokens)

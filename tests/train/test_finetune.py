@@ -17,6 +17,7 @@ import yaml
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
+from instruments import overridden
 from PIL import Image
 from places import ROOT
 from tiny import saved_pipeline, tiny_pipeline
@@ -313,7 +314,7 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
     (["--train-data-dir", "x"], False), (["--pretrained_model_name_or_path=x", "--dataset_name=y"], False)])
 def test_the_embedded_dose_is_for_the_embedded_data(argv, embedded, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "finetune", seen.append)
+    monkeypatch.setattr(module, "train_model", lambda config, monitor: seen.append(config))
     main(argv)
     assert seen[0].duplicated == (24 if embedded else 0)
     assert seen[0].train_batch_size == (64 if embedded else 16)
@@ -325,14 +326,14 @@ def without(part):
         copy = base.parent / f"without-{part.replace('/', '-')}"
         shutil.copytree(base, copy)
         shutil.rmtree(copy / part) if (copy / part).is_dir() else (copy / part).unlink()
-        return [*argv, "--pretrained_model_name_or_path", str(copy)]
+        return overridden(argv, ["--pretrained_model_name_or_path", str(copy)])
     spoil.__name__ = f"without {part}"
     return spoil
 
 
 def with_flags(*flags):
     def spoil(base, images, argv):
-        return [*argv, *flags]
+        return overridden(argv, flags)
     spoil.__name__ = " ".join(flags)
     return spoil
 
@@ -342,7 +343,7 @@ def without_a_readable_picture(base, images, argv):
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no picture")
     (folder / "a.txt").write_text("a cat")
-    return [*argv, "--train_data", str(folder)]
+    return overridden(argv, ["--train_data", str(folder)])
 
 
 BAD = {
