@@ -52,7 +52,7 @@ def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_
 def test_an_audit_of_another_family_at_another_size_and_precision(bases, images, tmp_path):
     report = run_audit(AuditConfig(model=str(bases("sdxl")), train_data=str(images), output_dir=str(tmp_path / "out"), seeds=(0,),
                                max_prompts=2, num_inference_steps=2, resolution=32, dtype="bf16", device="cpu"))
-    assert report["methods"]["none"]["groups"]["ungrouped"]["n"] == 2
+    assert report["none"]["ungrouped"].copy_rate.n_images == 2
     run = json.loads((tmp_path / "out/samples/run.json").read_text())
     assert (run["resolution"], run["config"]["dtype"]) == (32, "bf16")
     assert {Image.open(f).size for f in (tmp_path / "out/samples/none/images").iterdir()} == {(32, 32)}
