@@ -104,7 +104,7 @@ class Comparison:
 
     def table(self) -> str:
         """In Markdown."""
-        return comparison_table(self.methods, self.report)
+        return comparison_table(self.methods, self.report).markdown()
 
 
 def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[str | Mitigation] = (),

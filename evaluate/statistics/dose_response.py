@@ -5,6 +5,7 @@ its rate by training seed.
 """
 from dataclasses import dataclass
 
+from rotescope.common.text_table import TextTable
 from rotescope.common.wording import share
 from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
 from rotescope.evaluate.statistics.replication import mean
@@ -60,18 +61,13 @@ def dose_caption(about):
 
 
 def dose_table(about):
-    """The table: a line a dose, a column a curve; below, its controls of all doses together, and the price in alignment."""
+    """A line a dose, a column a curve; below, its controls of all doses together, and the price in alignment -> TextTable."""
     curves = about["curves"]
-    lines = [f"| copies | {' | '.join(f'`{name}`' for name in curves)} |", "|---" * (len(curves) + 1) + "|"]
-    for i, point in enumerate(next(iter(curves.values()))["points"]):
-        lines.append(_line(point["dose"], (_share(c["points"][i]["duplicated"]) for c in curves.values())))
-    lines.append(_line("controls", (_share(c["all"]["control"]) for c in curves.values())))
-    lines.append(_line("alignment, duplicated / controls", (_alignment(c["all"]) for c in curves.values())))
-    return "\n".join(lines) + f"\n\n{dose_caption(about)}.\n"
-
-
-def _line(head, cells):
-    return f"| {head} | {' | '.join(cells)} |"
+    doses = [point["dose"] for point in next(iter(curves.values()))["points"]]
+    rows = [(str(dose), *(_share(c["points"][i]["duplicated"]) for c in curves.values())) for i, dose in enumerate(doses)]
+    rows.append(("controls", *(_share(c["all"]["control"]) for c in curves.values())))
+    rows.append(("alignment, duplicated / controls", *(_alignment(c["all"]) for c in curves.values())))
+    return TextTable(("copies", *curves), tuple(rows), f"{dose_caption(about)}.", names="heads")
 
 
 def _share(cell):

@@ -6,9 +6,9 @@ are what is counted, since the samples of one are alike.
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
 from scipy.stats import fisher_exact
 
+from rotescope.common.text_table import TextTable
 from rotescope.common.wording import name
 from rotescope.evaluate.inputs.samples import Record
 from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
@@ -133,15 +133,14 @@ def _of(cell):
 
 
 def tally_table(tally):
-    """A line for each method and group, to be printed by rich."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title="images brought back (95 % interval of their share)")
-    for column in ("method", "images", *ROUTES.values(), "p against held-out"):
-        table.add_column(column)
+    """A line for each method and group -> TextTable."""
+    rows = []
     for method, groups in tally.items():
         for group, cells in groups.items():
             p = cells.get("embedding", {}).get("p")
-            table.add_row(method, group, *(_cell(cells.get(route)) for route in ROUTES), "–" if p is None else f"{p:.2g}")
-    return table
+            rows.append((method, group, *(_cell(cells.get(route)) for route in ROUTES), "–" if p is None else f"{p:.2g}"))
+    return TextTable(("method", "images", *ROUTES.values(), "p against held-out"), tuple(rows),
+                     title="images brought back (95 % interval of their share)")
 
 
 def _cell(figures):

@@ -24,10 +24,11 @@ from rotescope.mitigate.detectors.options import DetectConfig
 def main(argv=None):
     config = parse(DetectConfig, argv, prog="rotescope detect", description=__doc__)
     from rotescope.procedures.detect import FILE, run_detection
-    table, text = run_detection(config)
-    say(text)
+    _, table = run_detection(config)
+    if table:
+        say(table)
     out = Path(config.output_dir)
-    answer(scores=str(out / "scores.parquet"), table=str(out / FILE) if text else None, detection=table)
+    answer(scores=str(out / "scores.parquet"), table=str(out / FILE) if table else None)
 
 
 if __name__ == "__main__":

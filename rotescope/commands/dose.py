@@ -8,6 +8,8 @@ Fine-tunes once for each training seed, and again for each training mitigation, 
 many controls of like captions; samples the captions of both; scores the copies. Writes dose.json, dose.png and dose.md beside
 the checkpoints and samples. A run that was stopped stays beside output_dir and goes on under --resume: what is finished stays.
 """
+from pathlib import Path
+
 from rotescope.common.console import answer, say
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
@@ -21,8 +23,7 @@ def main(argv=None):
     from rotescope.procedures.dose import dose
     found = dose(config)
     say(dose_table(found))
-    answer(dose=config.output_dir, curves={name: [p["duplicated"]["copy_rate"] for p in curve["points"]]
-                                           for name, curve in found["curves"].items()})
+    answer(dose=str(Path(config.output_dir) / "dose.json"), table=str(Path(config.output_dir) / "dose.md"))
 
 
 if __name__ == "__main__":

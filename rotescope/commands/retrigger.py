@@ -28,7 +28,7 @@ def main(argv=None):
     say(tally_table(found["results"]))
     for line in found["conclusions"]:
         say(line)
-    answer(retrigger=str(Path(config.output_dir) / "retrigger.json"), conclusions=found["conclusions"])
+    answer(retrigger=str(Path(config.output_dir) / "retrigger.json"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.common.text_table import TextTable
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.measurement.findings import score_samples, totals
@@ -106,7 +107,7 @@ def run_comparison(config):
             report = score_samples(draft / "samples", manifest, heldout, partial=False, on_image=on_image)
         rows = _rows(report, costs)
         draw_pareto(rows, draft / "pareto.png")
-        (draft / "table.md").write_text(comparison_table(rows, report), encoding="utf-8")
+        (draft / "table.md").write_text(comparison_table(rows, report).markdown(), encoding="utf-8")
         kept = ("descriptor", "copy_threshold", "threshold_rule", "alignment_metric", "fidelity_metric", "seeds", "hashes")
         about = {key: as_json(getattr(report, key)) for key in kept}
         write_json(draft / "compare.json", {"methods": rows, **about, "config": plain(config), "versions": versions()})
@@ -161,12 +162,12 @@ def _interval(cell):
 
 
 def comparison_table(rows, report):
-    """The table, with what its numbers mean under it."""
-    lines = [f"| mitigation | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(write(row) for write in COLUMNS.values())} |" for name, row in rows.items()]
+    """The table, with what its numbers mean under it -> TextTable."""
     n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
-    return "\n".join(lines) + (
-        f"\n\nn = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
+    return TextTable(
+        ("mitigation", *COLUMNS),
+        tuple((name, *(write(row) for write in COLUMNS.values())) for name, row in rows.items()),
+        f"n = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
         f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
         f"alignment by the {report.alignment_metric or 'metric that this model lacks'}; "
-        "front: no other row has fewer copies at no less alignment.\n")
+        "front: no other row has fewer copies at no less alignment.")

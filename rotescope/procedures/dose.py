@@ -64,7 +64,7 @@ def dose(config):
         left_out = [asdict(q) for q in source.quarantined]
         found = about | {"versions": versions(), "left_out": left_out} | _score(config, work, draft)
         draw_dose(found["curves"], dose_caption(found), found["chance"], draft / "dose.png")
-        (draft / "dose.md").write_text(dose_table(found), encoding="utf-8")
+        (draft / "dose.md").write_text(dose_table(found).markdown(), encoding="utf-8")
         write_json(draft / "dose.json", found)
         shutil.rmtree(draft / "cache", ignore_errors=True)
     show_quarantined(source.quarantined, Path(config.output_dir) / "dose.json", source.unused)

@@ -48,7 +48,7 @@ def test_points_pool_the_training_seeds_by_hand():
 def test_the_table_names_what_its_numbers_mean():
     about = {"curves": curves_of(list(outcomes())), "images": 2, "train_seeds": [0, 1], "seeds": [0], "descriptor": "pixels",
              "copy_threshold": 0.8612, "threshold_rule": "0.99 quantile"}
-    lines = dose_table(about).splitlines()
+    lines = dose_table(about).markdown().splitlines()
     assert lines[0] == "| copies | `none` |"
     assert lines[3] == "| 8 | 75% (19–99%) |"
     assert lines[4].startswith("| controls | 0% (0–")
@@ -104,7 +104,7 @@ def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, mo
         dose(config)
     with pytest.raises(InputError, match="seeds"):
         dose(replace(config, seeds=(0, 1), resume=True))
-    monkeypatch.setattr(module, "finetune", lambda finetuning: noted(finetuning, dies=False))
+    monkeypatch.setattr(module, "run_finetune", lambda finetuning: noted(finetuning, dies=False))
     found = dose(replace(config, resume=True))
     assert trained == [f"arm-{arm}-seed-{seed}" for arm, seed in ((0, 0), (0, 1), (1, 0), (1, 0), (1, 1))]
     assert json.loads((tmp_path / "dose/dose.json").read_text()) == found

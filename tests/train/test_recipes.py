@@ -69,9 +69,9 @@ def test_a_scaled_down_twin_trains_samples_and_reports(name, tmp_path):
     assert (checkpoint / "checkpoint-20").is_dir()
     report = audited(checkpoint, checkpoint / "manifest.parquet", tmp_path / "audit", MITIGATIONS[name])
     groups = {"duplicated", "control"} if name.startswith("s3") else {"ungrouped"}
-    assert len(report["methods"]) == 3
-    assert all({g for g in cells if g != "settings"} == groups for cells in report["methods"].values())
-    assert json.loads((tmp_path / "audit/report.json").read_text())["hashes"] == report["hashes"]
+    assert len(report.methods) == 3
+    assert all(set(found.groups) == groups for found in report.methods.values())
+    assert json.loads((tmp_path / "audit/report.json").read_text())["hashes"] == report.hashes
 
 
 @pytest.mark.slow
@@ -79,8 +79,8 @@ def test_the_twin_of_the_pretrained_model_samples_and_reports(tmp_path):
     recipe = parse(AuditConfig, ["--config", str(S4), "--train_data", "x", "--output_dir", "x"], prog="audit", description="")
     report = audited(BASE, training_folder(tmp_path / "images", 40), tmp_path / "audit", recipe.mitigation,
                      guidance_scale=recipe.guidance_scale, copy_threshold=recipe.copy_threshold, batch_size=recipe.batch_size)
-    assert set(report["methods"]) == {"none", "dtp", "og-dtp"}
-    assert report["copy_threshold"] == 0.75
+    assert set(report.methods) == {"none", "dtp", "og-dtp"}
+    assert report.copy_threshold == 0.75
 
 
 def test_the_recipe_without_training_opens_with_its_command_and_holds_what_it_says():
