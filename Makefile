@@ -46,8 +46,8 @@ typecheck: $(DEV_SET)
 	$(BIN)/mypy -p rotescope
 
 docs: $(DOCS_SET)
-	test ! -f docs/build_api.py || $(BIN)/python docs/build_api.py
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/python docs/build_api.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 screenshots: $(DEV_SET) browser
 	README_SCREENSHOTS=docs $(BIN)/python -m pytest -k screenshot tests/evaluate/report

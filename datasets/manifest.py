@@ -1,11 +1,13 @@
 """Example and Manifest: which images a model is trained on, under which captions, how often, each known by its content."""
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
+from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import read_table, write_table
@@ -32,11 +34,11 @@ class Example:
     matched: str = ""           # a control's: image_id of the duplicated image that it was chosen to resemble
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Where it lies, in words; bytes of a file name that are no text as escapes."""
         return locate(self.file, self.row)
 
-    def open(self):
+    def open(self) -> Image.Image:
         """-> PIL image, RGB, turned upright as its EXIF says, loaded. InputError if it is gone, broken or another one."""
         encoded = read_encoded(self.file, self.row)
         if hashlib.sha256(encoded).hexdigest() != self.sha256:
@@ -86,42 +88,45 @@ class Manifest:
     """The examples of a data set, in order. Its hash tells ids, captions and copies, whatever the folder they lie in."""
     examples: tuple[Example, ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.examples)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
     def __getitem__(self, index):
         return self.examples[index]
 
     @property
-    def copies(self):
+    def copies(self) -> int:
         """Images that an epoch shows, copies counted."""
         return sum(e.copies for e in self)
 
     @property
-    def hash(self):
+    def hash(self) -> str:
+        """SHA-256 over ids, copies and captions, in order."""
         lines = (f"{e.image_id}\t{e.copies}\t{'|'.join(e.captions)}\n" for e in self)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def captions(self, group=None):
+    def captions(self, group: str | None = None) -> list[str]:
         """Every caption once, in order of first use; of one group if named."""
         return list(dict.fromkeys(c for e in self if group in (None, e.group) for c in e.captions))
 
-    def group(self, name):
+    def group(self, name: str) -> tuple[Example, ...]:
+        """The examples that a plan has put into a group: duplicated or control."""
         return tuple(e for e in self if e.group == name)
 
-    def with_served(self, served):
+    def with_served(self, served: Sequence[int]) -> "Manifest":
         """The same manifest with the count of times that each image was shown."""
         return Manifest(tuple(replace(e, served=int(n)) for e, n in zip(self, served, strict=True)))
 
-    def save(self, file):
+    def save(self, file: str | Path) -> None:
+        """Write a Parquet table that names the images where they lie."""
         rows = [asdict(e) | {"file": _stored(e.file)} for e in self]
         write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
 
     @classmethod
-    def load(cls, file):
+    def load(cls, file: str | Path) -> "Manifest":
         """Raises InputError if it is no manifest. A relative file name in it counts from its own folder."""
         try:
             table = read_table(file)

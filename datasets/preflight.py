@@ -12,11 +12,12 @@ from typing import ClassVar
 
 from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
+from rotescope.common.options import Options
 from rotescope.common.settings import parse
 
 
 @dataclass(frozen=True)
-class PreflightConfig:
+class PreflightConfig(Options):
     HEADINGS: ClassVar = {"train_data": "data and output"}
     train_data: str
     """the images: folder, Parquet files, WebDataset shards, Hugging Face data set, or manifest; may be given without the flag"""

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from rotescope.common.console import answer
 from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.options import Options
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
 from rotescope.common.whole_files import whole_file
@@ -23,7 +24,7 @@ from rotescope.datasets.readers.sources import Source, read_source
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Options):
     HEADINGS: ClassVar = {"train_data": "data and output", "duplicated": "which images repeat, and how often",
                           "caption_style": "captions", "mix_data_dir": "other images beside them", "plan_seed": "the choice"}
     train_data: str

@@ -2,11 +2,19 @@
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from rotescope.common.errors import InputError
+from rotescope.common.options import Options
+
+DESCRIPTORS = ("auto", "pixels", "pdq", "sscd", *(f"sscd-{weights}-{size}" for weights in (
+    "disc-mixup", "disc-large") for size in ("288", "320", "dcr")), "dinov2", "clip")  # of the registry
+ENGINES = ("exact", "faiss")
+EXACT = ("pixels", "pdq", "none")
+NULLS = ("train", "heldout", "base")
 TITLE = "What did this model learn by rote?"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyRule:
+class CopyRule(Options):
     """How similarity is measured, and from where on it is a copy."""
     HEADINGS: ClassVar = {"descriptor": "what a copy is"}
 
@@ -27,6 +35,18 @@ class CopyRule:
     """a similarity of your own instead"""
     exact: str = "pixels"
     """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
+
+    def check(self):
+        super().check()
+        check_descriptor_name(self.descriptor)
+        if self.exact not in EXACT:
+            raise InputError(f"no exact layer {self.exact!r}: take {', '.join(EXACT[:-1])} or none")
+        if self.search not in ENGINES:
+            raise InputError(f"no search {self.search!r}: take {' or '.join(ENGINES)}")
+        if self.copy_null not in NULLS:
+            raise InputError(f"no null {self.copy_null!r}: take one of {', '.join(NULLS)}")
+        if not 0 < self.copy_quantile < 1:
+            raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.99")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +100,7 @@ class ScoreConfig(MeasureConfig):
 
 
 @dataclass(frozen=True)
-class IndexConfig:
+class IndexConfig(Options):
     index_dir: str
     """the index lies here; score and audit take it as --index_dir"""
     train_data: str | None = None
@@ -94,7 +114,17 @@ class IndexConfig:
     trust_sha256: tuple[str, ...] = ()
     """as for score"""
 
+    def check(self):
+        super().check()
+        check_descriptor_name(self.descriptor)
+
 
 def measuring(config):
     """The fields of Measuring in a larger config -> dict."""
     return {f.name: getattr(config, f.name) for f in fields(Measuring)}
+
+
+def check_descriptor_name(name):
+    """InputError if no descriptor is called so."""
+    if name.partition(":")[0] not in DESCRIPTORS:
+        raise InputError(f"no descriptor {name!r}: take {DESCRIPTORS[0]} or one of {', '.join(DESCRIPTORS[1:])}")

@@ -6,11 +6,13 @@
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
 from rotescope.evaluate.options import ScoreConfig
+from rotescope.evaluate.verdict.rules import parse_rules
 
 
 @exit_cleanly
 def main(argv=None):
     config = parse(ScoreConfig, argv, prog="rotescope score", description=__doc__)
+    parse_rules(config.fail_on)
     from rotescope.evaluate.measurement.evaluation import score_folder  # after parse, since torch loads slowly
     from rotescope.evaluate.report.terminal import show_and_judge
     show_and_judge(score_folder(config), config.output_dir, config.fail_on)

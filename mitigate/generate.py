@@ -16,14 +16,12 @@ from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.processes import is_first_process
 from rotescope.common.settings import parse
-from rotescope.mitigate.sampling.options import GenerateConfig, check_names, check_sampling
+from rotescope.mitigate.sampling.options import GenerateConfig
 
 
 @exit_cleanly
 def main(argv=None):
     config = parse(GenerateConfig, argv, prog="rotescope generate", description=__doc__)
-    check_sampling(config)
-    check_names(config.mitigation)
     from rotescope.mitigate.sampling.generation import generate_to_folder
     samples = generate_to_folder(config)
     if is_first_process():

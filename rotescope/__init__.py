@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rotescope.mitigate.sampling.generation import generate as generate
 
 __version__ = "0.1.0"
+hush_import()
 
 _HOMES = {  # public name -> its module
     "audit": "library", "compare": "library", "finetune": "library",
@@ -58,7 +59,6 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604
 def __getattr__(name):
     """The public names load on first use, so that `rotescope --help` does not wait for torch."""
     if name in _HOMES:
-        hush_import()
         return getattr(import_module(f"rotescope.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -4,7 +4,6 @@ from importlib import import_module
 
 from rotescope import __version__
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.quiet_libraries import hush_warnings
 
 COMMANDS = {  # name -> module, what it does
     "demo": ("rotescope.commands.demo",
@@ -51,7 +50,6 @@ def main(argv=None):
     elif argv[0] not in COMMANDS:
         raise InputError(f"rotescope knows no command {argv[0]!r}: take one of {', '.join(COMMANDS)}")
     else:
-        hush_warnings()
         import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 

@@ -75,8 +75,9 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
     12
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"model": str(model), "lora": lora and str(lora), "train_data": _on_disk(train_data, kept, "train"),
-                 "heldout_data": _on_disk(heldout_data, kept, "heldout"), "mitigation": _several(mitigations),
+        given = {"model": str(model), "lora": lora and str(lora),
+                 "train_data": _on_disk(train_data, Path(kept.name) / "train.parquet"),
+                 "heldout_data": _on_disk(heldout_data, Path(kept.name) / "heldout.parquet"), "mitigation": _several(mitigations),
                  "seeds": tuple(seeds), "fail_on": _several(fail_on), "output_dir": str(folder)}
         report = run_audit(_options(AuditConfig, given, options))
         return report_from(report, folder / "samples", kept)
@@ -89,8 +90,8 @@ class Comparison:
     Attributes
     ----------
     methods : dict
-        {method: {group of prompts: figures, "cost": seconds and memory, "front": whether no other has fewer copies at no less
-        alignment}}, as compare.json has it.
+        {method: {"groups": {group of prompts: figures}, "cost": seconds and memory, "front": whether no other has fewer copies
+        at no less alignment}}, as compare.json has it.
     report : Report
         Of the same images.
     """
@@ -158,7 +159,8 @@ def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model
     Parameters
     ----------
     train_data : str, Path or Manifest
-        Captioned images.
+        Captioned images. A Manifest is kept beside the output, as OUTPUT_DIR.train.parquet, so that the run's config can be
+        used again.
     output_dir : str or Path
         Where the checkpoint, its manifest and its record go.
     model : str or Path, optional
@@ -189,8 +191,9 @@ def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model
     >>> (folder / "manifest.parquet").is_file()
     True
     """
-    with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"train_data": _on_disk(train_data, kept, "train"), "output_dir": str(folder)}
+    beside = Path(output_dir).with_name(f"{Path(output_dir).name}.train.parquet")
+    with silenced(not progress):
+        given = {"train_data": _on_disk(train_data, beside), "output_dir": str(output_dir)}
         given |= {"pretrained_model_name_or_path": str(model)} if model else {}
         return run_finetune(_options(FinetuneConfig, given, options), on_step=on_step, progress=progress)
 
@@ -210,11 +213,11 @@ def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) ->
     return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
 
 
-def _on_disk(data: Any, kept: TemporaryDirectory, name: str) -> Any:
-    """A Manifest as a file in a temporary folder that names the same images; a path as it is."""
+def _on_disk(data: Any, file: Path) -> Any:
+    """A Manifest as a file that names the same images; a path as it is."""
     if not isinstance(data, Manifest):
         return data and str(data)
-    file = Path(kept.name) / f"{name}.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
     data.save(file)
     return str(file)
 

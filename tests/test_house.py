@@ -127,7 +127,7 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("train.objective", "train.base_model"), ("train.options", "train.encodings"), ("train.checkpoints",), ("train.tracking",),
     ("train.engine",), ("train.finetune",),
     ("mitigate.contract", "mitigate.prompts"), ("mitigate.denoiser",), ("mitigate.methods",), ("mitigate.adapters",),
-    ("mitigate.sampling",), ("mitigate.embedding_search",), ("mitigate.detectors",),
+    ("mitigate.sampling",), ("mitigate.embedding_search", "mitigate.detectors"),
     ("mitigate.budget", "mitigate.generate", "mitigate.calibrate", "mitigate.list_mitigations"),
     ("evaluate.options", "evaluate.inputs", "evaluate.quality"), ("evaluate.descriptors",), ("evaluate.neighbours",),
     ("evaluate.nulls",), ("evaluate.verification",), ("evaluate.statistics",), ("evaluate.verdict",),
@@ -139,7 +139,7 @@ SIDE_BY_SIDE = ("train", "mitigate", "evaluate")  # they meet on disk, and never
 
 
 def room_of(module):
-    """rotescope.train.engine.steps -> train.engine; rotescope.procedures.audit -> commands; rotescope.cli -> front."""
+    """rotescope.train.engine.steps -> train.engine; rotescope.procedures.audit -> procedures; rotescope.cli -> front."""
     first, *rest = module.split(".")[1:] or ["cli"]
     if first in LAYERS:
         return f"{first}.{rest[0]}" if rest else first

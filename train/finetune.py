@@ -29,7 +29,7 @@ def _meant(config, given, in_file=()):
 
 @exit_cleanly
 def main(argv=None, monitor=None):
-    """monitor: as train.engine.training.finetune takes it."""
+    """monitor: as train.engine.training.train_model takes it."""
     argv = sys.argv[1:] if argv is None else argv
     given = option_names(argv)
     own = given & EMBEDDED.keys()  # model or data: no embedded dose

@@ -1,5 +1,6 @@
 """What is known of a data set before training: near-duplicates, captions that single out one image, images most at risk."""
 import csv
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from rotescope.datasets.inspection.page import preflight_page
 from rotescope.datasets.inspection.risk import Risk, ranking, repeated, risks
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
-from rotescope.datasets.readers.sources import Quarantined, as_source, read_source
+from rotescope.datasets.readers.sources import Quarantined, Source, as_source, read_source
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Preflight:
                 "highest_risk": round(max(r.risk for r in self.risks), 3), "hash": self.manifest.hash}
 
 
-def preflight(train_data, on_image=None):
+def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[], None] | None = None) -> Preflight:
     """Look at a data set before training; nothing is written.
 
     Parameters

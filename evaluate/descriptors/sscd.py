@@ -5,7 +5,6 @@ below, or one that the user names with --trust_sha256, and from the very bytes t
 """
 import hashlib
 import io
-import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.square import square
 from rotescope.evaluate.descriptors.descriptor import Descriptor
@@ -101,7 +101,7 @@ def _downloaded(weights, trusted):
     if not expected:
         raise InputError(f"no SHA-256 of SSCD {weights} is published that could be checked: name a local file, or the number "
                          "that you trust with --trust_sha256")
-    print(f"downloading {URL + name}\n  licence: {LICENCE}\n  SHA-256: {expected}", file=sys.stderr)
+    say(f"downloading {URL + name}\n  licence: {LICENCE}\n  SHA-256: {expected}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(URL + name, str(file), hash_prefix=expected)

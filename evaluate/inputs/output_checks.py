@@ -1,11 +1,11 @@
 """Where score and audit write what a user asks for, and what they must not replace by it: checked before anything is measured."""
 import os
 import shlex
-import sys
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, is_within
 
@@ -73,7 +73,7 @@ def _keep(draft, options):
     for name, option in whole.items():
         command += [option, str((draft / name).rename(free[name]))]
     line = shlex.join(command + options).encode(errors="backslashreplace").decode()
-    print(f"the samples are kept; go on with: {line}", file=sys.stderr, flush=True)
+    say(f"the samples are kept; go on with: {line}")
 
 
 def _places(out, names):

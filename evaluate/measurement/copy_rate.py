@@ -1,4 +1,6 @@
 """The copy rate as a metric for a training loop."""
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -54,10 +56,10 @@ class CopyRate(Metric):
     similarity: list[torch.Tensor]
     copied: list[torch.Tensor]
 
-    def __init__(self, reference, *, heldout=None, descriptor: str = "auto", exact: str = "pixels",
+    def __init__(self, reference: Any, *, heldout: Any = None, descriptor: str = "auto", exact: str = "pixels",
                  copy_null: str = "train",
                  copy_quantile: float = 0.99, copy_threshold: float | None = None,
-                 index_dir: str | None = None, **kwargs):
+                 index_dir: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         training, held, _ = data_of(reference, heldout)
         self._data = training, apart(held, training)[0]
@@ -69,7 +71,7 @@ class CopyRate(Metric):
         self.add_state("similarity", default=[], dist_reduce_fx="cat")
         self.add_state("copied", default=[], dist_reduce_fx="cat")
 
-    def update(self, images) -> None:
+    def update(self, images: list[Image.Image] | torch.Tensor) -> None:
         """Compare images with the training images.
 
         Parameters

@@ -1,6 +1,8 @@
 """Generated images against training images, in one call: in memory for a notebook, or into a
 folder for the command."""
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rotescope.common.outputs import output_folder
 from rotescope.common.progress import progress_bars
@@ -19,11 +21,12 @@ from rotescope.evaluate.report.terminal import announce
 from rotescope.evaluate.verdict.rules import check_power, parse_rules
 
 
-def score(images, train_data, *, heldout_data=None, base_images=None, sweep=None, descriptor: str = "auto",
-          exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.99,
+def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
+          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.99,
           copy_threshold: float | None = None,
           alignment: str = "auto", partial: bool = True, search: str = "exact", index_dir: str | None = None,
-          trust_sha256: tuple[str, ...] = (), fail_on=(), title: str = TITLE, on_image=None) -> Report:
+          trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
+          on_image: Callable[[str], None] | None = None) -> Report:
     """Compare generated images with training images. Writes nothing unless `index_dir` is given.
 
     Parameters

@@ -1,21 +1,12 @@
 """How far generated pictures lie from held-out real ones, on features already computed: KID and FID through
 torchmetrics, precision and recall through torch-fidelity."""
-from dataclasses import dataclass
 
 import torch
 
+from rotescope.evaluate.quality.fidelity_figures import Fidelity
+
 SUBSETS = 20
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Distances to held-out pictures (lower is better), and shares that lie among them."""
-    kid: float
-    fid: float
-    n: int                      # generated pictures
-    precision: float | None
-    recall: float | None
 
 
 class Given(torch.nn.Module):

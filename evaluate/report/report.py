@@ -8,7 +8,7 @@ from typing import Any
 from rotescope.common.outputs import output_folder
 from rotescope.evaluate.inputs.training_and_heldout import LeftOut
 from rotescope.evaluate.nulls.calibration import Background
-from rotescope.evaluate.quality.fidelity import Fidelity
+from rotescope.evaluate.quality.fidelity_figures import Fidelity
 from rotescope.evaluate.report.json_types import as_json, schema_of
 from rotescope.evaluate.report.report_types import (
     ExactRule,

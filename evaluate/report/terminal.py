@@ -1,5 +1,4 @@
 """The few lines that a terminal shows: for people on stderr, for machines on stdout."""
-import json
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -7,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rotescope.common.console import say
+from rotescope.common.console import answer, say
 from rotescope.common.wording import percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
 
@@ -68,6 +67,6 @@ def show_and_judge(report, output_dir, fail_on):
     print_table(report)
     verdict = {key: as_json(getattr(report.verdict, key))
                for key in ("outcome", "passed", "headline", "rules")}
-    print(json.dumps({"verdict": verdict, "report": str(Path(output_dir) / "report.html")}))
+    answer(verdict=verdict, report=str(Path(output_dir) / "report.html"))
     if fail_on and not report.verdict.passed:
         raise SystemExit(1)

@@ -1,8 +1,6 @@
 """A figure with what it rests on: its interval, and how many images and prompts. Pure."""
 from typing import NamedTuple
 
-from scipy.stats import binomtest
-
 LEVEL = 0.95
 # metadata of a dataclass field: in JSON its value and its interval are two keys
 INTERVAL = {"interval": True}
@@ -33,6 +31,7 @@ def clopper_pearson(k, n, level=LEVEL):
     tuple of float
         Lower and upper end.
     """
+    from scipy.stats import binomtest  # loads slowly, and rules are read before the arguments are right
     interval = binomtest(int(k), int(n)).proportion_ci(level, method="exact")
     return float(interval.low), float(interval.high)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rotescope.evaluate.quality.fidelity import Fidelity
+from rotescope.evaluate.quality.fidelity_figures import Fidelity
 from rotescope.evaluate.statistics.estimate import INTERVAL, LEVEL, Estimate, clopper_pearson
 
 CONVENTIONS = (0.5, 0.7, 0.75)  # thresholds on SSCD of photographs: DCR and MemBench; Wen and NeMo; SSCD's authors

@@ -2,6 +2,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rotescope.mitigate.contract.catalogue import check_text
+from rotescope.mitigate.detectors.registry import DETECTORS
 from rotescope.models.model_options import ModelOptions
 
 
@@ -30,3 +32,9 @@ class DetectConfig(ModelOptions):
     """images at a time"""
     overwrite: bool = False
     """replace output_dir"""
+
+    def check(self):
+        super().check()
+        for text in self.detector:
+            if text != "all":
+                check_text(text, DETECTORS, "detector")

@@ -1,5 +1,5 @@
 """Scores of prompts by a detector, batch by batch."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_manifest
+from rotescope.mitigate.contract.catalogue import name_of
 from rotescope.mitigate.contract.families import family
-from rotescope.mitigate.detectors.registry import get_detector
+from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.options import unique_names
@@ -38,7 +39,7 @@ def score_prompts(pipe, prompts, detector, *, examples=None, seed=1000, batch_si
             del observed[:detector.n]
 
 
-def detect(model: Any, prompts: Iterable[str | Prompt], detectors: str | Sequence[str] = ("magnitude",), *,
+def detect(model: Any, prompts: Iterable[str | Prompt], detectors: Any = ("magnitude",), *,
            train_data: str | Path | Manifest | None = None, seed: int = 1000,
            batch_size: int = 64) -> dict[str, list[float | None]]:
     """How memorized each prompt is, by one detector or several.
@@ -49,8 +50,8 @@ def detect(model: Any, prompts: Iterable[str | Prompt], detectors: str | Sequenc
         A pipeline, or a model's folder or name on the hub.
     prompts : iterable of str or Prompt
         Texts; `recall` wants Prompts with the image_id of a training image.
-    detectors : str or sequence of str
-        Names of `list_detectors`, perhaps with settings ("magnitude:n=4").
+    detectors : str or detector, or a sequence of them
+        Names of `list_detectors`, perhaps with settings ("magnitude:n=4"), or what `get_detector` gives.
     train_data : str, Path or Manifest, optional
         The training images, which `recall` looks at.
     seed : int
@@ -75,8 +76,9 @@ def detect(model: Any, prompts: Iterable[str | Prompt], detectors: str | Sequenc
     >>> len(found["magnitude"])
     2
     """
-    texts = (detectors,) if isinstance(detectors, str) else tuple(detectors)
-    chosen = dict(zip(unique_names(texts, "detector"), map(get_detector, texts), strict=True))
+    several = tuple(detectors) if isinstance(detectors, list | tuple) else (detectors,)
+    names = unique_names([d if isinstance(d, str) else name_of(d, DETECTORS) for d in several], "detector")
+    chosen = dict(zip(names, (get_detector(d) if isinstance(d, str) else d for d in several), strict=True))
     given = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
     data = load_manifest(train_data) if isinstance(train_data, str | Path) else train_data or ()
     examples = {e.image_id: e for e in data}

@@ -21,8 +21,7 @@ from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import WhiteBox
-from rotescope.mitigate.embedding_search.targets import HELDOUT
-from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
+from rotescope.mitigate.prompts.prompt import HELDOUT, Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.options import unique_names
 from rotescope.mitigate.sampling.run_description import hashes_of
 from rotescope.models.pipelines import check_model, open_model

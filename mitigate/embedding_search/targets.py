@@ -6,9 +6,7 @@ import numpy as np
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Example
-from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
-
-HELDOUT = "heldout"
+from rotescope.mitigate.prompts.prompt import HELDOUT, Prompt, caption_prompts
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class TransitionGuidance(Mitigation):
             raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
         check_ranges(self, latest=(-1, 1000), ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
 
-    def begin(self, n, guidance_scale, device="cpu"):
+    def begin(self, n: int, guidance_scale: float, device: torch.device | str = "cpu") -> GuidanceRun:
         """A fresh run for n images."""
         return TransitionRun(self, n, guidance_scale if self.after is None else self.after)
 

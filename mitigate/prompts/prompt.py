@@ -12,6 +12,7 @@ from rotescope.common.parquet import read_schema, read_table
 from rotescope.datasets.manifest import Manifest
 from rotescope.models.model_options import BASE
 
+HELDOUT = "heldout"  # the group of captions that no training image bears
 
 @dataclass(frozen=True)
 class Prompt:

@@ -30,6 +30,10 @@ class SamplingOptions(ModelOptions):
         return {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps,
                 "resolution": self.resolution}
 
+    def check(self):
+        super().check()
+        check_sampling(self)
+
 
 @dataclass(frozen=True)
 class GenerateConfig(SamplingOptions):
@@ -49,6 +53,10 @@ class GenerateConfig(SamplingOptions):
     """replace output_dir"""
     resume: bool = False
     """go on with the run that was stopped, or start it; the settings must be the same"""
+
+    def check(self):
+        super().check()
+        check_names(self.mitigation)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ class CalibrateConfig(ModelOptions):
     """take only so many prompts"""
     overwrite: bool = False
     """replace output_file"""
+
+    def check(self):
+        super().check()
+        check_sampling(self)
 
 
 def check_sampling(config):

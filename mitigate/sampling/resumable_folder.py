@@ -12,7 +12,7 @@ FREE = ("device", "output_dir", "overwrite", "resume")  # settings that may chan
 
 @contextmanager
 def resumable_folder(path, about, state, *, overwrite=False, resume=False):
-    """Like runs.output_folder: whole or absent. But the draft has a fixed name, and stays once run.json is not alone in it.
+    """Like outputs.output_folder: whole or absent. But the draft has a fixed name, and stays once run.json is not alone in it.
 
     about: what run.json says; a draft that was made with other settings is refused. state: accelerate's PartialState; the main
     process makes, checks and renames the folder, all of them fill it.

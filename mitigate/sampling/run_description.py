@@ -7,7 +7,7 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
-from rotescope.models.pipelines import find_lora, find_model
+from rotescope.models.model_files import find_lora, find_model
 
 
 def sample_with(config, pipe, prompts, policies, folder, seeds=None):

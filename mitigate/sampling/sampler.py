@@ -15,6 +15,7 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
+from rotescope.common.whole_files import whole_file
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import guidance_arguments
@@ -165,6 +166,5 @@ def merge_shards(out, shards):
 
 def _write_table(table, file):
     """Whole or not at all."""
-    draft = file.with_name(f".{file.name}.part")
-    write_table(table, draft, "snappy")
-    draft.replace(file)
+    with whole_file(file) as draft:
+        write_table(table, draft, "snappy")

@@ -4,7 +4,7 @@
     rotescope demo --output_dir runs/quick --max_train_steps 50 --seeds 0 --sweep false     # to see it run, not to conclude
 
 Leaves checkpoint/, samples/, sweep/, report.html and report.json in the output folder. The same steps, one by one, are the
-commands finetune, generate and score. The embedded model's own transition timesteps below come from its sweep, which
+commands finetune, generate and score. The transition timesteps are the embedded model's own, by the sweep that
 `rotescope demo` repeats and draws: the published 500 and 650 belong to Stable Diffusion 2.1.
 """
 from rotescope.common.errors import exit_cleanly

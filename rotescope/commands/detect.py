@@ -9,7 +9,7 @@ Detectors: magnitude, layout, drop, anisotropy, sail, bright-ending, entropy-d, 
 cliques (these need images only), recall (this needs the training images, too, which a manifest names); all, for every one that
 can be asked of this model. Each may carry settings, n (seeds a prompt) among them. Writes scores.parquet, one row a prompt and
 detector, higher = more memorized, and under --tokens the words that trigger, tokens.parquet. Where the prompts have groups, as
-those of a manifest with a duplication plan have, JSON on stdout and the table detection.md say how well each detector tells
+those of a manifest with a duplication plan have, detection.json and the table detection.md say how well each detector tells
 duplicated prompts from the others; --heldout_data adds captions that the model never saw to these.
 """
 from pathlib import Path

@@ -6,6 +6,8 @@ import traceback
 from contextlib import contextmanager
 from functools import wraps
 
+from rotescope.common.quiet_libraries import hush_warnings
+
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -59,6 +61,7 @@ def exit_cleanly(main):
     @wraps(main)
     @_readers_may_leave()
     def run(*args, **kwargs):
+        hush_warnings()
         try:
             return main(*args, **kwargs)
         except (InputError, RunError) as error:

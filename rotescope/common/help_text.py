@@ -23,7 +23,7 @@ def continued(line, width):
     """A command to copy -> the same over several lines, each but the last with a backslash, where it is too long for one."""
     if len(line) <= width or " # " in line:
         return line
-    lines = textwrap.wrap(line, width - 2, initial_indent="    ", subsequent_indent=" " * 8, break_long_words=False,
+    lines = textwrap.wrap(line.strip(), width - 2, initial_indent="    ", subsequent_indent=" " * 8, break_long_words=False,
                           break_on_hyphens=False)
     return " \\\n".join(lines)
 

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rotescope.common.errors import InputError
 from rotescope.common.help_text import HelpFormatter, group_options, usage
+from rotescope.common.options import Options
 from rotescope.common.suggestions import option_meant
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
@@ -35,12 +36,15 @@ def parse(config_class, argv, *, prog, description, config=None):
         _check_once(argv)
         values = parser.parse_args(_with_known_keys(argv, names))
         values.pop("config")
-        return config_class(**parser.instantiate_classes(values).as_dict())
+        found = config_class(**parser.instantiate_classes(values).as_dict())
     except InputError:
         raise
     except Exception as error:  # jsonargparse raises several kinds, each with the key in its text
         meant = option_meant(str(error), {"config", *names})
         raise InputError(f"{prog}: {_first_lines(error)}{meant} (see {prog} --help)") from error
+    if isinstance(found, Options):
+        found.check()
+    return found
 
 
 def option_names(argv):

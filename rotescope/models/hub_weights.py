@@ -1,7 +1,7 @@
 """Weights from the Hugging Face hub: as safetensors only, licence and SHA-256 shown and compared with the hub's own."""
-import sys
 from pathlib import Path
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256
 
@@ -18,5 +18,5 @@ def downloaded(name, weights):
     if sha256(folder / weights) != expected:
         raise InputError(f"{folder / weights} is not what the hub says it is: remove it and try again")
     licence = getattr(about.card_data, "license", None) or "not stated"
-    print(f"{name} from the hub\n  licence: {licence}\n  SHA-256: {expected}", file=sys.stderr)
+    say(f"{name} from the hub\n  licence: {licence}\n  SHA-256: {expected}")
     return folder

@@ -3,12 +3,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rotescope.common.errors import InputError
+from rotescope.common.options import Options
+from rotescope.models.model_files import find_lora, find_model, may_be_on_hub
+
 DTYPE_NAMES = ("fp32", "fp16", "bf16")
 BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # in a clone, rotescope/train is a link
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """What every command that opens a model lets a user choose alike."""
     HEADINGS: ClassVar = {"model": "the model"}
     model: str = str(BASE)
@@ -19,3 +23,17 @@ class ModelOptions:
     """number format of the weights: fp32, fp16 or bf16"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, …: where the model runs"""
+
+    def check(self):
+        super().check()
+        if self.dtype not in DTYPE_NAMES:
+            raise InputError(f"dtype={self.dtype!r}: take one of {', '.join(DTYPE_NAMES)}")
+        check_model_name(self.model)
+        if self.lora:
+            find_lora(self.lora)
+
+
+def check_model_name(name):
+    """InputError if there is no model at a local path; one on the hub is asked for later."""
+    if not may_be_on_hub(name):
+        find_model(name)

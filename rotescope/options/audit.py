@@ -2,8 +2,14 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from rotescope.common.errors import InputError
 from rotescope.evaluate.options import MeasureConfig
-from rotescope.mitigate.sampling.options import SamplingOptions
+from rotescope.evaluate.verdict.rules import parse_rules
+from rotescope.mitigate.contract.catalogue import check_text
+from rotescope.mitigate.detectors.registry import DETECTORS
+from rotescope.mitigate.sampling.options import SamplingOptions, check_names
+
+PLANS = ("uniform", "ranked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +46,11 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     retrigger: int = 0
     """so many of the most copied images are sought again, by paraphrases and by found embeddings, without and under each
     mitigation, beside as many of heldout_data; rotescope retrigger has more options"""
+
+    def check(self):
+        super().check()
+        check_names(self.mitigation)
+        parse_rules(self.fail_on)
+        check_text(self.detector, DETECTORS, "detector")
+        if self.plan not in PLANS:
+            raise InputError(f"no plan {self.plan!r}: take {' or '.join(PLANS)}")

@@ -3,11 +3,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rotescope.common.options import Options
+from rotescope.mitigate.sampling.options import check_names, check_sampling
+from rotescope.models.model_options import check_model_name
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Options):
     HEADINGS: ClassVar = {"checkpoint": "data and output", "mitigation": "what is compared", "seeds": "sampling"}
     checkpoint: str
     """a fine-tuned model's folder, with its manifest.parquet"""
@@ -31,3 +34,9 @@ class CompareConfig:
     """auto (a GPU where there is one), cpu, cuda, cuda:1, …: where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
+
+    def check(self):
+        super().check()
+        check_sampling(self)
+        check_names(self.mitigation)
+        check_model_name(self.checkpoint)

@@ -1,11 +1,14 @@
 """What `rotescope demo` lets a user choose."""
 from dataclasses import dataclass
 
+from rotescope.common.options import Options
+from rotescope.mitigate.sampling.options import check_names
+
 METHODS = ("none", "stp:transition=600", "og-stp:transition=600", "og-stp-layout:transition=600", "dtp", "og-dtp")
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(Options):
     output_dir: str = "runs/demo"
     """checkpoint, samples and report go here"""
     overwrite: bool = False
@@ -22,3 +25,7 @@ class DemoConfig:
     """methods to compare"""
     sweep: bool = True
     """also sweep the transition of delayed and of opposite guidance, on half of the seeds"""
+
+    def check(self):
+        super().check()
+        check_names(self.mitigation)

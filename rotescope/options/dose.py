@@ -2,11 +2,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rotescope.common.options import Options
+from rotescope.mitigate.sampling.options import check_names, check_sampling
+from rotescope.models.model_options import check_model_name
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
-class DoseConfig:
+class DoseConfig(Options):
     HEADINGS: ClassVar = {"output_dir": "model, data and output", "doses": "the doses", "mitigation": "mitigations",
                           "seeds": "sampling and measuring"}
     output_dir: str = "runs/dose"
@@ -46,3 +49,9 @@ class DoseConfig:
     """replace output_dir"""
     resume: bool = False
     """go on with the run that was stopped, or start it; the settings must be the same"""
+
+    def check(self):
+        super().check()
+        check_sampling(self)
+        check_names(self.mitigation)
+        check_model_name(self.pretrained_model_name_or_path)

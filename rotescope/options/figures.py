@@ -2,9 +2,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rotescope.common.options import Options
+from rotescope.mitigate.sampling.options import check_sampling
+from rotescope.models.model_options import check_model_name
+
 
 @dataclass(frozen=True)
-class FiguresConfig:
+class FiguresConfig(Options):
     HEADINGS: ClassVar = {"checkpoint": "data and output", "seeds": "sampling"}
     checkpoint: str
     """a fine-tuned model's folder, with its manifest.parquet"""
@@ -26,3 +30,8 @@ class FiguresConfig:
     """auto (a GPU where there is one), cpu, cuda, cuda:1, …: where the model runs"""
     overwrite: bool = False
     """replace output_dir"""
+
+    def check(self):
+        super().check()
+        check_sampling(self)
+        check_model_name(self.checkpoint)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.evaluate.options import CopyRule
-from rotescope.mitigate.sampling.options import SamplingOptions
+from rotescope.mitigate.sampling.options import SamplingOptions, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +42,7 @@ class RetriggerConfig(SamplingOptions, CopyRule):
     """images at a time; a search takes search_draws of them"""
     overwrite: bool = False
     """replace output_dir"""
+
+    def check(self):
+        super().check()
+        check_names(self.mitigation)

@@ -27,7 +27,8 @@ from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
-from rotescope.models.pipelines import find_model, open_model
+from rotescope.models.model_files import find_model
+from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 

@@ -6,7 +6,7 @@ from rotescope.common.outputs import folder_sha256, versions
 from rotescope.common.settings import plain
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.prompts.prompt import caption_prompts
-from rotescope.models.pipelines import find_model
+from rotescope.models.model_files import find_model
 
 
 def dosed_prompts(checkpoint):

@@ -20,7 +20,7 @@ from rotescope.evaluate.report.terminal import number
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
-from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
+from rotescope.mitigate.methods.registry import ENTRIES, with_training
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.methods.value_neurons import NO_THETA
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -33,12 +33,12 @@ from rotescope.procedures.plots.pareto import draw_pareto
 
 WATCH = 3    # first steps at which dtp-calibrated looks
 COLUMNS = {  # heading -> where it comes from
-    "copies, duplicated": lambda r: f"{r['duplicated']['copy_rate']:.2f} ({_interval(r['duplicated'])})",
-    "Sim95": lambda r: f"{r['duplicated']['sim95']:.2f}",
-    "alignment, duplicated": lambda r: number(r["duplicated"]["alignment"], 2),
-    "alignment, controls": lambda r: number(r["control"]["alignment"], 2),
-    "KID, controls": lambda r: f"{r['control']['fidelity']['kid']:.2f}" if r["control"]["fidelity"] else "–",
-    "rows": lambda r: f"{r['duplicated']['denoiser_rows']:.0f}",
+    "copies, duplicated": lambda r: f"{r['groups']['duplicated']['copy_rate']:.2f} ({_interval(r['groups']['duplicated'])})",
+    "Sim95": lambda r: f"{r['groups']['duplicated']['sim95']:.2f}",
+    "alignment, duplicated": lambda r: number(r["groups"]["duplicated"]["alignment"], 2),
+    "alignment, controls": lambda r: number(r["groups"]["control"]["alignment"], 2),
+    "KID, controls": lambda r: f"{r['groups']['control']['fidelity']['kid']:.2f}" if r["groups"]["control"]["fidelity"] else "–",
+    "rows": lambda r: f"{r['groups']['duplicated']['denoiser_rows']:.0f}",
     "seconds ×": lambda r: f"{r['cost']['seconds_ratio']:.2f}",
     "peak MB": lambda r: f"{r['cost']['peak_mb']:.0f}",
     "front": lambda r: "yes" if r["front"] else "",
@@ -128,14 +128,14 @@ def _every(config, pipe, manifest, heldout, folder):
     ordinary = {c for e in heldout or () for c in e.captions} - set(manifest.captions())
     if kind in ENTRIES["nemo"].families:
         write_text(folder / "ordinary.txt", "\n".join(sorted(ordinary)))
-        named["nemo"] = f"nemo:ordinary={folder / 'ordinary.txt' if len(ordinary) >= 8 else NO_THETA}"
+        named["nemo"] = ENTRIES["nemo"].make(ordinary=str(folder / "ordinary.txt") if len(ordinary) >= 8 else NO_THETA)
     if kind in ENTRIES["dtp-calibrated"].families and len(ordinary) >= 8:
         sampling = {"guidance_scale": config.guidance_scale, "num_inference_steps": config.num_inference_steps}
         prompts = [Prompt(c) for c in sorted(ordinary)[:100]]
         gaps, timesteps = first_gaps(pipe, prompts, range(1000, 1004), watch=WATCH, **sampling)
         write_json(folder / "calibration.json", Calibration.of(gaps, timesteps, *sampling.values()).as_json())
-        named["dtp-calibrated"] = f"dtp-calibrated:calibration={folder / 'calibration.json'}"
-    return {name: get_mitigation(text) for name, text in {"none": "none", **named}.items()}
+        named["dtp-calibrated"] = ENTRIES["dtp-calibrated"].make(calibration=str(folder / "calibration.json"))
+    return {"none": PLAIN, **named}
 
 
 def _sample_all(config, pipe, prompts, methods, folder):
@@ -152,8 +152,8 @@ def _sample_all(config, pipe, prompts, methods, folder):
 
 
 def _rows(report, costs):
-    rows = {name: as_json(found.groups) | {"cost": costs[name]} for name, found in report.methods.items()}
-    front = pareto([(r["duplicated"]["copy_rate"], r["duplicated"]["alignment"] or 0) for r in rows.values()])
+    rows = {name: {"groups": as_json(found.groups), "cost": costs[name]} for name, found in report.methods.items()}
+    front = pareto([(r["groups"]["duplicated"]["copy_rate"], r["groups"]["duplicated"]["alignment"] or 0) for r in rows.values()])
     return {name: row | {"front": on} for (name, row), on in zip(rows.items(), front, strict=True)}
 
 
@@ -163,7 +163,7 @@ def _interval(cell):
 
 def comparison_table(rows, report):
     """The table, with what its numbers mean under it -> TextTable."""
-    n = {group: next(iter(rows.values()))[group]["n"] for group in ("duplicated", "control")}
+    n = {group: next(iter(rows.values()))["groups"][group]["n"] for group in ("duplicated", "control")}
     return TextTable(
         ("mitigation", *COLUMNS),
         tuple((name, *(write(row) for write in COLUMNS.values())) for name, row in rows.items()),

@@ -25,7 +25,8 @@ from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.models.pipelines import chosen_device, find_model, load_pipeline
+from rotescope.models.model_files import find_model
+from rotescope.models.pipelines import chosen_device, load_pipeline
 from rotescope.procedures.dose_plan import dose_runs, recipe_of
 from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.plots.dose import draw_dose
@@ -33,7 +34,7 @@ from rotescope.train.engine.job import check_job
 
 
 def check_config(config):
-    """-> list of Job, Source. InputError, before anything is trained, on what would stop the run later."""
+    """-> list of DoseRun, Source. InputError, before anything is trained, on what would stop the run later."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200, inputs=(
         config.pretrained_model_name_or_path, config.train_data, config.recipe, config.descriptor, *config.mitigation))
     check_sampling(config)

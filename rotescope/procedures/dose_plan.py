@@ -75,7 +75,7 @@ def recipe_of(config):
 
 
 def dose_runs(config, data):
-    """Manifest of all images -> list of Job. InputError on a plan that the data or the steps cannot serve."""
+    """Manifest of all images -> list of DoseRun. InputError on a plan that the data or the steps cannot serve."""
     recipe, found = recipe_of(config), []
     for number, arm in enumerate(arms(config)):
         for seed in config.train_seeds:

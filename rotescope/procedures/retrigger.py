@@ -16,7 +16,8 @@ from rotescope.evaluate.nulls.calibration import check_null, warnings
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_searchable, find_embeddings
-from rotescope.mitigate.embedding_search.targets import HELDOUT, choose_targets
+from rotescope.mitigate.embedding_search.targets import choose_targets
+from rotescope.mitigate.prompts.prompt import HELDOUT
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
@@ -171,6 +172,3 @@ def pictured(method, shots, targets, folder):
             cells = [cell(found[m][target.example.image_id], route) for m, route in columns]
             rows.append((group, [(target.example.open(), "", False), *cells]))
     return rows, ["target", *(f"{judged.ROUTES[route]}\n{name(m)}" for m, route in columns)]
-
-
-# ----- the command

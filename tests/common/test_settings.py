@@ -12,6 +12,7 @@ from rotescope import cli
 from rotescope.common.errors import InputError, RunError, exit_cleanly
 from rotescope.common.outputs import check_file, check_output, output_folder
 from rotescope.common.settings import option_names, option_names_in_file, parse, save
+from rotescope.models.model_options import BASE
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,9 @@ def test_an_output_does_not_replace_what_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("argv", [
-    "audit --model x --train_data o/p", "audit --model o/p --train_data x", "audit --model x --train_data x --prompts o/p",
-    "audit --model x --train_data x --base o/p", "generate --prompts o/p", "generate --prompts x --lora o/p",
+    f"audit --model {BASE} --train_data o/p", "audit --model o/p --train_data x",
+    f"audit --model {BASE} --train_data x --prompts o/p",
+    f"audit --model {BASE} --train_data x --base o/p", "generate --prompts o/p", "generate --prompts x --lora o/p",
     "generate --prompts x --mitigation og-recall:training=o/p", "detect --prompts x --train_data o/p",
     "retrigger --train_data x --heldout_data o/p", "preflight o/p", "compare --checkpoint o/p", "figures --checkpoint o/p",
     "dose --train_data o/p", "finetune --train_data o/p", "finetune --train_data x --monitor_heldout o/p",

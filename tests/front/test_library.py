@@ -85,13 +85,15 @@ def test_a_finetune_and_a_comparison_from_python(base, photos, nowhere, capfd):
     assert found.methods.keys() == {"none", "stp"}
     assert found.front
     assert "| `stp` |" in found.table()
-    assert {p.name for p in nowhere.iterdir()} == {"trained"}
+    assert {p.name for p in nowhere.iterdir()} == {"trained", "trained.train.parquet"}
 
 
 def test_detectors_from_python_are_the_registrys(base, nowhere):
     prompts = ["a cat", "a bus"]
     found = rotescope.detect(base, prompts, ["magnitude:n=1,steps=1", "edges:n=2"])
     assert {name: len(scores) for name, scores in found.items()} == {"magnitude": 2, "edges": 2}
+    detector = rotescope.get_detector("magnitude:n=1,steps=1")
+    assert list(rotescope.detect(base, prompts, detector).values()) == [found["magnitude"]]
     with pytest.raises(InputError, match="recall looks at the training images"):
         rotescope.detect(base, prompts, "recall")
     assert {"magnitude", "recall"} <= {e.name for e in rotescope.list_detectors()}

@@ -41,3 +41,33 @@ def test_help_lists_and_wrong_options_load_nothing_heavy():
     assert {key: code for key, code in codes.items() if "no_such" in key} == {
         key: 2 for key in codes if "no_such" in key}
     assert {code for key, code in codes.items() if "no_such" not in key} == {0}
+
+
+WRONG = (  # each needs a value that is wrong whatever the data and the model
+    "audit --model nowhere", "audit --fail_on foo>1", "audit --dtype fp64", "audit --detector edgess", "audit --plan luck",
+    "audit --mitigation og-stpp", "audit --lora nowhere", "audit --guidance_scale 1", "score --descriptor foo",
+    "score --exact md5",
+    "score --fail_on copies", "score --copy_quantile 1.5", "detect --detector edgess", "retrigger --mitigation foo",
+    "dose --mitigation foo", "compare --mitigation foo", "compare --checkpoint nowhere", "figures --seeds",
+    "generate --mitigation og-stp:befor=1", "generate --batch_size 0", "calibrate --num_inference_steps 0",
+    "finetune --lr_scheduler foo", "finetune --rank 0", "finetune --weighting_scheme foo", "demo --mitigation foo",
+    "index --descriptor foo")
+
+
+def test_a_wrong_value_is_answered_before_anything_heavy_loads():
+    found = answers(*(given.split() + needed(given) for given in WRONG))
+    assert {key: value for key, value in found.items() if value != (2, [])} == {}
+
+
+def needed(given):
+    """-> the other options that the command must have."""
+    command = given.split()[0]
+    wanted = {"audit": {"--model": "train/base", "--train_data": "x", "--output_dir": "runs/x"},
+              "score": {"--generated": "x", "--train_data": "x", "--output_dir": "runs/x"},
+              "detect": {"--prompts": "x", "--output_dir": "runs/x"},
+              "retrigger": {"--train_data": "x", "--output_dir": "runs/x"},
+              "compare": {"--checkpoint": "train/base", "--output_dir": "runs/x"},
+              "figures": {"--checkpoint": "train/base", "--output_dir": "runs/x"},
+              "generate": {"--prompts": "x", "--output_dir": "runs/x"}, "calibrate": {"--prompts": "x", "--output_file": "x"},
+              "index": {"--index_dir": "x"}}
+    return [word for pair in wanted.get(command, {}).items() if pair[0] not in given.split() for word in pair]

@@ -16,8 +16,9 @@ from rotescope.mitigate.detectors.scores import write_scores
 from rotescope.mitigate.sampling.generation import generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.models.model_files import find_model
 from rotescope.models.model_options import ModelOptions
-from rotescope.models.pipelines import check_model, find_model, load_pipeline, open_model
+from rotescope.models.pipelines import check_model, load_pipeline, open_model
 from rotescope.options.audit import AuditConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.train.objective.families import FAMILIES

@@ -81,7 +81,7 @@ def rows():
     crowd = [(int(copies), aligned) for copies, aligned in rng.uniform((15, 0.9), (24, 0.92), (8, 2))]
     places = [(22, 0.94), (6, 0.93), (1, 0.92), (6, 0.93), *crowd]
     return {
-        name: {"duplicated": cell(copies, alignment=aligned), "front": name in ("none", "stp", "og-stp")}
+        name: {"groups": {"duplicated": cell(copies, alignment=aligned)}, "front": name in ("none", "stp", "og-stp")}
         for name, (copies, aligned) in zip(names, places, strict=True)
     }
 
@@ -91,14 +91,14 @@ def test_pareto_names_every_method_and_hides_no_point(rows):
     check(figure)
     scatter, rates, _ = figure.findobj(lambda a: hasattr(a, "get_xlabel"))
     assert [t.get_text() for t in rates.get_yticklabels()] == sorted(
-        rows, key=lambda n: (rows[n]["duplicated"]["copy_rate"], -rows[n]["duplicated"]["alignment"])
+        rows, key=lambda n: (rows[n]["groups"]["duplicated"]["copy_rate"], -rows[n]["groups"]["duplicated"]["alignment"])
     )
     assert {"plain guidance (none)", "other mitigations"} < set(legend_of(figure))
     marked = [line for line in scatter.lines if line.get_marker() in ("o", "s")]
     assert sum(len(line.get_xdata()) for line in marked) == len(rows)
     assert all(line.get_markerfacecolor() == "none" for line in marked)  # what lies under one still shows
     whiskers = {tuple(line.get_xdata()) for line in rates.lines if len(line.get_xdata()) == 2}
-    assert whiskers == {tuple(row["duplicated"]["copy_rate_interval"]) for row in rows.values()}
+    assert whiskers == {tuple(row["groups"]["duplicated"]["copy_rate_interval"]) for row in rows.values()}
 
 
 def test_names_cover_neither_each_other_nor_points_and_lines():

@@ -194,7 +194,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(base, images, tmp_pa
 
 @pytest.mark.slow
 def test_accelerate_launches_two_processes(base, images, tmp_path):
-    """As a user types it; tests/test_train_processes.py compares the weights."""
+    """As a user types it; tests/train/engine/test_processes.py compares the weights."""
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     script = [str(ROOT / "train/finetune.py"), *arguments(config_of(base, images, tmp_path / "two", train_batch_size=2))]
     done = subprocess.run([sys.executable, *launch, *script], capture_output=True, text=True, timeout=240, env=os.environ | {

@@ -13,7 +13,8 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import folder_sha256, sha256, versions, write_json
 from rotescope.common.quiet_libraries import quiet
 from rotescope.common.settings import plain, save
-from rotescope.models.pipelines import LORA_FILE, portable_text_encoder
+from rotescope.models.model_files import LORA_FILE
+from rotescope.models.pipelines import portable_text_encoder
 
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")  # of a CLIP text encoder that get a LoRA
 

@@ -14,7 +14,7 @@ from rotescope.common.outputs import write_json
 from rotescope.common.processes import is_first_process
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.manifest import Manifest
-from rotescope.models.pipelines import LORA_FILE
+from rotescope.models.model_files import LORA_FILE
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
 PATHS = ("pretrained_model_name_or_path", "train_data", "output_dir", "cache_dir", "resume_from_checkpoint",

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_output, output_folder
 from rotescope.common.whole_files import usual_permissions
-from rotescope.models.pipelines import check_utf8
+from rotescope.models.model_files import check_utf8
 
 RECORD = "state.json"                               # in a checkpoint
 LAST = ("model_index.json", "rotescope.json")       # of a result: until they are there, nobody takes it for one

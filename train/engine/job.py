@@ -12,7 +12,8 @@ from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
 from rotescope.datasets.readers.sources import Source, read_source
-from rotescope.models.pipelines import DTYPES, counts_timesteps, find_model, load_pipeline
+from rotescope.models.model_files import find_model
+from rotescope.models.pipelines import DTYPES, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes
 from rotescope.train.checkpoints.output_folder import check_cache, check_place

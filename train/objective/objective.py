@@ -16,7 +16,6 @@ MIN_SNR_DIVISOR = {  # Hang et al. 2023, section 3.4: min(snr, gamma) weighs the
     "v_prediction": lambda snr: snr + 1,
     "sample": lambda snr: 1.0,
 }
-WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
 
 
 @dataclass(frozen=True)

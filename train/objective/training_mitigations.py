@@ -18,7 +18,7 @@ class TrainingMitigation:
     hard_threshold: float | None = None   # skip samples whose prediction gap reaches it  (Wen et al. 2024, section 4.3)
     mem_ratio: float | None = None        # skip samples whose loss, times this, is below its noise level's mean, which is a
     arr_ema_decay: float = 0.8            # moving average with this decay  (IET-AGC: Liu et al., ECCV 2024, arXiv 2407.15328)
-    caption_perturbation: str | None = None  # of datasets.captions.PERTURBATIONS, and the share of the samples that get it
+    caption_perturbation: str | None = None  # of captions.perturbation.PERTURBATIONS, and the share of the samples that get it
     caption_perturbation_probability: float = TRAIN_PROBABILITY
 
     def draw(self, captions, shape, generator):

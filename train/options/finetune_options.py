@@ -2,15 +2,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rotescope.common.options import Options
 from rotescope.datasets.captions.perturbation import TRAIN_PROBABILITY
-from rotescope.models.model_options import BASE
+from rotescope.models.model_options import BASE, check_model_name
+from rotescope.train.options.limits import check_values
 
 RECIPE = BASE.parent / "recipes" / "demo.yaml"  # how the embedded model is fine-tuned
 EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.parent / "datasets/emoji/finetune.parquet"}
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Options):
     HEADINGS: ClassVar = {
         "pretrained_model_name_or_path": "model, data and output", "duplicated": "the dose",
         "resolution": "pictures and captions", "lora": "LoRA", "seed": "training", "rand_noise_lam": "mitigations while training",
@@ -183,4 +185,7 @@ class FinetuneConfig:
     hub_token: str | None = None
     """the one of `hf auth login` unless given; it is not saved"""
 
-
+    def check(self):
+        super().check()
+        check_values(self)
+        check_model_name(self.pretrained_model_name_or_path)

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 
-from accelerate.tracking import get_available_trackers
-
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import PERTURBATIONS
 from rotescope.models.model_options import DTYPE_NAMES
-from rotescope.train.objective.objective import WEIGHTING_SCHEMES
 
+WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LEAST_LEARNING_RATE = 1e-7  # where diffusers' polynomial schedule ends
 
@@ -80,9 +78,16 @@ def check_values(config):
         raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
     if config.use_8bit_adam and not find_spec("bitsandbytes"):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
-    trackers = [str(t) for t in get_available_trackers()]
-    if config.report_to not in (None, "all", *trackers):
-        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
-                         f"take one of {', '.join(trackers) or 'none'}")
+    if config.report_to not in (None, "all"):
+        check_tracker(config)
     if config.stop_at_copy_rate is not None and not config.monitor_steps:
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")
+
+
+def check_tracker(config):
+    """InputError for a tracker that is not installed."""
+    from accelerate.tracking import get_available_trackers
+    trackers = [str(t) for t in get_available_trackers()]
+    if config.report_to not in trackers:
+        raise InputError(f"--report_to {config.report_to}: install it (tensorboard with pip install 'rotescope[trackers]'), or "
+                         f"take one of {', '.join(trackers) or 'none'}")

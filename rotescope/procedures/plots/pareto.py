@@ -28,7 +28,7 @@ WORDS = {
 
 
 def draw_pareto(rows: dict[str, dict], file: str | Path) -> None:
-    """Write the picture of compare.json's ``methods``: {name: {duplicated: figures, front}}."""
+    """Write the picture of compare.json's ``methods``: {name: {groups, cost, front}}."""
     save_figure(pareto_figure(rows), file)
 
 
@@ -37,11 +37,11 @@ def pareto_figure(rows: dict[str, dict]) -> Figure:
     """Above, alignment against copy rate, the front joined and named. Below, every method on a line of its
     own: its copy rate with its 95% interval, and its alignment. Where alignment is not known, the copy rates
     alone."""
-    known = all(row["duplicated"]["alignment"] is not None for row in rows.values())
+    known = all(row["groups"]["duplicated"]["alignment"] is not None for row in rows.values())
     ordered = sorted(rows, key=lambda name: (_point(rows[name])[0], -(_point(rows[name])[1] or 0)))
     heights = 4.4, 0.2 * len(rows) + 0.7
     title = (
-        f"Captions of duplicated images, {rows[ordered[0]]['duplicated']['n']} images a method; "
+        f"Captions of duplicated images, {rows[ordered[0]]['groups']['duplicated']['n']} images a method; "
         "lines: 95% intervals of the copy rate"
     )
     if not known:
@@ -64,11 +64,11 @@ def _kind(name: str, row: dict) -> str:
 
 
 def _point(row: dict) -> tuple[float, float]:
-    return row["duplicated"]["copy_rate"], row["duplicated"]["alignment"]
+    return row["groups"]["duplicated"]["copy_rate"], row["groups"]["duplicated"]["alignment"]
 
 
 def _whisker(row: dict) -> np.ndarray:
-    return np.array([(x, row["duplicated"]["alignment"]) for x in row["duplicated"]["copy_rate_interval"]])
+    return np.array([(x, row["groups"]["duplicated"]["alignment"]) for x in row["groups"]["duplicated"]["copy_rate_interval"]])
 
 
 def _scatter(axes: Axes, rows: dict[str, dict]) -> None:
@@ -104,8 +104,8 @@ def _scatter(axes: Axes, rows: dict[str, dict]) -> None:
 def _list_rates(axes: Axes, rows: dict[str, dict], ordered: list[str]) -> None:
     for y, name in enumerate(ordered):
         marker, colour = STYLES[_kind(name, rows[name])]
-        axes.plot(rows[name]["duplicated"]["copy_rate_interval"], [y, y], color=colour, linewidth=1.2)
-        axes.plot(rows[name]["duplicated"]["copy_rate"], y, marker, color=colour, markersize=4.5)
+        axes.plot(rows[name]["groups"]["duplicated"]["copy_rate_interval"], [y, y], color=colour, linewidth=1.2)
+        axes.plot(rows[name]["groups"]["duplicated"]["copy_rate"], y, marker, color=colour, markersize=4.5)
     axes.set_yticks(range(len(ordered)), ordered)
     for label, name in zip(axes.get_yticklabels(), ordered, strict=True):
         label.set_color(STYLES[_kind(name, rows[name])][1])
@@ -116,7 +116,7 @@ def _list_rates(axes: Axes, rows: dict[str, dict], ordered: list[str]) -> None:
 def _list_alignments(axes: Axes, rows: dict[str, dict], ordered: list[str]) -> None:
     for y, name in enumerate(ordered):
         marker, colour = STYLES[_kind(name, rows[name])]
-        axes.plot(rows[name]["duplicated"]["alignment"], y, marker, color=colour, markersize=4.5)
+        axes.plot(rows[name]["groups"]["duplicated"]["alignment"], y, marker, color=colour, markersize=4.5)
     axes.set_yticks(range(len(ordered)), [])
     axes.set(xlabel="alignment", ylim=(len(ordered) - 0.4, -0.6))
     axes.grid(axis="y", color=PALE, linewidth=0.5)

@@ -13,6 +13,7 @@ from rotescope.common.errors import InputError
 from rotescope.evaluate.descriptors.descriptor import centred_pixels, pixels
 from rotescope.evaluate.descriptors.registry import FROM_FILES, REGISTRY, choose, get_descriptor
 from rotescope.evaluate.descriptors.sscd import HALF, IMAGENET, PREPROCESSING, WEIGHTS, has_onnx, short_side
+from rotescope.evaluate.options import DESCRIPTORS
 
 
 class Averages(torch.nn.Module):
@@ -172,3 +173,7 @@ def test_auto_takes_pixels_for_small_images_and_says_why():
     assert "SSCD" in choose(512)[1] or choose(512)[0] in {"sscd", *FROM_FILES}
     with pytest.raises(InputError, match="no descriptor 'magic'"):
         get_descriptor("magic")
+
+
+def test_the_names_that_options_know_are_the_registrys():
+    assert list(REGISTRY) == list(DESCRIPTORS[1:])

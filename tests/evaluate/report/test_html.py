@@ -495,7 +495,7 @@ def test_the_screenshot_that_the_readme_shows(tmp_path):
     assert Image.open(shot).size == (1020, 740)
 
 
-@pytest.mark.skipif(not os.environ.get("README_SCREENSHOTS"), reason="make screenshots asks for it")
+@pytest.mark.on_demand("README_SCREENSHOTS")
 def test_the_screenshot_of_the_demos_grid():
     from rotescope.procedures.plots.grid import draw_grid
     file = Path(os.environ["README_SCREENSHOTS"]).absolute() / "grid.png"

@@ -55,7 +55,7 @@ def rows_of(denoiser, run):
 
 # ----- every detector
 
-@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "recall"])  # tests/test_recall.py has that one
+@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "recall"])  # test_training_image_recall.py has that one
 def test_a_score_depends_on_prompt_and_seed_alone_and_costs_what_it_says(name, pipe):
     detector = get_detector(name + SMALL.get(name, ":n=2"))
     together, rows = rows_of(pipe.unet, lambda: list(score_prompts(pipe, PROMPTS, detector)))

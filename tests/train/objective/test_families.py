@@ -25,7 +25,8 @@ from rotescope.train.engine import training as module
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
 from rotescope.train.engine.training import train_model
 from rotescope.train.objective.families import Predictor, family_of
-from rotescope.train.objective.objective import WEIGHTING_SCHEMES, draw_levels, noise_schedule
+from rotescope.train.objective.objective import draw_levels, noise_schedule
+from rotescope.train.options.limits import WEIGHTING_SCHEMES
 
 needs_peft = pytest.mark.skipif(Version(version("peft")) < Version(MIN_PEFT_VERSION),
                                 reason="transformers asks for a newer peft: no LoRA on text encoders")
