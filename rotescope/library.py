@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from rotescope.common.console import silenced
 from rotescope.common.errors import InputError
 from rotescope.common.suggestions import suggestion
@@ -78,7 +80,7 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
         given = {"model": str(model), "lora": lora and str(lora),
                  "train_data": _on_disk(train_data, Path(kept.name) / "train.parquet"),
                  "heldout_data": _on_disk(heldout_data, Path(kept.name) / "heldout.parquet"), "mitigation": _several(mitigations),
-                 "seeds": tuple(seeds), "fail_on": _several(fail_on), "output_dir": str(folder)}
+                 "seeds": tuple(map(_own, seeds)), "fail_on": _several(fail_on), "output_dir": str(folder)}
         report = run_audit(_options(AuditConfig, given, options))
         return report_from(report, folder / "samples", kept)
 
@@ -146,7 +148,7 @@ def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[
     ['none', 'stp']
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(seeds),
+        given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(map(_own, seeds)),
                  "output_dir": str(folder)}
         rows, report = run_comparison(_options(CompareConfig, given, options))
         return Comparison(rows, report_from(report, folder / "samples", kept))
@@ -210,7 +212,7 @@ def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) ->
     unknown = next((name for name in more if name not in names), None)
     if unknown:
         raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
-    return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
+    return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else _own(v) for k, v in more.items()})
 
 
 def _on_disk(data: Any, file: Path) -> Any:
@@ -220,6 +222,11 @@ def _on_disk(data: Any, file: Path) -> Any:
     file.parent.mkdir(parents=True, exist_ok=True)
     data.save(file)
     return str(file)
+
+
+def _own(value: Any) -> Any:
+    """numpy's numbers as Python's, which a record can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @contextmanager

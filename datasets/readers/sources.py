@@ -45,6 +45,8 @@ def read_source(path, need_captions=True):
 
     Raises InputError where nothing is there or nothing is left.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"{path!r} names no data: give a folder of captioned images, a Parquet file or a manifest")
     entries, unused = _folder_entries(Path(path)) if Path(path).is_dir() else (_entries(path), ())
     with ThreadPoolExecutor() as threads:
         examined = list(threads.map(partial(_examined, need_captions=need_captions), entries))

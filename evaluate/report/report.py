@@ -83,6 +83,8 @@ class Report:
     pictures: ReportPictures = field(repr=False, compare=False, metadata={"json": False})
 
     def __getitem__(self, method: str) -> MethodFindings:
+        if method not in self.methods:
+            raise KeyError(f"no method {method!r} in this report: take one of {', '.join(self.methods)}")
         return self.methods[method]
 
     @property

@@ -115,6 +115,8 @@ class MethodFindings:
     groups: dict[str, GroupFindings]
 
     def __getitem__(self, group) -> GroupFindings:
+        if group not in self.groups:
+            raise KeyError(f"no group {group!r} of prompts in this report: take one of {', '.join(self.groups)}")
         return self.groups[group]
 
 

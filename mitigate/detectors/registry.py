@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
 
 WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
@@ -91,6 +92,8 @@ def get_detector(detector: Any) -> Any:
     10
     """
     if not isinstance(detector, str):
+        if not (hasattr(detector, "families") and hasattr(detector, "n")):
+            raise InputError(f"{detector!r} is no detector: give a name of list_detectors, or what get_detector gives")
         return detector
     entry, settings = find_entry(detector, DETECTORS, "detector")
     return entry.make(**read_settings(entry, settings))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def get_mitigation(mitigation: str | Mitigation) -> Mitigation:
     if isinstance(found, str):
         entry, settings = find_entry(found, ENTRIES, "mitigation")
         found = entry.make(**read_settings(entry, settings))
+    if not hasattr(found, "check_pipeline"):
+        raise InputError(f"{found!r} is no mitigation: give a name of list_mitigations, or a Mitigation")
     found.check()
     return found
 

@@ -16,7 +16,7 @@ class SamplingOptions(ModelOptions):
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed; the same seed gives the same image in every batch"""
     guidance_scale: float = 7.5
-    """after the transition; 1 is off, as in diffusers"""
+    """after the transition; above 1, which would be off, as diffusers counts"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
     resolution: int | None = None
@@ -57,6 +57,7 @@ class GenerateConfig(SamplingOptions):
     def check(self):
         super().check()
         check_names(self.mitigation)
+        check_number_of_prompts(self)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class CalibrateConfig(ModelOptions):
     def check(self):
         super().check()
         check_sampling(self)
+        check_number_of_prompts(self)
 
 
 def check_sampling(config):
@@ -96,8 +98,16 @@ def check_sampling(config):
                          "scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
+    if any(seed < 0 or seed != int(seed) for seed in config.seeds):
+        raise InputError(f"seeds {' '.join(map(str, config.seeds))}: give whole numbers from 0 on")
     if len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"a seed is named twice: {' '.join(map(str, config.seeds))}")
+
+
+def check_number_of_prompts(config):
+    """Raise InputError for a max_prompts that leaves no prompt."""
+    if config.max_prompts is not None and config.max_prompts < 1:
+        raise InputError(f"max_prompts={config.max_prompts}: take 1 prompt of each group or more")
 
 
 def check_names(texts):

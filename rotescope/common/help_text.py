@@ -12,11 +12,16 @@ class HelpFormatter(DefaultHelpFormatter):
         paragraphs = [p for p in text.strip("\n").split("\n\n") if p.strip()]
         return "\n\n".join(self._filled(p, width, indent) for p in paragraphs)
 
+    def _split_lines(self, text, width):
+        """No name is parted at its hyphens."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
     @staticmethod
     def _filled(paragraph, width, indent):
         if paragraph.startswith("    "):
             return "\n".join(continued(line, width) for line in paragraph.splitlines())
-        return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent)
+        return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent,
+                             break_on_hyphens=False)
 
 
 def continued(line, width):
@@ -31,7 +36,8 @@ def continued(line, width):
 def usage(prog, config_class):
     """-> the options that must be given, and a word for the others."""
     needed = [f"--{f.name} {f.name.upper()}" for f in fields(config_class) if f.default is f.default_factory is MISSING]
-    return " ".join([prog, *needed, "[--option VALUE …]"])
+    text = " ".join([prog, *needed, "[--option VALUE …]"])
+    return textwrap.fill(text, 72, subsequent_indent=" " * 7, break_on_hyphens=False)  # "usage: " comes before it
 
 
 def headings_of(config_class):

@@ -1,5 +1,6 @@
 """What libraries say of themselves and a user can do nothing about. Light: it loads none of them."""
 import logging
+import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ def hush_warnings():
         return
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=TALKERS)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     hush_import()
 
 

@@ -134,6 +134,9 @@ def _gathered(argv, list_flags):
             lists[flag].append(a)
         else:
             out.append(a)
+    empty = next((option for option, words in lists.items() if not words), None)
+    if empty:
+        raise InputError(f"{empty} is given without a value: give one or more, or leave it out")
     return out + [f"{k}={_as_list(v, list_flags[k])}" for k, v in lists.items()]
 
 

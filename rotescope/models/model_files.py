@@ -20,6 +20,8 @@ ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")  # the others if mode
 
 def find_model(name, kinds=PIPELINES):
     """A folder, or a model's name on the hub -> its folder, with every part that its pipeline needs; else InputError."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise InputError(f"{name!r} names no model: give a folder in diffusers' layout, or a name on the hub")
     folder = Path(name)
     check_utf8(folder)
     if may_be_on_hub(name):

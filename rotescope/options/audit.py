@@ -7,7 +7,7 @@ from rotescope.evaluate.options import MeasureConfig
 from rotescope.evaluate.verdict.rules import parse_rules
 from rotescope.mitigate.contract.catalogue import check_text
 from rotescope.mitigate.detectors.registry import DETECTORS
-from rotescope.mitigate.sampling.options import SamplingOptions, check_names
+from rotescope.mitigate.sampling.options import SamplingOptions, check_names, check_number_of_prompts
 
 PLANS = ("uniform", "ranked")
 
@@ -50,6 +50,7 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     def check(self):
         super().check()
         check_names(self.mitigation)
+        check_number_of_prompts(self)
         parse_rules(self.fail_on)
         check_text(self.detector, DETECTORS, "detector")
         if self.plan not in PLANS:

@@ -3,6 +3,7 @@ import gc
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from instruments import leave
 from tiny import image_folder
@@ -106,3 +107,20 @@ def test_wrong_input_is_an_input_error_and_writes_nothing(base, photos, nowhere,
     with pytest.raises(InputError, match=says):
         rotescope.audit(base, photos, **options)
     assert not list(nowhere.iterdir())
+
+
+@pytest.mark.parametrize("nothing", [None, 3, "", [], b"x"])
+def test_what_names_nothing_is_an_input_error(nothing):
+    for function in (rotescope.load_manifest, rotescope.preflight, rotescope.get_mitigation, rotescope.get_detector):
+        with pytest.raises(InputError):
+            function(nothing)
+
+
+def test_numbers_of_numpy_are_numbers(base, photos, nowhere):
+    report = rotescope.audit(base, photos, seeds=np.arange(1), num_inference_steps=np.int64(2), max_prompts=np.int32(1),
+                             partial=False, device="cpu")
+    assert json.loads(report.to_json())["config"]["sampling"]["num_inference_steps"] == 2
+    with pytest.raises(KeyError, match="take one of none"):
+        report["nosuch"]
+    with pytest.raises(KeyError, match="take one of ungrouped"):
+        report["none"]["nosuch"]
