@@ -71,6 +71,8 @@ def _copies(kind, asked, kept, quantile):
     if not holds.any():
         return None, []
     threshold, questions, found = copy_threshold(null[holds], quantile), _views(kind.asked, asked), []
+    if threshold <= 0:  # no two training images hold anything of this kind: what holds nothing resembles nothing
+        return None, []
     similarity, rows, holds = _similarity(kind, questions, views)
     for i in np.flatnonzero((similarity >= threshold) & holds):
         row, closest, pairs = _match(kind, [q[i] for q in questions], views, np.unique(rows[:, i]), threshold)

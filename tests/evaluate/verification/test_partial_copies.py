@@ -121,6 +121,11 @@ def test_what_has_no_plain_ground_has_no_foreground():
     found, thresholds = sought([drawn("red", ("cat", 40, 8, 8))], [noise(1, i) for i in range(8)])
     assert "foreground" not in thresholds
     assert not of_kind(found, "foreground")
+    # with one training image that has an object: what the others hold of one is nothing, and nothing resembles nothing
+    one = [drawn("red", ("cat", 40, 8, 8)), *(noise(1, i) for i in range(8))]
+    found, thresholds = sought([drawn("blue", ("bus", 30, 20, 20))], one)
+    assert "foreground" not in thresholds
+    assert not of_kind(found, "foreground")
 
 
 @pytest.mark.parametrize("cell", [0, 4, 7])
