@@ -72,3 +72,9 @@ def leave(main, argv):
     except SystemExit as left:
         return left.code
     return 0
+
+
+def with_models_of_ones_own(monkeypatch):
+    """Commands that name models and LoRAs which only the reader has are read as if these were there."""
+    monkeypatch.setattr("rotescope.models.model_options.find_model", lambda name: name)
+    monkeypatch.setattr("rotescope.models.model_options.find_lora", lambda path: path)

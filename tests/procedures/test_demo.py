@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+from instruments import with_models_of_ones_own
 from places import ROOT
 
 from rotescope.common.errors import InputError
@@ -42,6 +43,7 @@ def commands():
 @pytest.mark.parametrize(("name", "arguments"), commands())
 def test_every_command_that_a_reader_can_copy_is_understood(name, arguments, monkeypatch):
     monkeypatch.chdir(ROOT)
+    with_models_of_ones_own(monkeypatch)
     config = parse(CONFIGS[name], arguments, prog=name, description="")
     if hasattr(config, "mitigation"):
         known = [m for m in config.mitigation if "calibration=" not in m]  # that file is the reader's own

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from instruments import with_models_of_ones_own
 from tiny import cached_pipeline, image_folder
 
 from rotescope.commands import detect as detect_command
@@ -188,7 +189,8 @@ def test_wrong_input_is_one_line_before_anything_runs(changes, message, model, p
         check_detection(DetectConfig(**{"prompts": prompts, "output_dir": str(tmp_path / "out"), "model": model, **changes}))
 
 
-def test_the_commands_of_its_help_are_understood():
+def test_the_commands_of_its_help_are_understood(monkeypatch):
+    with_models_of_ones_own(monkeypatch)
     lines = [line.strip() for line in detect_command.__doc__.splitlines() if line.strip().startswith("rotescope detect")]
     assert lines
     for line in lines:

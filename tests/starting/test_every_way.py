@@ -59,11 +59,11 @@ def started(command, cwd, folder):
 
 
 def each_way_from_each_place():
-    """The ways that take seconds run once each by default, from the root; again as slow tests."""
+    """Of the ways that take seconds, `accelerate launch` runs by default, from the root; pytest itself runs there anyhow."""
     for way in WAYS:
         for place in ("root", "elsewhere"):
             seconds = "pytest" in way or "accelerate" in way
-            again = place == "elsewhere" or way in ("-m pytest", "accelerate launch -m")
+            again = place == "elsewhere" or way in ("pytest", "-m pytest", "accelerate launch -m")
             yield pytest.param(way, place, marks=pytest.mark.slow if seconds and again else ())
 
 

@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
-from instruments import overridden
+from instruments import overridden, with_models_of_ones_own
 from PIL import Image
 from places import ROOT
 from tiny import saved_pipeline, tiny_pipeline
@@ -314,6 +314,7 @@ def test_recipes_of_the_paper_run_on_a_scaled_down_twin(recipe, base, images, tm
     (["--train-data-dir", "x"], False), (["--pretrained_model_name_or_path=x", "--dataset_name=y"], False)])
 def test_the_embedded_dose_is_for_the_embedded_data(argv, embedded, monkeypatch):
     seen = []
+    with_models_of_ones_own(monkeypatch)
     monkeypatch.setattr(module, "train_model", lambda config, monitor: seen.append(config))
     main(argv)
     assert seen[0].duplicated == (24 if embedded else 0)

@@ -98,12 +98,12 @@ def test_a_known_ranking_and_known_leaks():
 
 def test_what_a_report_says_of_a_plan():
     record = as_record("ranked", 5, 3, [[(2, 0), (0, 0)], [(2, 1)]], [0.5, 0.1, 0.9], detector="edges", score_images=2.0)
-    assert record.pop("order_by_score") == [
+    assert record.pop("ranking") == [
         {"prompt_index": 2, "rank": 1, "score": 0.9, "images": 2}, {"prompt_index": 0, "rank": 2, "score": 0.5, "images": 1},
         {"prompt_index": 1, "rank": 3, "score": 0.1, "images": 0}]
     assert record == {"name": "ranked", "budget": 5, "detector": "edges", "score_images": 2.0, "images": 3, "prompts": 3,
                       "sampled": 2, "rounds": [2, 1]}
-    assert as_record("uniform", 1, 2, [[(1, 0)]])["order_by_score"] == [
+    assert as_record("uniform", 1, 2, [[(1, 0)]])["ranking"] == [
         {"prompt_index": 0, "images": 0}, {"prompt_index": 1, "images": 1}]
 
 

@@ -103,6 +103,7 @@ def test_killed_within_the_write_of_a_file_the_checkpoint_before_is_the_latest(b
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_by_the_seed(images, tmp_path):
     """In other processes, and in one that is killed within the write of its second checkpoint and resumed from its first."""
     pipe = tiny_pipeline()
