@@ -10,6 +10,11 @@ def sentence(text):
     return text[:1].upper() + text[1:]
 
 
+def heading(method, label):
+    """A method's label with a capital first letter; a name that a user types stays as it is typed."""
+    return label if label == method else sentence(label)
+
+
 def verdict_tiles(report):
     """The three or four figures under the verdict."""
     first = "none" if "none" in report.methods else next(iter(report.methods))
@@ -29,7 +34,7 @@ def verdict_tiles(report):
 
 def _tile(report, method, group):
     found = report[method][group]
-    return {"figure": percent(found.copy_rate.value), "name": sentence(report[method].label),
+    return {"figure": percent(found.copy_rate.value), "name": heading(method, report[method].label),
             "bad": found.above_chance,
             "of": short_name(group),
             "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"}
@@ -37,7 +42,7 @@ def _tile(report, method, group):
 
 def headings(report):
     """{method: its name, as a heading}."""
-    return {method: sentence(label) for method, label in report.labels.items()}
+    return {method: heading(method, label) for method, label in report.labels.items()}
 
 
 def tables(report):

@@ -1,6 +1,7 @@
 """What the page's tables and notes say beside the figures themselves. Pure: plain values in, values out."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,21 +11,21 @@ from scipy.stats import binom
 SURPRISING = 0.05  # chance brings so many hits in fewer than one run of twenty
 
 WORDS = {  # part of a label -> the term and what it means, in the order in which a reader needs them
-    "STP": (
-        "STP, static transition point",
+    "stp": (
+        "stp, static transition point",
         "delayed guidance: the caption has no pull until the transition τ, which is the same for every image.",
     ),
-    "DTP": (
-        "DTP, dynamic transition point",
+    "dtp": (
+        "dtp, dynamic transition point",
         "delayed guidance whose transition τ is found for each image: where its "
         "prediction gap has its first minimum.",
     ),
-    "OG": (
-        "OG, opposite guidance",
+    "og": (
+        "og, opposite guidance",
         "before the transition τ the image is pushed away from its caption, not merely left alone.",
     ),
     "layout": (
-        "Layout",
+        "layout",
         "only where things stand is pushed away; the mean colour of the picture is guided as usual.",
     ),
 }
@@ -96,6 +97,6 @@ def prompts_together(smallest: float, methods: Iterable[str], fdr: float) -> int
 def method_words(labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """{method: label} -> (term, meaning) of each term that a label uses, and of the transition where there is
     one."""
-    used = " ".join(labels.values()).replace(",", " ").split()
+    used = re.split(r"[^a-z]+", " ".join(labels.values()))
     found = [words for part, words in WORDS.items() if part in used]
     return [*found, TRANSITION] if found else []

@@ -1,12 +1,9 @@
 """How the reports say things."""
-NAMES = {  # one name for one method, wherever it is spoken of
-    "none": "plain guidance", "stp": "STP", "og-stp": "OG + STP", "og-stp-layout": "OG + STP, layout",
-    "dtp": "DTP",
-    "og-dtp": "OG + DTP"}
+NAMES = {"none": "plain guidance"}  # every other method is called what a user types
 MEANINGS = {  # what such a name means
     "stp": "delayed guidance", "og-stp": "opposite, then plain guidance",
     "og-stp-layout": "opposite guidance, of the layout only",
-    "dtp": "delayed guidance", "og-dtp": "opposite, then plain guidance"}
+    "dtp": "delayed guidance, dynamic", "og-dtp": "opposite, then plain guidance, dynamic"}
 PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
            "paraphrase duplicated": "paraphrased captions of duplicated images",

@@ -353,7 +353,7 @@ def test_verdict_names_the_best_mitigation_and_its_price():
     methods = {"none": {"duplicated": cell(90, 96)}, "stp": {"duplicated": cell(10, 96)},
                "og-stp": {"duplicated": cell(2, 96, alignment=0.76)}}  # .073 is the end of its interval
     text = verdict_on(methods, Rule.parse("copy_rate>0.05"), None).text
-    assert "With OG + STP, 2 of 96 still do: 2.1% (0.3–7.3%), at 0.95 × the text-image agreement." in text
+    assert "With og-stp, 2 of 96 still do: 2.1% (0.3–7.3%), at 0.95 × the text-image agreement." in text
     assert verdict_on(methods, Rule.parse("og-stp:copy_rate>0.08"), None).passed is True
     assert verdict_on(methods, Rule.parse("stp:copies > 9"), None).passed is False
     del methods["none"]

@@ -189,7 +189,7 @@ def test_plan_labels_every_line():
 def test_returns_say_what_is_a_copy():
     rows = [("duplicated", [(noise(i), "", False), (noise(i, 1), "0.99", True), None]) for i in range(3)]
     figure = returns_figure(
-        rows, ["target", "its own caption\nplain guidance", "paraphrases of the caption\nOG + STP, layout"]
+        rows, ["target", "its own caption\nplain guidance", "paraphrases of the caption\nog-stp-layout"]
     )
     check(figure)
     told = [t.get_text() for t, _ in texts_of(figure)]
@@ -241,7 +241,7 @@ def test_grid_names_its_rows_and_columns(tmp_path):
     assert Image.open(tmp_path / "grid.png").width > 500
     with pytest.raises(InputError, match="no prompts of the groups empty"):
         draw_grid(folder, tmp_path / "train", tmp_path / "grid.png", {"empty": 2})
-    rows = ("training image", "plain guidance", "OG + STP, layout")
+    rows = ("training image", "plain guidance", "og-stp-layout")
     column = "a frog and a banana on a purple background", {row: noise(0) for row in rows}
     figure = grid_figure({"duplicated": [column] * 3, "control": [column]})
     for text, box in texts_of(figure):

@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """Plain guidance copies all duplicated and no control images, STP every fourth, OG + DTP none -> (report, folder)."""
+    """Plain guidance copies all duplicated and no control images, stp every fourth, og-dtp none -> (report, folder)."""
     folder = tmp_path_factory.mktemp("report")
     data = training_set(folder / "train")
 
@@ -218,7 +218,7 @@ def test_table_fits_a_terminal(reported):
 def test_no_label_of_a_chart_is_clipped(reported):
     report, _ = reported
     points = [("delayed", "500", 0.2, (0.1, 0.3), 0.92), ("opposite", "700", 0.2, (0.1, 0.3), 0.92),
-              ("plain", "plain guidance", 1.0, (0.96, 1.0), 0.93), ("method", "OG + STP, layout", 0.01, (0, 0.05), 0.91)]
+              ("plain", "plain guidance", 1.0, (0.96, 1.0), 0.93), ("method", "og-stp-layout", 0.01, (0, 0.05), 0.91)]
     for width in (charts.WIDE, charts.NARROW):
         for drawn in (charts.draw_strips(report, width), charts.draw_tradeoff(points, width)):
             for left, top, right, bottom in drawn.texts:
@@ -284,14 +284,14 @@ def test_prompts_that_are_significant_together():
 
 def test_words_are_explained_that_the_labels_use():
     assert method_words({"none": "plain guidance"}) == []
-    terms = [term for term, _ in method_words({"none": "plain guidance", "og-dtp": "OG + DTP"})]
-    assert terms == ["DTP, dynamic transition point", "OG, opposite guidance", "Transition, τ"]
+    terms = [term for term, _ in method_words({"none": "plain guidance", "og-dtp": "og-dtp"})]
+    assert terms == ["dtp, dynamic transition point", "og, opposite guidance", "Transition, τ"]
 
 
 def test_page_says_beside_the_outcome_what_was_looked_at(reported, page):
     text = " ".join(page.text.split())
     assert "Failed · looked at 80 images of 40 prompts, in each of 3 ways of sampling" in text
-    for term in ("Copy, copy threshold", "Null", "Leak", "STP, static transition point", "Transition, τ"):
+    for term in ("Copy, copy threshold", "Null", "Leak", "stp, static transition point", "Transition, τ"):
         assert text.index(term) < text.index("What was copied")
 
 
