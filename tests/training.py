@@ -16,11 +16,11 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from rotescope.common.errors import exit_cleanly
+from rotescope.procedures.finetune import run_finetune
 from rotescope.train.checkpoints import resume
 from rotescope.train.checkpoints.output_folder import RECORD
 from rotescope.train.encodings.encode import Preprocessing
 from rotescope.train.engine.steps import DenoisingLoss
-from rotescope.train.engine.training import train_model
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 SAVING = ("resume.py", "place.py", "checkpoint.py")
@@ -128,7 +128,7 @@ def _train(config, environment, die, seen):
     DenoisingLoss.__call__ = noted
     read, prepare = [], Preprocessing.__call__
     Preprocessing.__call__ = lambda self, example: read.append(example.sha256) or prepare(self, example)
-    exit_cleanly(train_model)(config, progress=False, on_step=on_step)
+    exit_cleanly(run_finetune)(config, progress=False, on_step=on_step)
     if seen:
         seen.write_text(json.dumps(samples))
         seen.with_name(seen.name.replace("seen", "read")).write_text(json.dumps(read))
