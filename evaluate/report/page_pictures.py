@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.evaluate.report import svg as charts
-from rotescope.evaluate.report.page_tables import headings, tables
+from rotescope.evaluate.report.page_tables import tables
 
 SHOWN = 12                                 # pairs of the first method; a third of it of the others
 COLUMNS = {"duplicated": 8, "control": 4}  # prompts in the grid; of another group, 8
@@ -77,7 +77,7 @@ def grid(report):
         indices = spread_over(sorted({i for _, g, i in at if g == group}), COLUMNS.get(group, 8))
         told = [next(p for (_, g, i), p in at.items() if (g, i) == (group, index)) for index in indices]
         rows = [(label, [_generated(report, m, at.get((m, group, i))) for i in indices])
-                for m, label in headings(report).items()]
+                for m, label in report.labels.items()]
         if any(p.expected for p in told):
             rows.insert(0, ("Training image", [_expected(report, p) for p in told]))
         if told:

@@ -3,6 +3,7 @@ dark and paper."""
 
 from rotescope.common.wording import PROMPTS, percent
 from rotescope.evaluate.report.canvas import CHARACTER, Canvas, scale, ticks
+from rotescope.evaluate.report.page_tables import heading
 
 WIDE, NARROW = (
     760,
@@ -26,8 +27,8 @@ def strip_rows(report):
         rows.append(("Held-out pictures, never seen", counts.heldout, False))
     for method, groups in counts.methods.items():
         for group, found in groups.items():
-            label = report[method].label + ("" if group == "ungrouped" else f", {group}")
-            rows.append((label[0].upper() + label[1:], found, report[method][group].above_chance))
+            label = heading(method, report[method].label) + ("" if group == "ungrouped" else f", {group}")
+            rows.append((label, found, report[method][group].above_chance))
     return rows
 
 
