@@ -94,8 +94,20 @@ def find_entry(text, entries, what):
 
 
 def check_text(text, entries, what):
-    """InputError for an unknown name or key of NAME:key=value,…, or a key given twice. Loads nothing."""
-    _parted(*find_entry(text, entries, what))
+    """Raise InputError for an unknown name or key of NAME:key=value,…, a key that is given twice, or a word where a
+    number belongs; nothing is loaded."""
+    entry, settings = find_entry(text, entries, what)
+    for key, value in _parted(entry, settings).items():
+        words = {e.settings[key] for e in entries.values() if isinstance(e.settings.get(key), str)}  # such as dynamic
+        if type(entry.settings[key]) in (int, float) and value not in words and not _is_number(value):
+            raise InputError(f"{entry.name}: {key}={value!r} is not a number")
+
+
+def _is_number(text):
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def read_settings(entry, text):

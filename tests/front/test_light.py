@@ -50,7 +50,8 @@ WRONG = (  # each needs a value that is wrong whatever the data and the model
     "score --exact md5",
     "score --fail_on copies", "score --copy_quantile 1.5", "detect --detector edgess", "retrigger --mitigation foo",
     "dose --mitigation foo", "compare --mitigation foo", "compare --checkpoint nowhere", "figures --seeds",
-    "generate --mitigation og-stp:befor=1", "generate --batch_size 0", "calibrate --num_inference_steps 0",
+    "generate --mitigation og-stp:befor=1", "generate --mitigation og-stp:before=zzz",
+    "audit --mitigation dtp:latest=nan", "generate --batch_size 0", "calibrate --num_inference_steps 0",
     "finetune --lr_scheduler foo", "finetune --rank 0", "finetune --weighting_scheme foo", "demo --mitigation foo",
     "index --descriptor foo")
 
