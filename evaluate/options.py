@@ -39,12 +39,9 @@ class CopyRule(Options):
     def check(self):
         super().check()
         check_descriptor_name(self.descriptor)
-        if self.exact not in EXACT:
-            raise InputError(f"no exact layer {self.exact!r}: take {', '.join(EXACT[:-1])} or none")
-        if self.search not in ENGINES:
-            raise InputError(f"no search {self.search!r}: take {' or '.join(ENGINES)}")
-        if self.copy_null not in NULLS:
-            raise InputError(f"no null {self.copy_null!r}: take one of {', '.join(NULLS)}")
+        check_exact(self.exact)
+        check_engine_name(self.search)
+        check_null_name(self.copy_null)
         if not 0 < self.copy_quantile < 1:
             raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.99")
 
@@ -122,6 +119,24 @@ class IndexConfig(Options):
 def measuring(config):
     """The fields of Measuring in a larger config -> dict."""
     return {f.name: getattr(config, f.name) for f in fields(Measuring)}
+
+
+def check_exact(kind):
+    """InputError if no exact layer is called so."""
+    if kind not in EXACT:
+        raise InputError(f"no exact layer {kind!r}: take {', '.join(EXACT[:-1])} or none")
+
+
+def check_engine_name(engine):
+    """InputError if no search is called so."""
+    if engine not in ENGINES:
+        raise InputError(f"no search {engine!r}: take {' or '.join(ENGINES)}")
+
+
+def check_null_name(null):
+    """InputError if no null is called so."""
+    if null not in NULLS:
+        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
 
 
 def check_descriptor_name(name):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.index import build_index, check_engine, unique
-from rotescope.evaluate.nulls.calibration import calibrated, check_exact, check_null, exact_layer, nulls_of, without
+from rotescope.evaluate.nulls.calibration import calibrated, check_null, exact_layer, nulls_of, without
 from rotescope.evaluate.nulls.same_picture import Twins
+from rotescope.evaluate.options import check_exact
 
 
 def check_measuring(how, manifest, heldout, base):

@@ -9,8 +9,7 @@ from rotescope.datasets.manifest import Example
 from rotescope.evaluate.descriptors.descriptor import Descriptor
 from rotescope.evaluate.neighbours.descriptor_store import CHUNK, MappedRows, Memory, Store
 from rotescope.evaluate.neighbours.nearest import approximate, load_faiss, nearest
-
-ENGINES = ("exact", "faiss")
+from rotescope.evaluate.options import check_engine_name
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def unique(manifest):
 
 def check_engine(engine):
     """InputError if there is none of that name, or its package is not here."""
-    if engine not in ENGINES:
-        raise InputError(f"no search {engine!r}: take {' or '.join(ENGINES)}")
+    check_engine_name(engine)
     if engine == "faiss":
         load_faiss()
 

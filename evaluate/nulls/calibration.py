@@ -7,6 +7,7 @@ from rotescope.common.errors import InputError
 from rotescope.evaluate.neighbours.index import Index
 from rotescope.evaluate.nulls.copy_threshold import Spread, copy_threshold, spread
 from rotescope.evaluate.nulls.same_picture import Twins
+from rotescope.evaluate.options import check_null_name
 
 FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
 MANY = 500    # null pictures that are enough for small p-values, whatever else there is
@@ -98,16 +99,10 @@ def calibrated(index, nulls, quantile=0.99, null="train", threshold=None, twins=
 
 def check_null(null, known):
     """InputError if there is no such null, or nothing to take it from."""
-    if null not in NULLS:
-        raise InputError(f"no null {null!r}: take one of {', '.join(NULLS)}")
+    check_null_name(null)
     if null not in known:
         needed = {"train": "at least two different training images", "heldout": "--heldout_data", "base": "--base"}[null]
         raise InputError(f"a copy threshold by the null {null!r} needs {needed}: add some, or pass --copy_threshold")
-
-
-def check_exact(kind):
-    if kind not in (*NEAR_IDENTICAL, "none"):
-        raise InputError(f"no exact layer {kind!r}: take {', '.join(NEAR_IDENTICAL)} or none")
 
 
 def exact_layer(index, nulls, kind):
