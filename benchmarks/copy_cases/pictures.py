@@ -31,7 +31,7 @@ class PictureSets:
     fresh: tuple[Image.Image, ...]
 
 
-def photographs(train=120, heldout=60):
+def photographs(train=96, heldout=35):
     """-> PictureSets of 256 × 256: regions dealt out at random (seed 0), so that each set has some of every photograph."""
     regions = [region for file in photograph_files() for region in _regions(file)]
     order = np.random.default_rng(0).permutation(len(regions))
