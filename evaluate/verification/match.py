@@ -51,6 +51,38 @@ class Verifier(Protocol):
         comes too. `without`: rows that are not to serve as other pictures to compare with either."""
 
 
+@dataclass(frozen=True)
+class MatchThreshold:
+    """From which score on one verifier's matches count, and how often chance brings one."""
+    verifier: str
+    threshold: float
+    rule: str                    # where the threshold comes from, in plain words
+    n: int                       # pictures of the null, which copy nothing
+    chance: float                # share of held-out pictures, or else of training pictures, for which some match is verified
+
+
+@dataclass(frozen=True)
+class SharedElement:
+    """What several training pictures have in common, such as a logo or a border: a match of it alone counts for nothing."""
+    rows: tuple[int, ...]        # of the training pictures
+    images: tuple[int, ...]      # positions of the generated pictures in which it was found
+    region: tuple[Point, ...]    # a polygon in the first of the training pictures
+
+
+@dataclass(frozen=True)
+class VerifiedMatches:
+    """All that was verified of the generated pictures, in their order."""
+    # of each, the surest first: only those above their verifier's threshold, and not of shared elements alone
+    matches: tuple[tuple[Match, ...], ...]
+    thresholds: dict[str, MatchThreshold]  # by verifier; empty where none could be applied, and so nothing was sought
+    shared: tuple[SharedElement, ...] = ()
+
+
+def chance_of_match(thresholds: Iterable[MatchThreshold]) -> float:
+    """At most this share of pictures that copy nothing has a verified match: the chances of all verifiers together."""
+    return min(sum(t.chance for t in thresholds), 1.0)
+
+
 def outlines(transform) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
     """Where the two pictures overlap -> a polygon in the generated picture, and the same in the training picture.
 
