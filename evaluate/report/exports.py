@@ -141,8 +141,8 @@ def section(report):
         "|---|---|---|---|---|---|---|", *rows, "",
         f"A copy is a generated image whose similarity to a training image is at least {report.copy_threshold:.4f} by "
         f"`{report.descriptor}`: {report.threshold_rule}.{chance}{_verified(report)} Searched over "
-        f"{report.training_images.unique:,} different training images. Few copies in a sample are no proof that none can be made; "
-        f"a mitigation holds an image back without erasing it.", "",
+        f"{report.training_images.unique:,} different training images. Few copies in a sample are no proof that none can be "
+        f"made; a mitigation holds an image back without erasing it.", "",
         *_sought_again(report.retrigger),
         f"Measured by Rotescope {report.versions['rotescope']}; training data "
         f"`{report.hashes['training_data'][:16]}`, samples `{report.hashes['samples'][:16]}`.", ""])

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 FRAMED = 192       # pixels of the long side of a framed picture, at most
 COMPARED = 420     # pixels of the long side of each of two pictures side by side
 SHOWN_POINTS = 12
+LINE = 3           # pixels from the middle of a frame's line to its edge
 GAP = 12           # pixels between two pictures
 EMPTY = (127, 127, 127)  # where the training image does not reach
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # for the colour-blind, too (Okabe and Ito 2008)
@@ -35,15 +36,17 @@ def framed(picture, outline):
 
 def _draw_frame(picture, outline):
     """Black on white, inside the picture, so that it shows on any ground."""
-    draw, line = ImageDraw.Draw(picture), max(2, max(picture.size) // 90)
-    corners = [_pixel(point, picture.size, line) for point in outline]
-    for colour, width in (("white", 2 * line), ("black", line)):
-        draw.line([*corners, *corners[:2]], fill=colour, width=width, joint="curve")
+    draw = ImageDraw.Draw(picture)
+    corners = [_pixel(point, picture.size, LINE) for point in outline]
+    for colour, half in (("white", LINE), ("black", LINE // 2)):
+        draw.line([*corners, corners[0]], fill=colour, width=2 * half + 1)
+        for x, y in corners:
+            draw.rectangle((x - half, y - half, x + half, y + half), fill=colour)
 
 
 def _pixel(point, size, margin=0):
     """A share of each side -> the pixel, at least `margin` from the border where the picture has room."""
-    return tuple(min(max(share * side, min(margin, side / 2)), max(side - 1 - margin, side / 2))
+    return tuple(round(min(max(share * side, min(margin, side / 2)), max(side - 1 - margin, side / 2)))
                  for share, side in zip(point, size, strict=True))
 
 
