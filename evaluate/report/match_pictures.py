@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 FRAMED = 192       # pixels of the long side of a framed picture, at most
 COMPARED = 420     # pixels of the long side of each of two pictures side by side
 SHOWN_POINTS = 12
-LINE = 3           # pixels from the middle of a frame's line to its edge
+LINE = 2           # pixels from the middle of a frame's line to its edge
 GAP = 12           # pixels between two pictures
 EMPTY = (127, 127, 127)  # where the training image does not reach
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # for the colour-blind, too (Okabe and Ito 2008)
