@@ -89,7 +89,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     watched = {image_id for one in rules for image_id in one.ids}
 
     def matches(some):
-        return find_matches(some, layers, manifest, heldout, how, on_image)
+        return find_matches(some, layers, manifest, heldout, how, ticker(on_image, "matched"))
     measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched, matches(samples))
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
@@ -186,11 +186,12 @@ def copied_ids(samples, measured, index):
 
 
 def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
-    """How many images score_samples will embed -> {what: n}, for progress_bars."""
+    """How many images score_samples will embed, and lay on training images -> {what: n}, for progress_bars."""
     def several(folder):
         return len(read_samples(folder).records) if folder else 0
     return {"training": len(unique(manifest)[0]), "held-out": len(heldout or ()) + several(base),
-            "generated": several(samples_dir), "sweep": several(sweep)}
+            "generated": several(samples_dir), "sweep": several(sweep),
+            "matched": sum(map(several, (samples_dir, sweep, base)))}
 
 
 def _conditions(samples, manifest, index):

@@ -17,7 +17,7 @@ def find_matches(samples, layers, manifest, heldout, how, on_image=None):
         Pictures that the model never saw, none of which is a training image.
     how : options.Measuring
     on_image : callable, optional
-        Called with what it is for each image that is read.
+        Called for each image that is laid on training images.
 
     Returns
     -------
