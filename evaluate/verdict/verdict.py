@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.common.wording import PROMPTS, name, percent, share
-from rotescope.evaluate.verdict.rules import RATES, UNRESOLVED, parse_rules
+from rotescope.evaluate.verdict.rules import OF_PARTS, RATES, UNRESOLVED, parse_rules
 
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
@@ -167,7 +167,8 @@ def _doubt(doubts, null_needed):
         found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
         if rule.metric in RATES:
             needs = rule.images_for(found)
-            yield (f"With {found.n:,} images and {getattr(found, RATES[rule.metric]):,} copied, the true rate may be as high as "
+            part = " in part" if rule.metric in OF_PARTS else ""
+            yield (f"With {found.n:,} images and {getattr(found, RATES[rule.metric]):,} copied{part}, the true rate may be as high as "
                    f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
                    "more copies, to decide.")
         elif rule.metric in UNRESOLVED:
