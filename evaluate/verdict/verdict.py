@@ -166,9 +166,9 @@ def _doubt(doubts, null_needed):
     for rule in dict.fromkeys(rule for rule, _ in doubts):
         found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
         if rule.metric in RATES:
-            needs = rule.images_for(found)
-            part = " in part" if rule.metric in OF_PARTS else ""
-            yield (f"With {found.n:,} images and {getattr(found, RATES[rule.metric]):,} copied{part}, the true rate may be as high as "
+            needs, part = rule.images_for(found), " in part" if rule.metric in OF_PARTS else ""
+            copied = f"{getattr(found, RATES[rule.metric]):,} copied{part}"
+            yield (f"With {found.n:,} images and {copied}, the true rate may be as high as "
                    f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
                    "more copies, to decide.")
         elif rule.metric in UNRESOLVED:
