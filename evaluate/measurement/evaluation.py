@@ -22,7 +22,7 @@ from rotescope.evaluate.verdict.rules import check_power, parse_rules
 
 
 def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
-          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.99,
+          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.999,
           copy_threshold: float | None = None,
           alignment: str = "auto", partial: bool = True, search: str = "exact", index_dir: str | None = None,
           trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
