@@ -54,9 +54,8 @@ class Measuring(CopyRule):
     alignment: str = "auto"
     """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
     name behind it, none, or auto: the model's own"""
-    partial: bool = True
-    """also look for copies of a part, of an object elsewhere, of all but a part, mirrored and recoloured ones (up to 50,000
-    training images); they are reported apart"""
+    verify: bool = True
+    """also verify copies by geometry: cropped, shifted, mirrored, turned, pasted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,8 @@ class MeasureConfig(Measuring):
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()
     """exit with 1 if a rule is broken, or cannot be shown to hold: [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those
-    that copy more than chance explains), copy_rate, own_copy_rate, copies, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
+    that copy more than chance explains), leaked_prompts_any (those that copy a part, too), copy_rate, own_copy_rate, copies,
+    partial_copies, partial_copy_rate, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
     with one image_id a line)"""
     junit_xml: str | None = None
     """also write one test case a prompt into this file"""

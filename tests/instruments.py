@@ -8,6 +8,7 @@ from PIL import Image
 
 from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches
 
 STEPS = list(range(999, 0, -100))
 
@@ -78,3 +79,20 @@ def with_models_of_ones_own(monkeypatch):
     """Commands that name models and LoRAs which only the reader has are read as if these were there."""
     monkeypatch.setattr("rotescope.models.model_options.find_model", lambda name: name)
     monkeypatch.setattr("rotescope.models.model_options.find_lora", lambda path: path)
+
+
+def laid(row, transform=(1, 0, 0, 0, 1, 0), training_share=1.0, generated_share=1.0, **more):
+    """A verified Match with the training image of this row."""
+    more = {"verifier": "points", "score": 30.0} | more
+    return Match(row, transform=tuple(map(float, transform)), training_share=training_share, generated_share=generated_share,
+                 **more)
+
+
+def finder(found, chance=0.0, n=10_000, shared=()):
+    """{image: its verified matches} -> what stands in the place of find_matches, as if a verifier had found them: so a test knows
+    them exactly."""
+    def find(samples, layers, manifest, heldout, how, on_image=None):
+        threshold = MatchThreshold("points", 9.0, "more than null pictures reach", n, chance)
+        matches = tuple(tuple(found.get(r.image, ())) for r in samples.records)
+        return VerifiedMatches(matches, {"points": threshold}, tuple(shared)) if how.verify else None
+    return find

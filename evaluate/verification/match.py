@@ -73,8 +73,9 @@ class SharedElement:
 @dataclass(frozen=True)
 class VerifiedMatches:
     """All that was verified of the generated pictures, in their order."""
-    matches: tuple[tuple[Match, ...], ...]  # of each, the surest first: those above their verifier's threshold, not of shared elements
-    thresholds: dict[str, MatchThreshold]   # by verifier; empty where none could be applied, and so nothing was sought
+    # of each, the surest first: only those above their verifier's threshold, and not of shared elements alone
+    matches: tuple[tuple[Match, ...], ...]
+    thresholds: dict[str, MatchThreshold]  # by verifier; empty where none could be applied, and so nothing was sought
     shared: tuple[SharedElement, ...] = ()
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
 from rotescope.evaluate.report.page_tables import settings_in_words
-from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
+from rotescope.evaluate.report.table_layout import method_words, prompts_together
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.statistics.estimate import share_estimate
 from rotescope.evaluate.statistics.significance import benjamini_hochberg
@@ -93,7 +92,7 @@ def test_json_holds_what_the_schema_promises(reported):
     report, folder = reported
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert found == report.as_json() == json.loads(report.to_json())
-    assert found["schema_version"] == "2.0"
+    assert found["schema_version"] == "3.0"
     assert {"verdict", "descriptor", "copy_threshold", "threshold_rule", "background", "seeds", "guidance_scale",
             "num_inference_steps", "alignment_metric", "fidelity_metric", "methods", "sweep", "hashes", "versions", "config",
             "pairs"} <= set(found)
@@ -261,16 +260,6 @@ def test_colours_can_be_read(scheme):
             assert (light + 0.05) / (dark + 0.05) >= least, (ink, ground)
 
 
-def test_chance_hits_by_hand():
-    """Of 3 images, each a hit with probability 1/10: P(at least 2) = 3 · 0.01 · 0.9 + 0.001 = 0.028."""
-    hits = chance_hits(2, 3, 0.9)
-    assert (hits.expected, hits.p, hits.more) == (pytest.approx(0.3), pytest.approx(0.028), True)
-    assert not chance_hits(8, 976, 0.99).more   # 9.8 come by chance
-    assert not chance_hits(11, 976, 0.99).more
-    assert chance_hits(39, 976, 0.99).more
-    assert chance_hits(0, 976, 0.99).p == 1
-
-
 def test_prompts_that_are_significant_together():
     """800 pictures give 4 images a p of 4/804 at least; of 48 prompts 5 must share it: 4/804 · 48 / 5 ≤ 0.05 < 4/804 · 48 / 4."""
     assert prompts_together(4 / 804, ["none"] * 48 + ["stp"] * 7, 0.05) == 5
@@ -293,18 +282,6 @@ def test_page_says_beside_the_outcome_what_was_looked_at(reported, page):
     assert "Failed · looked at 80 images of 40 prompts, in each of 3 ways of sampling" in text
     for term in ("Copy, copy threshold", "Null", "Leak", "stp, static transition point", "Transition, τ"):
         assert text.index(term) < text.index("What was copied")
-
-
-def test_no_part_is_red_where_chance_brings_as_many(reported, page):
-    """Of 190 images sought chance brings about two in each kind, and no more were found."""
-    report, folder = reported
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    section = text[text.index('<section id="parts">'):text.index('<section id="found">')]
-    found = Counter(p.kind for p in report.partial)
-    sought = sum(not p.is_copy for p in report.pairs)
-    surprising = [kind for kind, n in found.items() if chance_hits(n, sought, report.partial_quantile).more]
-    assert section.count("More than chance brings") == len(surprising)
-    assert ('class="copied"' in section) == bool(surprising)
 
 
 # ----- in a browser
