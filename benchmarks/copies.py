@@ -75,7 +75,7 @@ def by_score(pictures: Sequence[Planted], sets: PictureSets):
     for pair in report.pairs:
         at = int(pair.image.split()[-1])
         copies[at] = position[pair.nearest] if pair.is_copy else -1
-        partial[at] = position[pair.match.image_id] if pair.is_partial else -1
+        partial[at] = position[pair.match.training_image] if pair.is_partial else -1
     return copies, partial, report
 
 
@@ -131,7 +131,7 @@ def figures(name: str, config: CopiesConfig) -> tuple[list[dict], dict]:
     rows.append({"edit": "fresh pictures called copies", "partial": None, "n": int(fresh.sum())}
                 | {c: int((found[fresh] >= 0).sum()) for c, found in columns.items()})
     about = {"descriptor": report.descriptor, "copy_threshold": report.copy_threshold, "threshold_rule": report.threshold_rule,
-             "matching": {k: vars(t) for k, t in report.matching.items()}}
+             "verification": {k: vars(t) for k, t in report.verification.thresholds.items()}}
     return rows, about
 
 

@@ -117,7 +117,7 @@ def score_folder(config) -> Report:
     announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)
-    with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
+    with progress_bars(totals(generated, manifest, heldout, sweep, base, config.verify)) as on_image:
         report = score_samples(
             generated, manifest, heldout, base=base, sweep=sweep, config=plain(config),
             title=config.title, rule=rules, left_out=left_out, on_image=on_image, **measuring(config))

@@ -9,7 +9,8 @@ from rotescope.evaluate.nulls.copy_threshold import Spread, copy_threshold, spre
 from rotescope.evaluate.nulls.same_picture import Twins
 from rotescope.evaluate.options import check_null_name
 
-FEW = 100     # null pictures below which no tail can be drawn through them
+FEW = 40      # null pictures below which no tail can be drawn through them
+SEVERAL = 100  # and below which it is drawn, but not trusted to lie below a published threshold
 MANY = 500    # null pictures that are enough for small p-values, whatever else there is
 EDITED = 0.98  # pictures as similar as this are one, dimmed or cropped; a threshold as high says that the set is full of them
 NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
@@ -106,7 +107,8 @@ def _drawn_threshold(descriptor, values, quantile, null, twins):
         threshold, whose = PUBLISHED[kind]
         return threshold, (f"too few pictures for a calibrated threshold ({len(values)} of at least {FEW}): {threshold:.3g}, "
                            f"{whose}, is used, by {descriptor.name}")
-    drawn, least = copy_threshold(values, quantile), LEAST.get(kind, 0.0)
+    drawn = copy_threshold(values, quantile)
+    least = (PUBLISHED[kind][0] if len(values) < SEVERAL and kind in PUBLISHED else LEAST.get(kind, 0.0))
     aside = ", the same picture in other bytes aside" if null == "train" and twins and twins.clusters else ""
     rule = f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(values))}{aside}, by {descriptor.name}"
     if drawn < least:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from rotescope.evaluate.descriptors.square_views import square_view, square_view
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.nulls.copy_threshold import tail_quantile
 from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches, Verifier
+from rotescope.evaluate.verification.point_verifier import PointVerifier
 from rotescope.evaluate.verification.shared_elements import elements_apart
 
 NEAREST = 4      # candidates by the descriptor, of each view of a picture
@@ -52,9 +54,8 @@ class Matcher:
     def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int = 2):
         self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
 
-    def verified(self, pictures, heldout=(), quantile=0.999, on_image=None) -> VerifiedMatches:
-        """[(SHA-256, what opens the picture)] of generated and of held-out pictures -> VerifiedMatches."""
-        thresholds = self.thresholds(heldout, quantile, on_image)
+    def verified(self, pictures, thresholds: dict[str, MatchThreshold], on_image=None) -> VerifiedMatches:
+        """Generated pictures as [(SHA-256, what opens the picture)] -> VerifiedMatches above these thresholds."""
         asked = [Asked(opener, sha) for sha, opener in pictures]
         found = [surest(matches, thresholds) for matches in self._matches(asked, on_image)]
         matches, shared = elements_apart(found, thresholds, self.twins.clusters)
@@ -63,7 +64,8 @@ class Matcher:
     # ----- what chance brings
 
     def thresholds(self, heldout=(), quantile=0.999, on_image=None) -> dict[str, MatchThreshold]:
-        """-> {verifier: MatchThreshold}; learns which training pictures are copies of each other."""
+        """heldout: [(SHA-256, what opens the picture)] -> {verifier: MatchThreshold}; learns which training pictures are
+        copies of each other."""
         rows, examples = _spread(len(self.index), NULL), self.index.examples
         trained = [Asked(examples[row].open, examples[row].sha256, frozenset(self.twins.clusters.get(row, {row})) | {row})
                    for row in rows]
@@ -148,20 +150,21 @@ def _view(opener, name):
     return square_view(opener(), name)
 
 
+def null_size(n: int) -> int:
+    """How many of n pictures make a null."""
+    return min(n, NULL)
+
+
 def _spread(n, at_most):
     """At most so many of 0 … n − 1, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)) if n else np.zeros(0, int)
 
 
-def find_matches(samples, layers, manifest, heldout, how, on_image=None) -> VerifiedMatches | None:
-    """Generated images against the training pictures -> VerifiedMatches; None where verifying is off.
-
-    samples: Samples; layers: of make_layers; heldout: Manifest or None; how: Measuring; on_image: called for each picture.
-    """
+def make_matcher(layer, how, on_image=None) -> Matcher | None:
+    """The calibrated Layer, Measuring -> a Matcher of its index; None where verifying is off. The training pictures' features
+    lie beside their descriptors where how.index_dir keeps these. on_image: called for each picture that is prepared."""
     if not how.verify:
         return None
-    layer = layers["descriptor"]
-    examples = layer.index.examples
-    verifiers = make_verifiers([e.sha256 for e in examples], [e.open for e in examples], how.index_dir, on_image)
-    matcher = Matcher(layer.index, layer.twins, verifiers)
-    return matcher.verified(samples.pictures, [(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, on_image)
+    shas, openers = zip(*((e.sha256, e.open) for e in layer.index.examples), strict=True)
+    folder = how.index_dir and Path(how.index_dir) / "geometry"
+    return Matcher(layer.index, layer.twins, [PointVerifier(shas, openers, folder, on_image)])

@@ -41,7 +41,7 @@ class PreparedPoints:
 
 class PointVerifier:
     """A Verifier of training pictures, in the order of the index. With a folder, their features are kept in folder/points."""
-    name = "points"
+    name, floor = "points", 5.0
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]], folder=None, on_image=None):
         """shas: hexadecimal SHA-256 of each picture; openers: what opens it as RGB; on_image is called once for each."""
