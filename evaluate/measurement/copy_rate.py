@@ -17,7 +17,7 @@ WANTED = "pass a list of PIL images, or a tensor (n, 3, height, width), uint8 or
 
 
 class CopyRate(Metric):
-    """Share of generated images that copy a training image, as `score` counts it.
+    """Share of generated images that copy a training image as a whole, as `score` with ``verify=False`` counts it.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def _gate(report, metrics=()):
 def _case(report, p, gated, parts_gated):
     """-> name, prompt, failure, reason to skip."""
     number_ = "image" if p.prompt_index is None else f"prompt {p.prompt_index:05d}"
-    parts = f", {p.partial_copies} more a part of one" if p.partial_copies else ""
+    parts = f", {p.partial_copies}{' more' if p.copies else ''} a part of one" if p.partial_copies else ""
     found = (f"{p.copies} of {p.n} images copy a training image{parts}; highest similarity {p.top1_similarity:.3f}, "
              f"threshold {report.copy_threshold:.3f}, p = {p.p:.2g}, q = {p.q:.2g}, by {report.descriptor}")
     failed = gated and p.leaked or parts_gated and p.leaked_any

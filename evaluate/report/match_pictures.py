@@ -8,10 +8,11 @@ from PIL import Image, ImageDraw
 FRAMED = 192       # pixels of the long side of a framed picture, at most
 COMPARED = 420     # pixels of the long side of each of two pictures side by side
 SHOWN_POINTS = 12
-LINE = 3           # pixels from the middle of a frame's line to its edge
+LINE = 2           # pixels from the middle of a frame's line to its edge
 GAP = 12           # pixels between two pictures
 EMPTY = (127, 127, 127)  # where the training image does not reach
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # for the colour-blind, too (Okabe and Ito 2008)
+# the colour-blind tell these apart, too (Okabe and Ito 2008)
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
 def sized(picture, longest):
@@ -56,12 +57,12 @@ def joined(generated, training, points):
     canvas = _beside(*pictures)
     draw, right = ImageDraw.Draw(canvas), pictures[0].width + GAP
     for i, (here, there) in enumerate(_spread(points)):
-        (x, y), (x2, y2) = (_pixel(point, one.size) for point, one in zip((here, there), pictures, strict=True))
-        ends = (x, y), (right + x2, y2)
-        for colour, width in (("white", 5), (COLOURS[i % len(COLOURS)], 2)):
-            draw.line(ends, fill=colour, width=width)
+        start, (x, y) = (_pixel(point, one.size) for point, one in zip((here, there), pictures, strict=True))
+        ends, colour = (start, (right + x, y)), COLOURS[i % len(COLOURS)]
+        for ink, width in (("white", 5), (colour, 2)):
+            draw.line(ends, fill=ink, width=width)
         for x, y in ends:
-            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=COLOURS[i % len(COLOURS)], outline="white", width=2)
+            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline="white", width=2)
     return canvas
 
 
@@ -72,24 +73,25 @@ def _spread(points):
 
 
 def laid_on(generated, training, transform):
-    """The generated picture beside the training image, laid on it by the transform -> RGBA picture; None where the transform
-    cannot be turned round."""
+    """The generated picture beside the training image, laid on it by the transform -> RGBA picture; None where
+    the transform cannot be turned round."""
     warped = warp(training, transform, generated.size)
     return warped and _beside(*(sized(one.convert("RGB"), COMPARED) for one in (generated, warped)))
 
 
 def warp(training, transform, size):
-    """The training image as the transform lays it on a picture of this size, grey where it does not reach -> RGB picture, or
-    None.
+    """The training image as the transform lays it on a picture of this size, grey where it does not reach
+    -> RGB picture, or None where the transform cannot be turned round.
 
-    transform: (a, b, c, d, e, f), training (x, y) lies at generated (a x + b y + c, d x + e y + f), all in shares.
+    transform: (a, b, c, d, e, f); training (x, y) lies at generated (a x + b y + c, d x + e y + f), in shares.
     """
     a, b, c, d, e, f = transform
     forward = np.array([[a, b, c], [d, e, f], [0, 0, 1]], np.float64)
     if abs(np.linalg.det(forward)) < 1e-9:
         return None
     scaled = np.diag([*training.size, 1]) @ np.linalg.inv(forward) @ np.diag([1 / size[0], 1 / size[1], 1])
-    return training.convert("RGB").transform(size, Image.AFFINE, tuple(scaled[:2].ravel()), Image.BICUBIC, fillcolor=EMPTY)
+    return training.convert("RGB").transform(size, Image.AFFINE, tuple(scaled[:2].ravel()), Image.BICUBIC,
+                                             fillcolor=EMPTY)
 
 
 def _beside(one, other):

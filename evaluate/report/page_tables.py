@@ -38,7 +38,7 @@ def _tile(report, method, group):
             "bad": found.above_chance,
             "of": short_name(group),
             "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"
-                      + (f"; {found.partial_copies:,} more in part" if found.partial_copies else "")}
+                      + (f"; {found.partial_copies:,}{' more' if found.copies else ''} in part" if found.partial_copies else "")}
 
 
 def headings(report):

@@ -111,8 +111,8 @@ def _parts_of(parts, n):
 
 def _and_parts(found):
     """What is added to a sentence on copies."""
-    n = found.partial_copies
-    return f"; {n:,} more {_copy(n)} a part of one: {share(found.partial_copy_rate)}" if n else ""
+    n, more = found.partial_copies, " more" if found.copies else ""
+    return f"; {n:,}{more} {_copy(n)} a part of one: {share(found.partial_copy_rate)}" if n else ""
 
 
 def _found(gate):

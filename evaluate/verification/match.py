@@ -58,8 +58,8 @@ class MatchThreshold:
     verifier: str
     threshold: float
     rule: str                    # where the threshold comes from, in plain words
-    n: int                       # pictures of the null, which copy nothing
-    chance: float                # share of held-out pictures, or else of training pictures, for which some match is verified
+    n: int                       # pictures that copy nothing, of which chance is a share
+    chance: float                # for such a share some match is verified: of held-out pictures, or else of training ones
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_a_case_of_junit_fails_for_a_part_only_where_a_rule_is_on_parts(scored):
         return ET.fromstring(junit(scored(parts, rules))).findall("testsuite[@name='none']/testcase")[4]
     whole, part = case("copies>0"), case("partial_copies>0")
     assert "no rule is on copies of a part" in whole.find("skipped").get("message")
-    assert "0 of 2 images copy a training image, 1 more a part of one" in part.find("failure").get("message")
+    assert "0 of 2 images copy a training image, 1 a part of one" in part.find("failure").get("message")
 
 
 def test_the_headline_never_says_none_where_parts_were_copied(data, tmp_path, monkeypatch):
