@@ -22,7 +22,7 @@ from rotescope.evaluate.verdict.rules import check_power, parse_rules
 
 
 def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
-          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.99,
+          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.999,
           copy_threshold: float | None = None,
           alignment: str = "auto", verify: bool = True, search: str = "exact", index_dir: str | None = None,
           trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
@@ -117,7 +117,7 @@ def score_folder(config) -> Report:
     announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)
-    with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
+    with progress_bars(totals(generated, manifest, heldout, sweep, base, config.verify)) as on_image:
         report = score_samples(
             generated, manifest, heldout, base=base, sweep=sweep, config=plain(config),
             title=config.title, rule=rules, left_out=left_out, on_image=on_image, **measuring(config))

@@ -33,7 +33,7 @@ from rotescope.evaluate.statistics.base_comparison import against_base
 from rotescope.evaluate.statistics.published_tables import conventions
 from rotescope.evaluate.verdict.rules import check_ids, check_own, check_verified, parse_rules
 from rotescope.evaluate.verdict.verdict import verdict_on
-from rotescope.evaluate.verification.matching import find_matches
+from rotescope.evaluate.verification.matching import make_matcher, null_size
 
 
 def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), left_out=(),
@@ -87,9 +87,12 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
         for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
+    matcher = make_matcher(layer, how, ticker(on_image, "features"))
+    thresholds = matcher and matcher.thresholds(
+        [(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, ticker(on_image, "chance"))
 
     def matches(some):
-        return find_matches(some, layers, manifest, heldout, how, ticker(on_image, "matched"))
+        return matcher and matcher.verified(some.pictures, thresholds, ticker(on_image, "verifying"))
     measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched, matches(samples))
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
@@ -185,13 +188,15 @@ def copied_ids(samples, measured, index):
     return found
 
 
-def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
-    """How many images score_samples will embed, and lay on training images -> {what: n}, for progress_bars."""
+def totals(samples_dir, manifest, heldout=None, sweep=None, base=None, verify=True):
+    """How many images score_samples will look at, and for what -> {what: n}, for progress_bars."""
     def several(folder):
         return len(read_samples(folder).records) if folder else 0
-    return {"training": len(unique(manifest)[0]), "held-out": len(heldout or ()) + several(base),
-            "generated": several(samples_dir), "sweep": several(sweep),
-            "matched": sum(map(several, (samples_dir, sweep, base)))}
+    training, of_each = len(unique(manifest)[0]), [several(folder) for folder in (samples_dir, sweep, base)]
+    found = {"training": training, "held-out": len(heldout or ()) + of_each[2], "generated": of_each[0], "sweep": of_each[1]}
+    if verify:
+        found |= {"features": training, "chance": null_size(training) + null_size(len(heldout or ())), "verifying": sum(of_each)}
+    return found
 
 
 def _conditions(samples, manifest, index):

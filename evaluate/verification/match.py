@@ -39,6 +39,7 @@ class Match:
 class Verifier(Protocol):
     """One way to lay pictures on one another. It is made from the training pictures, in the order of the index."""
     name: str
+    floor: float  # the least threshold: a score below it proves nothing, whatever the null
 
     def prepare(self, image: Image.Image) -> Any:
         """All that is kept of a generated picture, RGB, in its own shape."""

@@ -70,7 +70,7 @@ def run_audit(config):
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
-        with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
+        with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
             report = score_samples(
                 samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
                 rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
