@@ -88,11 +88,25 @@ def laid(row, transform=(1, 0, 0, 0, 1, 0), training_share=1.0, generated_share=
                  **more)
 
 
+class KnownMatches:
+    """A Matcher that finds what it is told, so that a test knows the matches exactly.
+
+    found: {image: its verified matches}, or a function of the Samples and the image.
+    """
+
+    def __init__(self, found, chance=0.0, n=10_000, shared=()):
+        self.of = found if callable(found) else lambda samples, image: found.get(image, ())
+        self.threshold, self.shared = MatchThreshold("points", 9.0, "more than null pictures reach", n, chance), tuple(shared)
+
+    def thresholds(self, *_):
+        return {"points": self.threshold}
+
+    def verified(self, pictures, thresholds, on_image=None):
+        openers = [opener for _, opener in pictures]  # Samples.pictures: partial(samples.open, record)
+        return VerifiedMatches(tuple(tuple(self.of(opener.func.__self__, opener.args[0].image)) for opener in openers),
+                               thresholds, self.shared)
+
+
 def finder(found, chance=0.0, n=10_000, shared=()):
-    """{image: its verified matches} -> what stands in the place of find_matches, as if a verifier had found them: so a test knows
-    them exactly."""
-    def find(samples, layers, manifest, heldout, how, on_image=None):
-        threshold = MatchThreshold("points", 9.0, "more than null pictures reach", n, chance)
-        matches = tuple(tuple(found.get(r.image, ())) for r in samples.records)
-        return VerifiedMatches(matches, {"points": threshold}, tuple(shared)) if how.verify else None
-    return find
+    """-> what stands in the place of make_matcher: options of KnownMatches."""
+    return lambda layer, how, on_image=None: KnownMatches(found, chance, n, shared) if how.verify else None

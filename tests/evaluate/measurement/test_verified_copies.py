@@ -35,7 +35,7 @@ def folder(data, tmp_path_factory):
 def scored(data, folder, monkeypatch):
     """-> a function: {image: matches}, options of finder, options of score_samples -> Report."""
     def score(found, rule=(), chance=0.0, n=10_000, shared=(), **more):
-        monkeypatch.setattr(findings, "find_matches", finder(found, chance, n, shared))
+        monkeypatch.setattr(findings, "make_matcher", finder(found, chance, n, shared))
         return score_samples(folder, data, rule=rule, **more)
     return score
 
@@ -109,7 +109,7 @@ def test_the_headline_never_says_none_where_parts_were_copied(data, tmp_path, mo
     parts = {IMAGE.format(i, 0): [laid(i, HALF, 1.0, 0.25)] for i in range(23)}
     heads = []
     for found in ({}, dict(list(parts.items())[:1]), parts):
-        monkeypatch.setattr(findings, "find_matches", finder(found))
+        monkeypatch.setattr(findings, "make_matcher", finder(found))
         heads.append(score_samples(folder, data, rule="copies>0").verdict.headline)
     assert heads == ["None of 80 images copies a training image.",
                      "None of 80 images copies a training image as a whole; 1 copies a part of one.",

@@ -126,7 +126,7 @@ def made(tmp_path_factory):
     found = {"mirrored.png": [laid(1, (-1, 0, 1, 0, 1, 0), mirrored=True, points=points)],
              "wide.png": [laid(2, (0.25, 0, 0.375, 0, 0.5, 0.25), 1.0, 0.125, recoloured=True)]}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(findings, "find_matches", finder(found))
+        patched.setattr(findings, "make_matcher", finder(found))
         report = score_samples(folder / "s", data, descriptor="pixels", copy_threshold=0.99)
     return report, data, pictures
 

@@ -43,10 +43,9 @@ def test_what_the_base_copies_by_a_verified_match_was_not_memorized_by_the_fine_
     made = [samples_folder(tmp_path / name, data, lambda *_: False, seeds=(0,)) for name in ("tuned", "base")]
     both, one = "none/images/P00002-S0.png", "none/images/P00003-S0.png"
 
-    def find(samples, *more):
-        tuned = samples.folder.name == "tuned"
-        return finder({both: [laid(2)], **({one: [laid(3)]} if tuned else {})})(samples, *more)
-    monkeypatch.setattr(findings, "find_matches", find)
+    def found(samples, image):
+        return [laid(2)] if image == both else [laid(3)] if image == one and samples.folder.name == "tuned" else []
+    monkeypatch.setattr(findings, "make_matcher", finder(found))
     report = score_samples(made[0], data, base=made[1]).base
     assert (report.copies, report.base_copies) == (2, 1)
     assert [p.prompt_index for p in report.prompts if p.became_memorized] == [3]
