@@ -60,6 +60,15 @@ class KeptFeatures:
         """-> (n, 128) uint8."""
         return np.array(self._descriptors[self._at(row)])
 
+    def places(self, row) -> np.ndarray:
+        """-> (n, 4) float32: x, y, scale and angle of each."""
+        return np.array(self._places[self._at(row)])
+
+    def size(self, row) -> np.ndarray:
+        """-> (2,) float32: width and height as the picture was taken."""
+        record = self._records[self._rows[row]]
+        return np.array((record["width"], record["height"]), np.float32)
+
     def thumbnail(self, row) -> np.ndarray:
         """-> (64, 64, 3) uint8."""
         return np.asarray(self._thumbnails[self._rows[row]])

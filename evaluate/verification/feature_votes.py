@@ -11,9 +11,10 @@ import torch
 from scipy import sparse
 
 from rotescope.evaluate.verification.feature_store import KeptFeatures
-from rotescope.evaluate.verification.local_features import DIM, LENGTH
+from rotescope.evaluate.verification.local_features import DIM, LENGTH, SIDE, LocalFeatures, in_pixels
 
 WORDS = 8192
+SHORTLIST = 150       # pictures with most votes whose features' places are compared
 BLOCK = 2048          # features that are compared with all words at a time
 NEAREST = 8           # words that are kept of each feature of a generated picture
 ASKED = (1.0, 0.6, 0.4)   # how much its nearest words count when it asks
@@ -37,13 +38,15 @@ class FeatureVotes:
 
     def __init__(self, kept: KeptFeatures, on_image=None):
         self.words, self.word_rows = _sample(kept)
+        self._kept, self._word_of = kept, []
         self._table = self._inverted(kept, on_image or (lambda: None))
 
     def _inverted(self, kept, tick):
         """-> (words, m) CSR: in each picture's column √count · idf, over the root of the column's length."""
         words, counts, starts = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)], [0]
         for row in range(len(kept)):
-            held, count = np.unique(self._nearest(kept.descriptors(row)), return_counts=True)
+            self._word_of.append(self._nearest(kept.descriptors(row)).astype(np.uint16))
+            held, count = np.unique(self._word_of[-1], return_counts=True)
             words.append(held.astype(np.int32))
             counts.append(np.sqrt(count, dtype=np.float32))
             starts.append(starts[-1] + len(held))
@@ -78,6 +81,56 @@ class FeatureVotes:
         if not len(held):
             return np.zeros(self._table.shape[1], np.float32)
         return (np.sqrt(asked[held]) * self._rarity[held]) @ self._table[held]
+
+
+    def ranked(self, side: LocalFeatures, near: NearWords, without=()) -> tuple[np.ndarray, np.ndarray]:
+        """-> rows of the pictures with most votes, and how much of their votes agrees in one shift, scale and angle."""
+        votes = self.votes(near)
+        votes[list(without)] = 0
+        rows = np.argsort(-votes, kind="stable")[:SHORTLIST]
+        rows = rows[votes[rows] > 0]
+        return rows, self._agreement(rows, side, near) + 0.01 * votes[rows]
+
+    def _agreement(self, rows, side, near):
+        """-> (rows,) float: of the features that share a word, the weight of those that lay the picture in one place."""
+        if not len(rows):
+            return np.zeros(0)
+        which = np.repeat(np.arange(len(rows)), self._kept.counts[rows])
+        theirs, ours, weight = self._shared(np.concatenate([self._word_of[row] for row in rows]), near)
+        sizes = np.stack([self._kept.size(row) for row in rows])[which]
+        held = np.concatenate([self._kept.places(row) for row in rows])
+        held[:, :2] *= sizes
+        asked = np.concatenate([in_pixels(side), side.scales[:, None], side.angles[:, None]], 1)
+        at = _laid_at(held[theirs], asked[ours], sizes[theirs])
+        return np.max([_fullest(which[theirs], np.floor(at + shift), weight, len(rows)) for shift in (0.0, 0.5)], axis=0)
+
+    def _shared(self, held, near):
+        """Words (h,) of training features -> pairs of a training feature and a feature that asks for its word; their weight."""
+        n, k = near.words.shape
+        k = min(k, len(ASKED))
+        asked, feature = near.words[:, :k].ravel(), np.repeat(np.arange(n), k)
+        order = np.argsort(asked, kind="stable")
+        first, last = (np.searchsorted(asked[order], held, end) for end in ("left", "right"))
+        theirs = np.repeat(np.arange(len(held)), last - first)
+        at = order[np.arange(len(theirs)) - np.repeat(np.cumsum(last - first) - (last - first), last - first) + first[theirs]]
+        return theirs, feature[at], self._rarity[asked[at]] * np.tile(np.float32(ASKED[:k]), n)[at]
+
+
+def _laid_at(held, asked, sizes):
+    """Pairs of features (p, 4) -> (p, 4): where each lays the middle of the training picture, its scale and angle, in units of bins."""
+    scale, angle = asked[:, 2] / held[:, 2], np.radians(asked[:, 3] - held[:, 3])
+    middle = (sizes / 2 - held[:, :2]) @ (1, 1j) * scale * np.exp(1j * angle) + asked[:, :2] @ (1, 1j)
+    return np.stack([middle.real / (SIDE / 4), middle.imag / (SIDE / 4), np.log2(scale), np.degrees(angle) % 360 / 30], 1)
+
+
+def _fullest(rows, bins, weight, m):
+    """-> (m,): the weight in each row's fullest bin."""
+    found = np.zeros(m)
+    bins = np.clip(bins, -60, 60).astype(np.int64) + 64
+    keys, inverse = np.unique(((rows * 128 + bins[:, 0]) * 128 + bins[:, 1]) * 16384 + bins[:, 2] * 128 + bins[:, 3] % 12,
+                              return_inverse=True)
+    np.maximum.at(found, keys >> 28, np.bincount(inverse, weight, len(keys)))
+    return found
 
 
 def _sample(kept):

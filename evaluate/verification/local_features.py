@@ -18,7 +18,7 @@ ENLARGED = 8            # times at most
 TRAINING_MOST = 320     # features that are kept of a training picture
 GENERATED_MOST = 640    # and of a generated one: it is only held while it is compared
 CONTRAST = 0.005        # of a feature, a share of the whole range: an eighth of what is usual, for softly drawn pictures
-CELLS, CELL_SHARE = 8, 4 / 64      # cells a side; share of the features that one cell may take while others have some
+CELLS, CELL_SHARE = 8, 1.5 / 64      # cells a side; share of the features that one cell may take while others have some
 DIM = 128
 LENGTH = 512            # of a descriptor, so that its entries fill a byte
 THUMBNAIL = 64          # pixels a side, whatever the picture's shape
@@ -52,13 +52,14 @@ def local_features(image: Image.Image, most: int = TRAINING_MOST) -> LocalFeatur
         return LocalFeatures(*_nothing(), size, small)
     reduced = image.resize(size, Image.BICUBIC, reducing_gap=3.0)
     grey = np.clip(np.asarray(reduced, np.float32) @ Y_CB_CR[0].astype(np.float32), 0, 255).round().astype(np.uint8)
-    found, descriptors = cv2.SIFT_create(0, 3, CONTRAST).detectAndCompute(grey, None)
+    found = cv2.SIFT_create(0, 3, CONTRAST).detect(grey)
     if not found:
         return LocalFeatures(*_nothing(), size, small)
-    places = (np.array([f.pt for f in found]) + 0.5) / size
-    kept = _spread(places, np.array([f.response for f in found]), most)
-    numbers = [np.array([getattr(f, name) for f in found], np.float32)[kept] for name in ("size", "angle")]
-    return LocalFeatures(places[kept].astype(np.float32), *numbers, _rooted(descriptors[kept]), size, small)
+    kept = _spread((np.array([f.pt for f in found]) + 0.5) / size, np.array([f.response * f.size for f in found]), most)
+    found, descriptors = cv2.SIFT_create().compute(grey, [found[i] for i in kept])
+    places = (np.array([f.pt for f in found], np.float32) + 0.5) / np.array(size, np.float32)
+    return LocalFeatures(places, *(np.array([getattr(f, name) for f in found], np.float32) for name in ("size", "angle")),
+                         _rooted(descriptors), size, small)
 
 
 def working_size(width: int, height: int) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def _rooted(descriptors):
 
 
 def _spread(places, strengths, most):
-    """-> which features are kept: the strongest, but of one cell only its share as long as other cells have any."""
+    """-> which features are kept, (n,) int: the strongest, but of one cell only its share as long as other cells have any."""
     order = np.lexsort((places[:, 1], places[:, 0], -strengths))  # the places make equals come in one order
     cells = np.minimum((places[order] * CELLS).astype(int), CELLS - 1) @ (1, CELLS)
     by_cell = np.argsort(cells, kind="stable")

@@ -58,9 +58,10 @@ class PointVerifier:
 
     def candidates(self, prepared: PreparedPoints, k: int, without: Iterable[int] = ()) -> list[int]:
         """At most k rows of training pictures that share rare features with it, those with most votes first."""
-        votes = np.maximum(*(self._votes.votes(near) for near in prepared.near))
-        votes[list(without)] = 0
-        return [int(row) for row in np.argsort(-votes, kind="stable")[:k] if votes[row] > 0]
+        sides = [self._votes.ranked(side, near, without) for side, near in zip(prepared.sides, prepared.near, strict=True)]
+        rows, agreement = (np.concatenate(part) for part in zip(*sides, strict=True))
+        ordered = rows[np.lexsort((rows, -agreement))]
+        return [int(row) for row in dict.fromkeys(ordered.tolist())][:k]
 
     def verify(self, prepared: PreparedPoints, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
         """The best Match with each of these rows, where three matched places agree in one transform. No other row changes it."""
