@@ -5,9 +5,10 @@
     places.f32         x, y, scale and angle of each feature
     thumbnails.u8      64 × 64 × 3 bytes a picture
     pictures.bin       of each picture: the SHA-256 of its encoded bytes, its number of features, its size
+    words.u16          which word each feature counts as (feature_votes.py): made anew for other pictures
 
-The files only ever grow, pictures.bin last. So whatever was cut short, the pictures that all of them hold are
-whole.
+The other files only ever grow, pictures.bin last. So whatever was cut short, the pictures that all of them
+hold are whole.
 """
 import fcntl
 import json

@@ -6,7 +6,10 @@ Zisserman 2003): one sparse product answers for the whole training set. The pict
 ranked by how many of their votes agree in one shift, scale and angle (Lowe 2004, section 7.3). So a quarter
 of a collage finds its picture, however much the rest of the collage looks like other pictures.
 """
+import os
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,23 +42,38 @@ class FeatureVotes:
     """An inverted index of the training pictures. `words` (w, 128) float32 are a sample of their features,
     and `word_rows` (w,) says of which picture each is, so that they also show what other pictures hold."""
 
-    def __init__(self, kept: KeptFeatures, on_image=None):
+    def __init__(self, kept: KeptFeatures, file=None):
+        """file: where the words of the features are kept for the next time, if anywhere."""
+        self._kept = kept
         self.words, self.word_rows = _sample(kept)
-        self._kept, self._word_of = kept, []
-        self._table = self._inverted(kept, on_image or (lambda: None))
+        self._word_of = self._words_of_all(Path(file) if file else None)
+        self._table = self._inverted(kept)
 
-    def _inverted(self, kept, tick):
+    def _words_of_all(self, file):
+        """-> for each picture the nearest word of each of its features, (n,) uint16."""
+        sizes = self._kept.counts
+        key = sha256(self.words.tobytes() + self.word_rows.tobytes() + sizes.tobytes()).digest()
+        data = file.read_bytes() if file and file.exists() else b""
+        if data[:len(key)] == key and len(data) == len(key) + 2 * sizes.sum():
+            words = np.frombuffer(data, np.uint16, offset=len(key))
+            return [words[end - n:end] for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
+        found = [self._nearest(self._kept.descriptors(row)).astype(np.uint16) for row in range(len(sizes))]
+        if file:
+            part = file.with_suffix(".part")
+            part.write_bytes(key + b"".join(words.tobytes() for words in found))
+            os.replace(part, file)
+        return found
+
+    def _inverted(self, kept):
         """-> (words, m) CSR: in each picture's column √count · idf, over the root of the column's length."""
         words: list[np.ndarray] = [np.zeros(0, np.int32)]
         counts: list[np.ndarray] = [np.zeros(0, np.float32)]
         starts = [0]
         for row in range(len(kept)):
-            self._word_of.append(self._nearest(kept.descriptors(row)).astype(np.uint16))
-            held, count = np.unique(self._word_of[-1], return_counts=True)
+            held, count = np.unique(self._word_of[row], return_counts=True)
             words.append(held.astype(np.int32))
             counts.append(np.sqrt(count, dtype=np.float32))
             starts.append(starts[-1] + len(held))
-            tick()
         shape = (len(kept), len(self.words))
         filled = np.concatenate(counts), np.concatenate(words), np.array(starts)
         table = sparse.csr_array(filled, shape=shape)

@@ -55,7 +55,7 @@ def local_features(image: Image.Image, most: int = TRAINING_MOST) -> LocalFeatur
         return LocalFeatures(*_nothing(), size, small)
     reduced = image.resize(size, Image.BICUBIC, reducing_gap=3.0)
     grey = (np.asarray(reduced, np.float32) @ Y_CB_CR[0].astype(np.float32)).round().astype(np.uint8)
-    sift = cv2.SIFT_create(contrastThreshold=CONTRAST, enable_precise_upscale=True)  # else places are 1/4 pixel off
+    sift = cv2.SIFT_create(contrastThreshold=CONTRAST, enable_precise_upscale=True)  # else 1/4 pixel off
     found = sift.detect(grey)
     if not found:
         return LocalFeatures(*_nothing(), size, small)

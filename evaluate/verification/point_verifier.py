@@ -50,9 +50,9 @@ class PointVerifier:
     def __init__(self, shas: Sequence[str], openers: Sequence[Opener], folder=None, on_image=None):
         """shas: hexadecimal SHA-256 of each picture; openers: what opens it as RGB; on_image: called once for
         each."""
-        store = FeatureStore(Path(folder) / "points") if folder else FeatureMemory()
-        self._kept = store.keep(shas, openers, on_image)
-        self._votes = FeatureVotes(self._kept)
+        kept_at = Path(folder) / "points" if folder else None
+        self._kept = (FeatureStore(kept_at) if kept_at else FeatureMemory()).keep(shas, openers, on_image)
+        self._votes = FeatureVotes(self._kept, kept_at / "words.u16" if kept_at else None)
         self._looks = _looks(self._kept)
 
     def prepare(self, image: Image.Image) -> PreparedPoints:

@@ -79,7 +79,8 @@ from rotescope.evaluate.verification import feature_store
 feature_store.CHUNK = 2
 made = [lambda i=i: os._exit(9) if i == 5 else drawing(i, size=(96, 64 + 8 * i), n=30) for i in range(8)]
 feature_store.FeatureStore(sys.argv[1]).keep(keys(8), made)"""
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code, str(tmp_path / "f")]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert killed.returncode == 9, killed.stderr
     calls, opening = counted(PICTURES)
     kept = FeatureStore(tmp_path / "f").keep(keys(8), opening)
@@ -116,8 +117,23 @@ def test_a_folder_that_names_a_picture_twice_is_refused(tmp_path):
 
 # ----- votes
 
+def test_words_are_read_again_where_the_pictures_are_the_same(tmp_path):
+    kept = FeatureMemory().keep(keys(8), openers(PICTURES))
+    near = FeatureVotes(kept).near_words(local_features(PICTURES[2], 40).descriptors)
+    alone, first = FeatureVotes(kept).votes(near), FeatureVotes(kept, tmp_path / "words.u16").votes(near)
+    assert np.array_equal(first, alone)
+    again = FeatureVotes(kept, tmp_path / "words.u16")
+    assert np.array_equal(again.votes(near), alone)
+    fewer = FeatureMemory().keep(keys(5), openers(PICTURES[:5]))
+    other = FeatureVotes(fewer, tmp_path / "words.u16")
+    asked = other.near_words(local_features(PICTURES[2], 40).descriptors)
+    assert np.array_equal(other.votes(asked), FeatureVotes(fewer).votes(asked))
+    os.truncate(tmp_path / "words.u16", 99)
+    assert np.array_equal(FeatureVotes(kept, tmp_path / "words.u16").votes(near), alone)
+
+
 def test_votes_are_those_of_arithmetic_feature_by_feature():
-    """The same sums, written out: each feature's nearest word, √count · idf over the root of the column's length."""
+    """The sums, written out: each feature's nearest word, √count · idf over the root of the length."""
     kept = FeatureMemory().keep(keys(8), openers(PICTURES))
     votes = FeatureVotes(kept)
     assert len(votes.words) == min(8192, kept.counts.sum())
@@ -137,7 +153,7 @@ def test_votes_are_those_of_arithmetic_feature_by_feature():
 
 
 def test_a_quarter_of_a_collage_finds_its_picture():
-    """The other three quarters are another training picture's neighbours in looks: held-out ones."""
+    """The other three quarters show what no training picture holds."""
     kept = FeatureMemory().keep(keys(30), openers([drawing(i) for i in range(30)]))
     votes = FeatureVotes(kept)
     for row in (3, 17):

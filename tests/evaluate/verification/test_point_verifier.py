@@ -1,6 +1,4 @@
-"""Local features that lay a training picture on a generated one: transforms, shares, invariances, what is no match."""
-from dataclasses import replace
-
+"""Local features that lay a picture on another: transforms, shares, invariances, what is no match."""
 import cv2
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ from rotescope.evaluate.verification.point_verifier import PointVerifier
 
 TRAINING = [drawing(i, size=(300, 200) if i % 4 == 0 else (256, 256)) for i in range(12)]
 SURE = 15   # more than what chance brings among these pictures
-EDITS = {   # what is done to picture 0 (300 × 200) or 1 (256 × 256), and where that takes the training picture, in shares
+EDITS = {   # what is done to picture 0 (300 × 200) or 1 (256 × 256); where that takes it, in shares; mirrored
     "as it is": (0, lambda p: p, (1, 0, 0, 0, 1, 0), False),
     "flip": (0, ImageOps.mirror, (-1, 0, 1, 0, 1, 0), True),
     "upside down": (0, ImageOps.flip, (1, 0, 0, 0, -1, 1), True),
@@ -36,7 +34,8 @@ EDITS = {   # what is done to picture 0 (300 × 200) or 1 (256 × 256), and wher
     "wider by a quarter": (1, lambda p: p.resize((320, 256)), (1, 0, 0, 0, 1, 0), False),
     "at half size at the right": (1, lambda p: on_grey(p, (128, 128), (100, 64)),
                                   (0.5, 0, 100 / 256, 0, 0.5, 64 / 256), False),
-    "flip of a window": (1, lambda p: ImageOps.mirror(p.crop((0, 0, 192, 192))), (-4 / 3, 0, 1, 0, 4 / 3, 0), True),
+    "flip of a window": (1, lambda p: ImageOps.mirror(p.crop((0, 0, 192, 192))),
+                         (-4 / 3, 0, 1, 0, 4 / 3, 0), True),
 }
 
 
@@ -84,12 +83,12 @@ def test_shares_are_those_of_areas(verifier, name, training, generated):
 
 
 def test_only_a_shared_emblem_is_a_share_of_its_size(verifier):
-    """A fifth of each side, pasted into a picture of its own: 1/25 of either, and a margin around it."""
+    """Three eighths of each side, pasted into a picture of its own: 0.14 of either, and a margin around it."""
     picture = drawing(99)
-    picture.paste(TRAINING[1].crop((64, 64, 160, 160)), (64, 64))  # the same place, so that the whole would overlap
+    picture.paste(TRAINING[1].crop((64, 64, 160, 160)), (64, 64))  # in its place: the whole would overlap
     best = found(verifier, picture)[0]
     assert (best.row, best.is_copy) == (1, False)
-    assert 0.09 < best.training_share < 0.3                        # (96/256)² = 0.14
+    assert 0.1 < best.training_share < 0.3
 
 
 def test_half_of_a_picture_bears_out_half():
@@ -99,7 +98,7 @@ def test_half_of_a_picture_bears_out_half():
     whole = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     assert borne_out(one, one, whole, np.zeros((0, 2))).training_share == 1
     share = borne_out(one, half, whole, np.zeros((0, 2)))
-    assert 0.45 < share.training_share < 0.65                      # by chance some of the other half correlates
+    assert 0.45 < share.training_share < 0.65  # by chance some of the other half correlates
     assert share.generated_share == share.training_share
     flat = np.full((64, 64, 3), 90, np.uint8)
     assert borne_out(flat, flat, whole, np.zeros((0, 2))).training_share == 1
@@ -130,11 +129,12 @@ def test_a_transform_is_found_among_nine_tenths_of_wrong_matches():
     t = np.c_[rng.uniform(0, 320, (n, 2)), rng.uniform(2, 9, n), rng.uniform(0, 360, n)]
     g = np.c_[rng.uniform(0, 320, (n, 2)), rng.uniform(2, 9, n), rng.uniform(0, 360, n)]
     turn = 0.7 * np.array([[0.8, -0.6], [0.6, 0.8]])
-    g[:right] = np.c_[t[:right, :2] @ turn.T + (100, 30), 0.7 * t[:right, 2], t[:right, 3] + np.degrees(np.arctan2(0.6, 0.8))]
+    angle = np.degrees(np.arctan2(0.6, 0.8))
+    g[:right] = np.c_[t[:right, :2] @ turn.T + (100, 30), 0.7 * t[:right, 2], t[:right, 3] + angle]
     best = point_transform(MatchedPoints(t, g, np.full(n, 0.5)))
     assert np.allclose(best.matrix, np.c_[turn, (100, 30)], atol=0.5)
-    assert set(range(right)) >= set(best.inliers.tolist()) - set(range(right, n))
-    assert 0.5 * right * 0.8 <= best.score <= 0.5 * right * 1.1
+    assert (best.inliers < right).sum() >= 0.8 * right
+    assert best.score == 0.5 * len(best.inliers) <= 0.5 * right * 1.1
 
 
 # ----- invariances
@@ -177,7 +177,8 @@ def test_features_of_the_mirror_image_are_those_that_extraction_finds():
     turned = np.abs((told.angles[:, None] - extracted.angles[None] + 180) % 360 - 180)
     same = (near * SIDE < 1) & (turned < 5)   # coarse ones are found on every second pixel
     assert same.any(1).mean() > 0.85
-    off = [np.linalg.norm(told.descriptors[i].astype(float) - extracted.descriptors[j]) for i, j in np.argwhere(same)]
+    mine, theirs = np.argwhere(same).T
+    off = np.linalg.norm(told.descriptors[mine].astype(float) - extracted.descriptors[theirs], axis=1)
     assert np.median(off) < 8          # of 512
 
 
@@ -191,7 +192,8 @@ def test_nothing_is_found_between_noise_pictures():
 
 
 def test_fresh_drawings_score_far_below_copies(verifier):
-    assert max((match.score for i in range(8) for match in found(verifier, drawing(200 + i))), default=0) < SURE / 2
+    scores = [match.score for i in range(8) for match in found(verifier, drawing(200 + i))]
+    assert max(scores, default=0) < SURE / 2
 
 
 def test_what_many_training_pictures_share_scores_low():
@@ -246,15 +248,14 @@ def test_features_are_few_and_spread():
 
 
 @pytest.mark.parametrize(("size", "taken"), [
-    ((640, 640), (320, 320)), ((1280, 320), (640, 160)), ((1, 1), (8, 8)), ((20_000, 100), (1280, 6)), ((64, 64), (320, 320))])
+    ((640, 640), (320, 320)), ((1280, 320), (640, 160)), ((1, 1), (8, 8)), ((20_000, 100), (1280, 6)),
+    ((64, 64), (320, 320))])
 def test_pictures_are_taken_at_one_area(size, taken):
     assert working_size(*size) == taken
 
 
-def test_opencv_keeps_its_random_numbers(verifier):
-    """No step draws any, so what others set stays as it was."""
+def test_no_step_draws_random_numbers_of_opencv(verifier):
     cv2.setRNGSeed(1)
     before = found(verifier, TRAINING[8])
     cv2.setRNGSeed(2)
     assert found(verifier, TRAINING[8]) == before
-    assert replace(before[0]) == before[0]
