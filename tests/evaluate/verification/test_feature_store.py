@@ -154,7 +154,7 @@ def test_votes_are_those_of_arithmetic_feature_by_feature():
 
 def test_a_quarter_of_a_collage_finds_its_picture():
     """The other three quarters show what no training picture holds."""
-    kept = FeatureMemory().keep(keys(30), openers([drawing(i) for i in range(30)]))
+    kept = FeatureMemory().keep(keys(20), openers([drawing(i) for i in range(20)]))
     votes = FeatureVotes(kept)
     for row in (3, 17):
         collage = drawing(100 + row)

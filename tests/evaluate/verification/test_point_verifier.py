@@ -22,7 +22,7 @@ from rotescope.evaluate.verification.point_transform import (
 )
 from rotescope.evaluate.verification.point_verifier import PointVerifier
 
-TRAINING = [drawing(i, size=(300, 200) if i % 4 == 0 else (256, 256)) for i in range(12)]
+TRAINING = [drawing(i, size=(300, 200) if i % 4 == 0 else (256, 256)) for i in range(8)]
 SURE = 15   # more than what chance brings among these pictures
 EDITS = {   # what is done to picture 0 (300 × 200) or 1 (256 × 256); where that takes it, in shares; mirrored
     "as it is": (0, lambda p: p, (1, 0, 0, 0, 1, 0), False),
@@ -151,16 +151,17 @@ def test_the_same_alone_and_in_any_order(verifier):
     assert {match.row: match for match in verifier.verify(verifier.prepare(picture), rows)} == together
 
 
-def test_the_same_with_a_folder_and_without(verifier, tmp_path):
-    kept = PointVerifier(keys(len(TRAINING)), openers(TRAINING), tmp_path)
+def test_the_same_with_a_folder_and_without(tmp_path):
+    alone = PointVerifier(keys(3), openers(TRAINING[:3]))
+    kept = PointVerifier(keys(3), openers(TRAINING[:3]), tmp_path)
 
     def closed():
         raise AssertionError("a picture was opened again")
 
-    again = PointVerifier(keys(len(TRAINING)), [closed] * len(TRAINING), tmp_path)
+    again = PointVerifier(keys(3), [closed] * 3, tmp_path)
     assert (tmp_path / "points/descriptors.u8").exists()
-    for picture in (TRAINING[4], ImageOps.mirror(TRAINING[7]), drawing(60)):
-        assert found(kept, picture) == found(again, picture) == found(verifier, picture)
+    for picture in (ImageOps.mirror(TRAINING[2]), drawing(60)):
+        assert found(kept, picture) == found(again, picture) == found(alone, picture)
 
 
 def test_rows_that_are_left_out_are_no_candidates(verifier):
@@ -185,35 +186,35 @@ def test_features_of_the_mirror_image_are_those_that_extraction_finds():
 # ----- what is no match
 
 def test_nothing_is_found_between_noise_pictures():
-    pictures = [noise(7, i, side=96) for i in range(8)]
-    noisy = PointVerifier(keys(8), openers(pictures))
-    assert all(match.score < 4 for i in range(8) for match in found(noisy, noise(8, i, side=96)))
+    pictures = [noise(7, i, side=96) for i in range(4)]
+    noisy = PointVerifier(keys(4), openers(pictures))
+    assert all(match.score < 4 for i in range(4) for match in found(noisy, noise(8, i, side=96)))
     assert found(noisy, pictures[3])[0].row == 3
 
 
 def test_fresh_drawings_score_far_below_copies(verifier):
-    scores = [match.score for i in range(8) for match in found(verifier, drawing(200 + i))]
+    scores = [match.score for i in range(5) for match in found(verifier, drawing(200 + i))]
     assert max(scores, default=0) < SURE / 2
 
 
 def test_what_many_training_pictures_share_scores_low():
     emblem = drawing(300, size=(100, 100), n=40)
-    pictures = [drawing(i) for i in range(20)]
-    for picture in pictures[:10]:
+    pictures = [drawing(i) for i in range(10)]
+    for picture in pictures[:8]:
         picture.paste(emblem, (20, 20))
-    alone = [drawing(i) for i in range(20)]
+    alone = [drawing(i) for i in range(10)]
     alone[0].paste(emblem, (20, 20))
     asked = drawing(400)
     asked.paste(emblem, (120, 110))
-    shared = found(PointVerifier(keys(20), openers(pictures)), asked)
-    once = found(PointVerifier(keys(20), openers(alone)), asked)
+    shared = found(PointVerifier(keys(10), openers(pictures)), asked)
+    once = found(PointVerifier(keys(10), openers(alone)), asked)
     assert once[0].row == 0
-    assert max((match.score for match in shared), default=0) < once[0].score / 3
+    assert max((match.score for match in shared), default=0) < once[0].score / 2
 
 
 def test_twins_among_the_training_pictures_do_not_hide_a_copy(verifier):
-    faded = [ImageEnhance.Brightness(TRAINING[1]).enhance(v) for v in (0.9, 0.95, 1.05)]
-    twins = PointVerifier(keys(len(TRAINING) + 3), openers([*TRAINING, *faded]))
+    faded = [ImageEnhance.Brightness(TRAINING[1]).enhance(v) for v in (0.9, 1.05)]
+    twins = PointVerifier(keys(6), openers([*TRAINING[:4], *faded]))
     assert found(twins, TRAINING[1])[0].score > 0.9 * found(verifier, TRAINING[1])[0].score
 
 
@@ -256,6 +257,6 @@ def test_pictures_are_taken_at_one_area(size, taken):
 
 def test_no_step_draws_random_numbers_of_opencv(verifier):
     cv2.setRNGSeed(1)
-    before = found(verifier, TRAINING[8])
+    before = found(verifier, TRAINING[7])
     cv2.setRNGSeed(2)
-    assert found(verifier, TRAINING[8]) == before
+    assert found(verifier, TRAINING[7]) == before
