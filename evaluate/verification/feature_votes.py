@@ -108,7 +108,6 @@ class FeatureVotes:
             return np.zeros(self._table.shape[1], np.float32)
         return (np.sqrt(asked[held]) * self._rarity[held]) @ self._table[held]
 
-
     def ranked(self, side: LocalFeatures, near: NearWords, without=()) -> tuple[np.ndarray, np.ndarray]:
         """-> rows of the pictures with most votes, none of `without`, and how much of their votes agrees in
         one shift, scale and angle (to which a hundredth of the votes is added)."""

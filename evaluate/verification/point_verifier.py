@@ -79,7 +79,10 @@ class PointVerifier:
             return []
         without = frozenset(without)
         others = self._others(prepared, without)
-        found = (self._match(prepared, row, others, without) for row in rows)
+        held_by = [self._votes.word_rows[near.words].ravel() for near in prepared.near]
+        seen = np.unique(np.concatenate([*held_by, [row for row, _ in others[0]]])).astype(np.int64)
+        looks = self._looks[seen]  # of the pictures that a match is compared with
+        found = (self._match(prepared, row, others, without | self._twins(row, seen, looks)) for row in rows)
         return [match for match in found if match is not None]
 
     def _others(self, prepared, without):
@@ -90,13 +93,14 @@ class PointVerifier:
         return [[(row, (unit_rows(side.descriptors) @ theirs.T).max(1)) for row, theirs in held.items()]
                 for side in prepared.sides]
 
-    def _match(self, prepared, row, others, without):
-        kept = self._kept[row]
+    def _twins(self, row, seen, looks):
+        """-> the row, and those that look the same as a whole."""
+        return {int(row), *seen[looks @ self._looks[row] >= TWIN].tolist()}
+
+    def _match(self, prepared, row, others, same):
+        kept, same, best = self._kept[row], np.array(sorted(same)), None
         if not len(kept):
             return None
-        twins = np.flatnonzero(self._looks @ self._looks[row] >= TWIN)
-        same = np.array(sorted(without | {int(row), *twins.tolist()}))
-        best = None
         for mirrored, side in enumerate(prepared.sides):
             background = self._background(prepared.near[mirrored], others[mirrored], same)
             points, pairs = _matched(kept, side, background)
