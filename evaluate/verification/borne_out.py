@@ -1,7 +1,9 @@
-"""How much of two pictures a match is borne out for: the training picture laid on the generated one, place by place.
+"""For how much of two pictures a match is borne out: the training picture laid on the generated one, place by
+place.
 
-The thumbnails are compared where the transform lays them on one another. A place is borne out where the luminance around it
-correlates, or where both are flat and equally bright (but for one gain and one offset of the whole match), or where an inlier lies.
+The thumbnails are compared where the transform lays them on one another. A place is borne out where the
+luminance around it correlates, or where both are flat and equally bright (but for one gain and one offset of
+the whole match), or where an inlier lies.
 """
 from dataclasses import dataclass
 
@@ -18,32 +20,35 @@ FLAT = 4.0           # levels of standard deviation in a window, below which it 
 EQUAL = 24.0         # levels by which flat places may differ
 INLIER = 3           # pixels around an inlier that it bears out
 CLOSED = 5           # pixels: gaps of this size between what is borne out belong to it
-RECOLOURED = 26.0    # Euclidean distance of RGB colours, the median over what is borne out, from which the colours are others
+RECOLOURED = 26.0    # Euclidean distance of RGB colours: its median over what is borne out
 
 
 @dataclass(frozen=True)
 class BorneOut:
-    """Shares of the training picture's area and of the generated one's, and whether the colours there are others."""
+    """Shares of the training picture's area and of the generated one's; whether the colours there are
+    others."""
     training_share: float
     generated_share: float
     recoloured: bool
 
 
 def borne_out(training, generated, transform, points) -> BorneOut:
-    """training, generated: thumbnails (64, 64, 3) uint8; transform: six numbers as in Match; points (n, 2): inliers in the
-    training picture, as shares."""
+    """training, generated: thumbnails (64, 64, 3) uint8; transform: six numbers as in Match; points (n, 2):
+    inliers in the training picture, as shares."""
     laid, inside = _laid(generated, transform)
     kept = cv2.GaussianBlur(training.astype(np.float32), (0, 0), BLUR)
     ours, theirs = (picture @ Y_CB_CR[0].astype(np.float32) for picture in (kept, laid))
     clear, flat = _compared(ours, theirs, inside)
     borne = (clear | _equally_bright(ours, theirs, clear, flat) | _around(points)) & inside
-    borne = cv2.morphologyEx(borne.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((CLOSED, CLOSED), np.uint8)).astype(bool) & inside
+    closing = np.ones((CLOSED, CLOSED), np.uint8)
+    borne = cv2.morphologyEx(borne.astype(np.uint8), cv2.MORPH_CLOSE, closing).astype(bool) & inside
     share, (a, b, _, d, e, _) = float(borne.mean()), transform
     return BorneOut(share, min(share * abs(a * e - b * d), 1.0), _recoloured(kept, laid, borne))
 
 
 def _laid(generated, transform):
-    """-> (64, 64, 3) float32: what of the generated picture lies on each place of the training picture; (64, 64) bool: where any does."""
+    """-> (64, 64, 3) float32: what of the generated picture lies on each place of the training picture;
+    (64, 64) bool: where any does."""
     a, b, c, d, e, f = transform
     middle = (np.arange(THUMBNAIL) + 0.5) / THUMBNAIL
     x, y = np.meshgrid(middle, middle)
@@ -56,7 +61,8 @@ def _laid(generated, transform):
 
 
 def _compared(ours, theirs, inside):
-    """-> (64, 64) bool twice: where windows correlate clearly, and where both are flat; both over what lies inside."""
+    """-> (64, 64) bool twice: where windows correlate clearly, and where both are flat, over what lies
+    inside."""
     weight = inside.astype(np.float32)
     share = np.maximum(_mean(weight), 1e-6)
     mean, other = _mean(ours * weight) / share, _mean(theirs * weight) / share
