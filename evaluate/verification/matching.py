@@ -143,7 +143,7 @@ def _threshold(verifier, of_training, of_heldout, quantile):
     rule += f"; that is {drawn:.3g}, and no threshold is below {verifier.floor:.3g}" if drawn < verifier.floor else ""
     judged = heldout if len(heldout) else training
     chance = float((judged >= threshold).mean()) if len(judged) else 0.0
-    return MatchThreshold(verifier.name, threshold, rule, len(null), chance)
+    return MatchThreshold(verifier.name, threshold, rule, len(judged), chance)
 
 
 def _view(opener, name):

@@ -27,7 +27,7 @@ def elements_apart(found: Sequence[Sequence[Match]], thresholds: Mapping[str, Ma
             else:
                 shared.setdefault(frozenset(rows), (set(), m))[0].add(position)
         kept.append(tuple(own))
-    return tuple(kept), tuple(SharedElement(tuple(sorted(rows)), tuple(sorted(images)), outlines(m.transform)[1])
+    return tuple(kept), tuple(SharedElement((m.row, *sorted(rows - {m.row})), tuple(sorted(images)), outlines(m.transform)[1])
                               for rows, (images, m) in shared.items())
 
 
