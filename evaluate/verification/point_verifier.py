@@ -29,6 +29,7 @@ from rotescope.evaluate.verification.match import Match
 from rotescope.evaluate.verification.point_transform import MatchedPoints, PointTransform, point_transform
 
 RATIO, SURE = 0.92, 0.6   # of distances, to that to others: a match counts nothing, or fully
+SAMPLED = 0.08            # distance that resampling alone brings: what is nearer than another by less is no nearer
 RIVALS = 8                # the likeliest pictures: a match is compared with them and with the words
 TWIN = 0.95               # correlation of two training pictures as a whole, from which they are one picture
 TWIN_SIDE = 8             # pixels a side that this is told from
@@ -130,7 +131,8 @@ def _matched(kept, side, background):
     """-> MatchedPoints, and (n, 2) which features of the two they are."""
     similarity = unit_rows(side.descriptors) @ unit_rows(kept.descriptors).T
     nearest, near = similarity.argmax(1), _distance(similarity.max(1))
-    weight = np.clip((RATIO - near / np.maximum(_distance(background), 1e-3)) / (RATIO - SURE), 0, 1)
+    ratio = (near + SAMPLED) / (_distance(background) + SAMPLED)
+    weight = np.clip((RATIO - ratio) / (RATIO - SURE), 0, 1)
     at = np.flatnonzero(weight)
     points = MatchedPoints(feature_numbers(kept)[nearest[at]], feature_numbers(side)[at], weight[at])
     return points, np.stack([at, nearest[at]], 1)
