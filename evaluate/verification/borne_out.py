@@ -30,6 +30,7 @@ class BorneOut:
     training_share: float
     generated_share: float
     recoloured: bool
+    agreement: float   # of the places in the overlap that are not flat in both, the share that correlates
 
 
 def borne_out(training, generated, transform, points) -> BorneOut:
@@ -43,7 +44,10 @@ def borne_out(training, generated, transform, points) -> BorneOut:
     closing = np.ones((CLOSED, CLOSED), np.uint8)
     borne = cv2.morphologyEx(borne.astype(np.uint8), cv2.MORPH_CLOSE, closing).astype(bool) & inside
     share, (a, b, _, d, e, _) = float(borne.mean()), transform
-    return BorneOut(share, min(share * abs(a * e - b * d), 1.0), _recoloured(kept, laid, borne))
+    generated_share = min(share * abs(a * e - b * d), 1.0)
+    shown = inside & ~flat
+    agreement = float(clear[shown].mean()) if shown.any() else 0.0
+    return BorneOut(share, generated_share, _recoloured(kept, laid, borne), agreement)
 
 
 def _laid(generated, transform):

@@ -4,7 +4,8 @@ A feature of the generated picture counts as matched if a training picture holds
 than what *other* pictures hold. Comparing with other pictures, not with the second-nearest place of the same
 picture, is what makes an element that many pictures share (a wall of bricks, a logo) count little. Pictures
 that look the same as the training picture as a whole are no others. One transform then has to explain the
-matches, and its inliers at distinct places are the score.
+matches. The score is the weight of its inliers at distinct places, less where the rest of what the transform
+lays on one another differs: the same word in two pages, or the same roof twice, is a weaker sign than a copy.
 """
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ from rotescope.evaluate.verification.match import Match
 from rotescope.evaluate.verification.point_transform import MatchedPoints, PointTransform, point_transform
 
 RATIO, SURE = 0.92, 0.6   # of distances, to that to others: a match counts nothing, or fully
+SAMPLED = 0.08            # distance that resampling alone brings: what is nearer than another by less is no nearer
 RIVALS = 8                # the likeliest pictures: a match is compared with them and with the words
 TWIN = 0.95               # correlation of two training pictures as a whole, from which they are one picture
 TWIN_SIDE = 8             # pixels a side that this is told from
+AGREEING, LEAST = 0.8, 0.4  # share of the overlap that agrees, from which a score is whole; the least that is left
 SHOWN = 24                # inliers that a Match names
 
 
@@ -128,7 +131,8 @@ def _matched(kept, side, background):
     """-> MatchedPoints, and (n, 2) which features of the two they are."""
     similarity = unit_rows(side.descriptors) @ unit_rows(kept.descriptors).T
     nearest, near = similarity.argmax(1), _distance(similarity.max(1))
-    weight = np.clip((RATIO - near / np.maximum(_distance(background), 1e-3)) / (RATIO - SURE), 0, 1)
+    ratio = (near + SAMPLED) / (_distance(background) + SAMPLED)
+    weight = np.clip((RATIO - ratio) / (RATIO - SURE), 0, 1)
     at = np.flatnonzero(weight)
     points = MatchedPoints(feature_numbers(kept)[nearest[at]], feature_numbers(side)[at], weight[at])
     return points, np.stack([at, nearest[at]], 1)
@@ -151,7 +155,8 @@ def _as_match(row, kept, generated, found: PointTransform, pairs, mirrored):
     borne = borne_out(kept.thumbnail, generated.thumbnail, transform, ours)
     shown = zip(theirs[:SHOWN].tolist(), ours[:SHOWN].tolist(), strict=True)
     points = tuple((tuple(p), tuple(q)) for p, q in shown)
-    return Match(row, PointVerifier.name, found.score, transform, borne.training_share, borne.generated_share,
+    score = found.score * float(np.clip(borne.agreement / AGREEING, LEAST, 1))
+    return Match(row, PointVerifier.name, score, transform, borne.training_share, borne.generated_share,
                  mirrored, borne.recoloured, points)
 
 

@@ -97,7 +97,9 @@ def test_half_of_a_picture_bears_out_half():
     half = np.where(np.arange(64)[None, :, None] < 32, one, other)
     whole = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     assert borne_out(one, one, whole, np.zeros((0, 2))).training_share == 1
+    assert borne_out(one, one, whole, np.zeros((0, 2))).agreement == 1
     share = borne_out(one, half, whole, np.zeros((0, 2)))
+    assert 0.45 < share.agreement < 0.65
     assert 0.45 < share.training_share < 0.65  # by chance some of the other half correlates
     assert share.generated_share == share.training_share
     flat = np.full((64, 64, 3), 90, np.uint8)
