@@ -88,11 +88,11 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
     matcher = make_matcher(layer, how, ticker(on_image, "features"))
-    thresholds = matcher and matcher.thresholds(
-        [(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, ticker(on_image, "chance"))
+    if matcher:
+        matcher.draw_thresholds([(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, ticker(on_image, "chance"))
 
     def matches(some):
-        return matcher and matcher.verified(some.pictures, thresholds, ticker(on_image, "verifying"))
+        return matcher and matcher.verified(some.pictures, ticker(on_image, "verifying"))
     measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched, matches(samples))
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)

@@ -21,7 +21,8 @@ def check_measuring(how, manifest, heldout, base):
 
 def make_layers(side, manifest, heldout, base, how, on_image=None):
     """For generated images of a typical shorter side -> {"descriptor": the calibrated Layer, "exact": the one of
-    near-identical copies unless how.exact is none}. Held-out pictures that are training images in other bytes are in neither's nulls."""
+    near-identical copies unless how.exact is none}.
+    Held-out pictures that are training images in other bytes are in neither's nulls."""
     side, twins = min(side, typical_side([e.open for e in manifest])), Twins(unique(manifest)[0])
     others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
 

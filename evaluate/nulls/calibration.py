@@ -97,7 +97,8 @@ def calibrated(index, nulls, quantile=0.999, null="train", threshold=None, twins
     if threshold is not None:
         return Layer(index, float(threshold), "given by the user", nulls, twins)
     check_null(null, {name for name, values in nulls.items() if len(values)})
-    return Layer(index, *_drawn_threshold(index.descriptor, nulls[null], quantile, null, twins), nulls, twins)
+    drawn, rule = _drawn_threshold(index.descriptor, nulls[null], quantile, null, twins)
+    return Layer(index, drawn, rule, nulls, twins)
 
 
 def _drawn_threshold(descriptor, values, quantile, null, twins):

@@ -60,8 +60,8 @@ def _laid(generated, transform):
     inside = (at_x >= 0) & (at_x <= 1) & (at_y >= 0) & (at_y <= 1)
     reduced = max(BLUR * np.sqrt(abs(a * e - b * d)), BLUR)
     blurred = cv2.GaussianBlur(generated.astype(np.float32), (0, 0), reduced)
-    at = [(v * THUMBNAIL - 0.5).astype(np.float32) for v in (at_x, at_y)]
-    return cv2.remap(blurred, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
+    x, y = ((v * THUMBNAIL - 0.5).astype(np.float32) for v in (at_x, at_y))
+    return cv2.remap(blurred, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
 
 
 def _compared(ours, theirs, inside):

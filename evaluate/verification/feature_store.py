@@ -95,8 +95,8 @@ class FeatureMemory:
                 on_image()
         for _ in range(len(shas) - len(row_of) if on_image else 0):
             on_image()
-        arrays = _arrays(found, [bytes.fromhex(sha) for sha in row_of])
-        return KeptFeatures(*arrays, [row_of[sha] for sha in shas])
+        descriptors, places, thumbnails, records = _arrays(found, [bytes.fromhex(sha) for sha in row_of])
+        return KeptFeatures(descriptors, places, thumbnails, records, [row_of[sha] for sha in shas])
 
 
 class FeatureStore:

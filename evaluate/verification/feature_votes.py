@@ -142,7 +142,7 @@ class FeatureVotes:
         theirs = np.repeat(np.arange(len(held)), last - first)
         before = np.cumsum(last - first) - last  # a training feature's pairs run from first to last
         at = order[np.arange(len(theirs)) - before[theirs]]
-        return theirs, feature[at], self._rarity[asked[at]] * np.tile(np.float32(ASKED[:k]), n)[at]
+        return theirs, feature[at], self._rarity[asked[at]] * np.tile(np.array(ASKED[:k], np.float32), n)[at]
 
 
 def _laid_at(held, asked, sizes):

@@ -52,17 +52,18 @@ def local_features(image: Image.Image, most: int = TRAINING_MOST) -> LocalFeatur
     small = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.BOX), np.uint8)
     size = working_size(*image.size)
     if min(size) < SHORTEST:
-        return LocalFeatures(*_nothing(), size, small)
+        return _featureless(size, small)
     reduced = image.resize(size, Image.BICUBIC, reducing_gap=3.0)
     grey = (np.asarray(reduced, np.float32) @ Y_CB_CR[0].astype(np.float32)).round().astype(np.uint8)
-    sift = cv2.SIFT_create(contrastThreshold=CONTRAST, enable_precise_upscale=True)  # else 1/4 pixel off
+    sift = cv2.SIFT_create(  # type: ignore[attr-defined]  # precise: else a quarter of a pixel off
+        contrastThreshold=CONTRAST, enable_precise_upscale=True)
     found = sift.detect(grey)
     if not found:
-        return LocalFeatures(*_nothing(), size, small)
+        return _featureless(size, small)
     strengths = np.array([f.response * f.size for f in found])  # what is coarse outlives noise and blur
     kept = _spread((np.array([f.pt for f in found]) + 0.5) / size, strengths, most)
     found, descriptors = sift.compute(grey, [found[i] for i in kept])
-    x, y, scales, angles = np.array([(*f.pt, f.size, f.angle) for f in found], np.float32).T
+    x, y, scales, angles = np.array([(*f.pt, f.size, f.angle) for f in found], np.float32).T  # (n,) each
     places = (np.stack([x, y], 1) + 0.5) / np.array(size, np.float32)
     return LocalFeatures(places, scales, angles, _rooted(descriptors), size, small)
 
@@ -92,9 +93,9 @@ def feature_numbers(features: LocalFeatures) -> np.ndarray:
     return np.concatenate([places, features.scales[:, None], features.angles[:, None]], 1)
 
 
-def _nothing():
+def _featureless(size, thumbnail):
     none = np.zeros(0, np.float32)
-    return none.reshape(0, 2), none, none, np.zeros((0, DIM), np.uint8)
+    return LocalFeatures(np.zeros((0, 2), np.float32), none, none, np.zeros((0, DIM), np.uint8), size, thumbnail)
 
 
 def _rooted(descriptors):

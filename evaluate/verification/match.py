@@ -96,8 +96,8 @@ def outlines(transform) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
     if len(inside) < 3 or abs(np.linalg.det(forward)) < 1e-9:
         return (), ()
     back = np.linalg.inv(forward)
-    return (tuple((float(x), float(y)) for x, y in inside),
-            tuple(tuple(map(float, np.clip(back @ (np.array(p) - (c, f)), 0, 1))) for p in inside))
+    theirs = [np.clip(back @ (np.array(p) - (c, f)), 0, 1) for p in inside]
+    return tuple((float(x), float(y)) for x, y in inside), tuple((float(x), float(y)) for x, y in theirs)
 
 
 def _clipped(polygon):

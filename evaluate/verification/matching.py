@@ -53,19 +53,20 @@ class Matcher:
 
     def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int = 2):
         self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
+        self.thresholds = {v.name: MatchThreshold(v.name, v.floor, "its floor", 0, 0.0) for v in verifiers}
 
-    def verified(self, pictures, thresholds: dict[str, MatchThreshold], on_image=None) -> VerifiedMatches:
-        """Generated pictures as [(SHA-256, what opens the picture)] -> VerifiedMatches above these thresholds."""
+    def verified(self, pictures, on_image=None) -> VerifiedMatches:
+        """Generated pictures as [(SHA-256, what opens the picture)] -> VerifiedMatches above the thresholds."""
         asked = [Asked(opener, sha) for sha, opener in pictures]
-        found = [surest(matches, thresholds) for matches in self._matches(asked, on_image)]
-        matches, shared = elements_apart(found, thresholds, self.twins.clusters)
-        return VerifiedMatches(matches, thresholds, shared)
+        found = [surest(matches, self.thresholds) for matches in self._matches(asked, on_image)]
+        matches, shared = elements_apart(found, self.thresholds, self.twins.clusters)
+        return VerifiedMatches(matches, self.thresholds, shared)
 
     # ----- what chance brings
 
-    def thresholds(self, heldout=(), quantile=0.999, on_image=None) -> dict[str, MatchThreshold]:
-        """heldout: [(SHA-256, what opens the picture)] -> {verifier: MatchThreshold}; learns which training pictures are
-        copies of each other."""
+    def draw_thresholds(self, heldout=(), quantile=0.999, on_image=None) -> None:
+        """Calibrate each verifier on training pictures, against the others, and on held-out ones, [(SHA-256, what opens
+        the picture)]; learn which training pictures are copies of each other."""
         rows, examples = _spread(len(self.index), NULL), self.index.examples
         trained = [Asked(examples[row].open, examples[row].sha256, frozenset(self.twins.clusters.get(row, {row})) | {row})
                    for row in rows]
@@ -73,7 +74,7 @@ class Matcher:
         of_training = [self._apart(int(row), matches)
                        for row, matches in zip(rows, self._matches(trained, on_image), strict=True)]
         of_heldout = list(self._matches(held, on_image))
-        return {v.name: _threshold(v, of_training, of_heldout, quantile) for v in self.verifiers}
+        self.thresholds = {v.name: _threshold(v, of_training, of_heldout, quantile) for v in self.verifiers}
 
     def _apart(self, row, matches):
         """Matches of a training picture less those with pictures that it is a copy of."""
