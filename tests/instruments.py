@@ -98,13 +98,13 @@ class KnownMatches:
         self.of = found if callable(found) else lambda samples, image: found.get(image, ())
         self.threshold, self.shared = MatchThreshold("points", 9.0, "more than null pictures reach", n, chance), tuple(shared)
 
-    def thresholds(self, *_):
-        return {"points": self.threshold}
+    def draw_thresholds(self, *_):
+        pass
 
-    def verified(self, pictures, thresholds, on_image=None):
+    def verified(self, pictures, on_image=None):
         openers = [opener for _, opener in pictures]  # Samples.pictures: partial(samples.open, record)
         return VerifiedMatches(tuple(tuple(self.of(opener.func.__self__, opener.args[0].image)) for opener in openers),
-                               thresholds, self.shared)
+                               {"points": self.threshold}, self.shared)
 
 
 def finder(found, chance=0.0, n=10_000, shared=()):

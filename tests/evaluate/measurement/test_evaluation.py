@@ -81,12 +81,12 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
 
 
 def test_other_pictures_in_memory_are_the_null_and_the_base(images, data, tmp_path):
-    heldout = [noise(5, i) for i in range(30)]
+    heldout = [noise(5, i) for i in range(120)]
     report = score(images, data, heldout_data=[*heldout, data[0].open()], base_images=images[::-1],
                    verify=False,
                    copy_null="heldout", fail_on=["copies>2", "leaked_prompts>9"])
-    assert report.background.heldout.n == 30  # the one that was trained on is no null
-    assert "0.99 quantile of the similarity of each of 30 held-out pictures" in report.threshold_rule
+    assert report.background.heldout.n == 120  # the one that was trained on is no null
+    assert "0.999 quantile of the similarity of each of 120 held-out pictures" in report.threshold_rule
     assert [r.outcome for r in report.verdict.rules] == ["failed", "passed"]
     assert report.base.n == len(images)
     assert report.save(tmp_path / "out").stat().st_size > 10_000

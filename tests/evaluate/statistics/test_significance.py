@@ -113,11 +113,11 @@ def test_images_needed_allows_for_copies(copies):
 
 def test_threshold_is_a_stated_quantile_of_a_stated_null(data):
     index = build_index(data, pixels())
-    pictures = [(str(i), lambda i=i: noise(i)) for i in range(30)]
+    pictures = [(str(i), lambda i=i: noise(i)) for i in range(60)]
     nulls = nulls_of(index, heldout=pictures)
     by_train, by_heldout = calibrated(index, nulls), calibrated(index, nulls, 0.9, "heldout")
-    assert by_train.rule.startswith("0.99 quantile of the similarity of each of 40 training images to its nearest other one")
-    assert by_heldout.rule.startswith("0.9 quantile of the similarity of each of 30 held-out pictures")
+    assert by_train.rule.startswith("0.999 quantile of the similarity of each of 40 training images to its nearest other one")
+    assert by_heldout.rule.startswith("0.9 quantile of the similarity of each of 60 held-out pictures")
     assert (nulls["heldout"] > by_heldout.threshold).mean() <= 0.1
     assert by_heldout.best_null == "heldout"
     assert calibrated(index, nulls_of(index)).best_null == "train"
