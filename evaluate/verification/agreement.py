@@ -32,8 +32,9 @@ class Agreement:
     textured: torch.Tensor    # (n, s, s) from 0 to 1
 
 
-def agreement(made: torch.Tensor, moved: torch.Tensor, canvases: torch.Tensor, grey: bool) -> Agreement:
-    """A generated canvas (7, s, s), training ones as laid (n, 7, s, s) and as they were; whether the generated one is grey."""
+def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, grey: bool) -> Agreement:
+    """A generated canvas (7, s, s), training ones as laid (n, 7, s, s); the structure and inside of these as they were
+    (n, 4, s, s); whether the generated one is grey."""
     overlap = made[INSIDE] * moved[:, INSIDE]
     edges = (made[0] + moved[:, 0]) / 2
     textured = (edges / TEXTURED).clamp(max=1) * overlap
@@ -42,7 +43,7 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, canvases: torch.Tensor, g
     if grey:
         theirs = torch.einsum("c,ncyx->nyx", theirs.new_tensor(LUMINANCE), theirs)[:, None].expand(-1, 3, -1, -1)
     mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap), edges, textured, overlap)
-    a, b, before = (torch.cat([less_mean(x), x[..., INSIDE:, :, :]], -3) for x in (made, moved, canvases))
+    a, b = (torch.cat([less_mean(x), x[..., INSIDE:, :, :]], -3) for x in (made, moved))
     structure = overlap_correlation(a, b, before).clamp(min=0)
     local = _local_correlation(a[STRUCTURE], b[:, STRUCTURE])
     return Agreement(torch.stack([kept, mapped, structure], 1),
@@ -93,3 +94,9 @@ def agreeing(found: Agreement, which: int) -> torch.Tensor:
     best = torch.where(textured > 0.5, closeness.max(0).values, closeness[:2].max(0).values)
     agrees = (F.avg_pool2d(best[None], 3, stride=1, padding=1, count_include_pad=False)[0] >= AGREES) * found.overlap[which]
     return F.interpolate(agrees[None, None].float(), (CELLS, CELLS), mode="area")[0, 0]
+
+
+def same_colours(found: Agreement, which: int) -> bool:
+    """Whether most of the overlap has the colours that it had."""
+    overlap = found.overlap[which]
+    return float((found.closeness[which, 0] * overlap).sum()) >= AGREES * float(overlap.sum())

@@ -20,7 +20,7 @@ from rotescope.evaluate.verification.structure import (
     pooled,
 )
 
-COARSE, SPECTRUM = 16, 48     # pixels a side of a training picture in the search, and of the Fourier transform
+COARSE, SPECTRUM = 16, 40     # pixels a side of a training picture in the search, and of the Fourier transform
 SIZES = (32, 27, 23, 20, 18, 16, 15, 14, 13, 11, 9, 8)  # of the generated picture there: it is laid at 16 / size of its own
 STRETCHED = ((13, 16), (16, 13))
 TURNED_SIZES = (20, 16, 13)   # of those turned by right angles
@@ -54,11 +54,12 @@ class Poses:
 
 @dataclass(frozen=True)
 class SearchSpectra:
-    """Fourier transforms of a generated picture at every size and orientation: structure (k, 3, f, f), inside and energy (k, f, f)."""
-    structure: torch.Tensor
-    inside: torch.Tensor
-    energy: torch.Tensor
+    """Fourier transforms of a generated picture at every one of k sizes and orientations."""
+    structure: torch.Tensor    # (k, 3, f, f)
+    energy: torch.Tensor       # (k, f, f)
     whole: torch.Tensor        # (k,) energy of the whole picture
+    inside: torch.Tensor       # (i, f, f): several orientations cover the same area
+    which: torch.Tensor        # (k,) which of these areas
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +85,10 @@ def search_spectra(channels: torch.Tensor) -> SearchSpectra:
         structure = less_mean(small)
         padded[k, :, :rows, :columns] = torch.cat([structure, small[INSIDE:], (structure ** 2).sum(0, keepdim=True)])
     spectra = torch.fft.rfft2(padded)
-    return SearchSpectra(spectra[:, :3], spectra[:, 3], spectra[:, 4], padded[:, 4].sum((1, 2)))
+    areas = {}
+    which = [areas.setdefault(inside.numpy().tobytes(), (len(areas), k))[0] for k, inside in enumerate(padded[:, 3])]
+    return SearchSpectra(spectra[:, :3], spectra[:, 4], padded[:, 4].sum((1, 2)), spectra[[k for _, k in areas.values()], 3],
+                         torch.tensor(which))
 
 
 def _correlations(made, channels):
@@ -94,12 +98,16 @@ def _correlations(made, channels):
     energy = (structure ** 2).sum(1)
     trained = torch.fft.rfft2(torch.cat([structure, small[:, INSIDE:], energy[:, None]], 1), s=(SPECTRUM, SPECTRUM)).conj()
     product = sum(made.structure[None, :, c] * trained[:, None, c] for c in range(3))
-    back = torch.fft.irfft2(torch.stack([product, made.energy[None] * trained[:, None, 3],
-                                         made.inside[None] * trained[:, None, 4]]), s=(SPECTRUM, SPECTRUM))
-    numerator, of_made, of_trained = back
+    numerator, of_trained = _back(product), _back(made.inside[None] * trained[:, None, 4])[:, made.which]
+    alike = bool((small[1:, INSIDE] == small[:1, INSIDE]).all())  # pictures of one shape cover the same
+    of_made = _back(made.energy[None] * trained[:1 if alike else None, None, 3])
     whole = made.whole[None, :, None, None], energy.sum((1, 2))[:, None, None, None]
-    return numerator / ((of_made.clamp(min=0) + SHRINKAGE * whole[0]) * (of_trained.clamp(min=0) + SHRINKAGE * whole[1])
-                        ).clamp(min=1e-9).sqrt()
+    scale = (of_made.clamp(min=0) + SHRINKAGE * whole[0]) * (of_trained.clamp(min=0) + SHRINKAGE * whole[1])
+    return numerator * scale.clamp_(min=1e-9).rsqrt_()
+
+
+def _back(spectra):
+    return torch.fft.irfft2(spectra, s=(SPECTRUM, SPECTRUM))
 
 
 def coarse_poses(made: SearchSpectra, channels: torch.Tensor) -> Poses:

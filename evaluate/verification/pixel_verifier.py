@@ -1,36 +1,27 @@
 """The verifier "pixels": a training picture laid on a generated one by its edges and colours, where points are too few.
 
-Every training picture is laid in several ways of growing freedom, and each way is judged by three kinds of evidence. What
-chance brings differs from way to way: a turned and magnified window of some picture soon looks like another. So every
-evidence is held against what other training pictures reach by the same way on training pictures, and the score is the
-surest of them: the more freedom a match needs, the more evidence must be there.
+Every training picture is laid in ways of growing freedom, and each way is judged by three kinds of evidence. What chance
+brings differs from way to way: a turned and magnified window of some picture soon looks like another. So each evidence is held
+against what training pictures reach on one another in the same way, and the score is the surest: the more freedom a match
+needs, the more evidence must be there. It is also held against what other training pictures reach on the same generated
+picture, as Carlini et al. (2023) do with distances: what many share is no copy of one.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from rotescope.evaluate.verification.agreement import EVIDENCE, agreeing, agreement
-from rotescope.evaluate.verification.alignment import (
-    FREEDOM,
-    STARTS,
-    TIERS,
-    Poses,
-    SearchSpectra,
-    coarse_poses,
-    corrected,
-    laid,
-    search_spectra,
-)
+from rotescope.evaluate.verification.agreement import EVIDENCE, Agreement, agreeing, agreement, same_colours
+from rotescope.evaluate.verification.alignment import FREEDOM, STARTS, TIERS, Poses, SearchSpectra, coarse_poses, corrected, search_spectra
+from rotescope.evaluate.verification.alignment import laid as laid_canvases
 from rotescope.evaluate.verification.match import Match
 from rotescope.evaluate.verification.structure import (
     INSIDE,
     ORIENTATIONS,
-    STRUCTURE,
     Frame,
     frame_of,
     less_mean,
@@ -41,10 +32,11 @@ from rotescope.evaluate.verification.view_index import ViewIndex
 
 CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
-QUERIES, NEIGHBOURS = 64, 10  # training pictures that say what chance brings, and on how many others each is laid
-TAIL = 0.97       # quantile of chance that scores 1
+RIGID = 4         # of the eight flips and right angles, those that are looked at closely
+OTHERS, FEWEST, SHARED = 10, 4, 0.5  # training pictures laid on the same generated one; their share of the evidence
+QUERIES, NEIGHBOURS, TAIL = 64, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
 LEAST_SPREAD = 0.05
-WAYS = tuple((tier, evidence) for tier in TIERS for evidence in EVIDENCE)
+TIER_OF = (0,) * RIGID + tuple(TIERS.index(t) for t in STARTS)  # of every pose of one training picture
 
 
 @dataclass(frozen=True)
@@ -52,16 +44,50 @@ class GeneratedFrame:
     """What is kept of a generated picture."""
     frame: Frame
     spectra: SearchSpectra
+    seen: dict = field(default_factory=dict)  # rows that were laid on it -> _Laid
 
 
 @dataclass(frozen=True)
 class _Laid:
-    """The ways in which m poses of one training picture were tried."""
-    poses: Poses
-    tiers: tuple[int, ...]
-    found: object
-    row: int
-    first: int
+    """One training picture, laid on a generated one in several ways."""
+    evidence: np.ndarray      # (tiers, kinds): the best of each tier
+    poses: Poses              # all that were tried
+    best: np.ndarray          # (tiers, kinds): which of them
+    agreement: Agreement
+    first: int                # where its poses begin in the agreement
+
+
+def lay(made: GeneratedFrame, canvases: torch.Tensor) -> list[_Laid]:
+    """Training canvases (n, 7, 32, 32) on a generated picture."""
+    n, every = len(canvases), torch.stack([oriented(canvases, o) for o in ORIENTATIONS], 1).flatten(0, 1)
+    target = torch.cat([less_mean(made.frame.channels), made.frame.channels[INSIDE:]])
+    plain = torch.cat([less_mean(every), every[:, INSIDE:]], 1)
+    rigid = (plain[:, :3] * target[:3]).sum((1, 2, 3)).view(n, -1)
+    rigid[:, 0] = torch.inf  # as it is, always
+    rigid = rigid.topk(RIGID).indices
+    starts = coarse_poses(made.spectra, canvases)
+    place = torch.arange(n)[:, None] * len(ORIENTATIONS) + torch.cat([rigid, starts.orientation.view(n, -1)], 1)
+    own = place[:, RIGID:].flatten()
+    allowed = torch.tensor([FREEDOM[t] for t in STARTS], dtype=torch.float32).repeat(n, 1)
+    poses = corrected(target, plain[own], starts, allowed)
+    moved = torch.cat([every[place[:, :RIGID].flatten()].view(n, RIGID, *every.shape[1:]),
+                       laid_canvases(every[own], poses).view(n, -1, *every.shape[1:])], 1)
+    found = agreement(made.frame.channels, moved.flatten(0, 1), plain[place.flatten()], made.frame.grey)
+    return [_judged(_with_rigid(rigid[i], poses, i), found, i * len(TIER_OF)) for i in range(n)]
+
+
+def _with_rigid(rigid, poses, i):
+    """Orientations (4,) -> the poses of picture i: as they are, then those corrected."""
+    own, still = poses.at(slice(i * len(STARTS), (i + 1) * len(STARTS))), torch.zeros(RIGID)
+    return Poses(torch.cat([rigid, own.orientation]), torch.cat([still[:, None].expand(-1, 2), own.size]),
+                 torch.cat([still, own.turn]), torch.cat([still[:, None].expand(-1, 2), own.shift]))
+
+
+def _judged(poses, found, first):
+    evidence = found.evidence[first:first + len(TIER_OF)].numpy()
+    tiers = np.array(TIER_OF)
+    best = np.stack([np.where(tiers[:, None] == t, evidence, -1).argmax(0) for t in range(len(TIERS))])
+    return _Laid(np.take_along_axis(evidence, best, 0), poses, best, found, first)
 
 
 class PixelVerifier:
@@ -71,7 +97,7 @@ class PixelVerifier:
     ----------
     shas : names of the training pictures' contents, in the order of the index
     openers : as many functions that open a training picture
-    folder : kept for later use
+    folder : where a later release may keep the views
     on_image : called after every picture that was read
     """
     name = "pixels"
@@ -103,31 +129,64 @@ class PixelVerifier:
         """At most k rows, the likeliest first, none of `without`."""
         return self._views.nearest_rows(prepared.frame, k, without)
 
-    def _evidence(self, made, rows):
-        """-> evidence (rows, tiers, kinds), the best of each tier, and the place (rows, tiers, kinds) of its pose; the poses,
-        and how they agree."""
-        canvases = torch.stack([self._frame(row).channels for row in rows])
-        n = len(rows)
-        turned = torch.stack([oriented(c, o) for c in canvases for o in ORIENTATIONS])  # (n · 8, 7, 32, 32)
-        starts = coarse_poses(made.spectra, canvases)
-        place = torch.arange(n).repeat_interleave(len(STARTS)) * len(ORIENTATIONS) + starts.orientation
-        own = turned[place]
-        allowed = torch.tensor([FREEDOM[t] for t in STARTS], dtype=torch.float32).repeat(n, 1)
-        target = torch.cat([less_mean(made.frame.channels), made.frame.channels[INSIDE:]])
-        poses = corrected(target, torch.cat([less_mean(own), own[:, INSIDE:]], 1), starts, allowed)
-        moved = torch.cat([turned.view(n, 8, *turned.shape[1:]), laid(own, poses).view(n, len(STARTS), *own.shape[1:])], 1)
-        before = torch.cat([turned.view(n, 8, *turned.shape[1:]), own.view(n, len(STARTS), *own.shape[1:])], 1)
-        found = agreement(made.frame.channels, moved.flatten(0, 1), before.flatten(0, 1), made.frame.grey)
-        return _every(n, poses), found
+    def _laid(self, prepared, rows):
+        """-> row -> _Laid, of the rows that hold structure, each laid once."""
+        rows = [r for r in rows if r not in prepared.seen]
+        for i in range(0, len(rows), TOGETHER):
+            some = rows[i:i + TOGETHER]
+            for row, one in zip(some, lay(prepared, torch.stack([self._frame(r).channels for r in some])), strict=True):
+                prepared.seen[row] = one
+        return prepared.seen
 
-    def _null_levels(self):
-        pass
+    def verify(self, prepared: GeneratedFrame, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
+        """The best Match with each of these rows that holds structure."""
+        rows, without = [r for r in rows if self._frame(r).holds_structure], frozenset(without)
+        if not rows or not prepared.frame.holds_structure:
+            return []
+        levels = self._chance()
+        return [self._match(prepared, row, one, levels) for row, one in zip(rows, self._standing(prepared, rows, without), strict=True)]
+
+    def _standing(self, prepared, rows, without):
+        """-> for each row (tiers, kinds): its evidence less a share of what other training pictures reach on the same picture."""
+        others = self.candidates(prepared, OTHERS, without)
+        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])))
+        found = []
+        for row in rows:
+            beside = [laid[r].evidence for r in others if r != row]
+            found.append(laid[row].evidence - (SHARED * np.median(beside, 0) if len(beside) >= FEWEST else 0))
+        return found
+
+    def _chance(self):
+        """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
+        if self._null is None:
+            best = []
+            for row in np.unique(np.linspace(0, len(self._openers) - 1, min(len(self._openers), QUERIES)).astype(int)):
+                one = self.prepare(self._openers[row]())
+                rows = self.candidates(one, NEIGHBOURS, (row,))
+                if rows:
+                    best.append(np.max(self._standing(one, rows, frozenset((row,))), 0))
+            if len(best) >= FEWEST:
+                middle = np.median(best, 0)
+                self._null = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
+            else:
+                self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in (0.5, 0.2)])
+        return self._null
+
+    def _match(self, prepared, row, standing, levels):
+        """The surest way of one training picture -> Match."""
+        one, sureness = prepared.seen[row], (standing - levels[0]) / levels[1]
+        tier, kind = np.unravel_index(sureness.argmax(), sureness.shape)
+        pose = int(one.best[tier, kind])
+        agrees = agreeing(one.agreement, one.first + pose)
+        matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
+        filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
+        return Match(row, self.name, float(sureness.max()), (*matrix[0], offset[0], *matrix[1], offset[1]),
+                     min(filled / abs(np.linalg.det(matrix)), 1.0), min(filled, 1.0), bool(np.linalg.det(matrix) < 0),
+                     recoloured=not same_colours(one.agreement, one.first + pose))
 
 
-def _every(n, poses):
-    """The eight rigid poses of each training picture before its corrected ones."""
-    rigid = torch.arange(len(ORIENTATIONS)).repeat(n, 1)
-    return Poses(torch.cat([rigid, poses.orientation.view(n, -1)], 1).flatten(),
-                 torch.cat([torch.zeros(n, 8, 2), poses.size.view(n, -1, 2)], 1).flatten(0, 1),
-                 torch.cat([torch.zeros(n, 8), poses.turn.view(n, -1)], 1).flatten(),
-                 torch.cat([torch.zeros(n, 8, 2), poses.shift.view(n, -1, 2)], 1).flatten(0, 1))
+def _in_shares(pose, trained, made):
+    """One pose and the extents of both pictures -> its matrix and offset between shares of the pictures."""
+    matrix = pose.matrices()[0].double().numpy() @ orientation_matrix(ORIENTATIONS[int(pose.orientation[0])])
+    matrix = matrix * np.array(trained)[None] / np.array(made)[:, None]
+    return matrix, 0.5 + pose.shift[0].double().numpy() / (2 * np.array(made)) - matrix @ (0.5, 0.5)

@@ -14,7 +14,8 @@ CELLS_OF_STRUCTURE, CELLS_OF_COLOUR = 8, 4
 ROWS = 8192        # training pictures that are compared at a time
 WINDOWS = tuple((x, y, x + s, y + s) for s, places in ((0.8, (0.0, 0.2)), (0.5, (0.0, 0.5))) for y in places for x in places)
 KEPT = ((0.0, 0.0, 1.0, 1.0), *WINDOWS, (0.1, 0.1, 0.9, 0.9), (0.25, 0.25, 0.75, 0.75))  # left, top, right, bottom
-INSIDES = ((0.15, 0.3, 0.85, 1.0), (0.15, 0.15, 0.85, 0.85), (0.35, 0.175, 0.85, 0.675))
+INSIDES = ((0.15, 0.3, 0.85, 1.0), (0.15, 0.0, 0.85, 0.7), (0.15, 0.15, 0.85, 0.85), KEPT[9],
+           *((x, y, x + 0.5, y + 0.5) for y in (0.0, 0.2, 0.3, 0.5) for x in (0.0, 0.2, 0.3, 0.5)))
 UPRIGHT = [o for o, (turns, _) in enumerate(ORIENTATIONS) if turns == 0]
 SHIFTED = range(1, 5)  # views of 80 %: places in KEPT
 OPPOSITE = {1: 4, 2: 3, 3: 2, 4: 1}
@@ -50,13 +51,17 @@ class ViewIndex:
         self.colours = np.zeros((len(KEPT), n, 3 * CELLS_OF_COLOUR ** 2), np.int8)
 
     def put(self, row: int, frame: Frame) -> None:
-        """Keep a training picture's views."""
+        """Keep a training picture's views, unless it holds no structure: then it resembles nothing."""
+        if not frame.holds_structure:
+            return
         structure, colours = view_vectors(frame.channels, frame.extent, KEPT)
         self.structure[:, row], self.colours[:, row] = np.rint(structure * 127), np.rint(colours * 127)
 
     def nearest_rows(self, frame: Frame, k: int, without: Iterable[int] = ()) -> list[int]:
         """At most k rows for a generated picture, the likeliest first: by turns the next by the whole picture or by any view,
         in structure or in structure and colours."""
+        if not frame.holds_structure or not self.structure.shape[1]:
+            return []
         similarity = self._similarity(frame)
         similarity[:, list(without)] = -np.inf
         wanted = min(k, similarity.shape[1])
@@ -68,10 +73,11 @@ class ViewIndex:
         return list(dict.fromkeys(turns))[:k]
 
     def _similarity(self, frame):
-        """-> (4, n): by the whole picture as it is, and by the best view; each in structure, and in structure and colours."""
+        """-> (6, n): by the whole picture as it is, by the best view, by its best part against a whole training picture; each in
+        structure, and in structure and colours."""
         asked = _asked(frame)
         n = self.structure.shape[1]
-        found = np.empty((4, n), np.float32)
+        found = np.empty((6, n), np.float32)
         for first in range(0, n, ROWS):
             rows = slice(first, min(first + ROWS, n))
             views = []
@@ -81,7 +87,8 @@ class ViewIndex:
                 views.append(np.stack([s, (s + c) / 2]))
             best = np.max([v.max(2) for v in views], 0)
             found[0, rows], found[1, rows] = views[0][0, :, 0], views[0][1, :, 0]
-            found[2:, rows] = best
+            found[2:4, rows] = best
+            found[4:, rows] = views[0][:, :, len(ORIENTATIONS):].max(2)
         return found
 
 
@@ -89,7 +96,7 @@ def _asked(frame):
     """-> for each kept view, the vectors of the generated picture's views that are compared with it, the whole one first."""
     width, height = frame.extent
     turned = {o: oriented(frame.channels, orientation) for o, orientation in enumerate(ORIENTATIONS)}
-    parts = (*WINDOWS, KEPT[9], *INSIDES)
+    parts = (*WINDOWS[:4], *INSIDES)
     mirrored_parts = tuple((1 - right, top, 1 - left, bottom) for left, top, right, bottom in parts)
     whole = [_of(turned[o], (height, width) if ORIENTATIONS[o][0] % 2 else (width, height), KEPT[:1])
              for o in range(len(ORIENTATIONS))]

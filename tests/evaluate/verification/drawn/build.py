@@ -5,6 +5,7 @@
 WORK is a folder for the checkpoint and the images; about six minutes on one core. The sheets land beside this file. The
 labels are made by eye afterwards: labels.json says which images redraw their training picture.
 """
+import json
 import subprocess
 import sys
 from itertools import permutations
@@ -14,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.copy_cases.pictures import CUT, FLAT, photograph_files
+from rotescope.common.parquet import read_table
 from rotescope.datasets.emoji.scenes import OBJECTS
 from rotescope.datasets.manifest import Manifest
 
 HERE = Path(__file__).resolve().parent
 UNSAID = ("motorcycle_left.png", "moon.png", "page.png")  # their package does not say under which licence
 SIDE, PICTURES, OF_ONE_FILE, ACROSS = 64, 180, 16, 16
-REPEATED, COPIES, SEEDS = 8, 60, 4
-NEVER_SHOWN = 4
+REPEATED, COPIES, SHOWN_ONCE, NEVER_SHOWN = 8, 60, 4, 4
 
 
 def main(work):
@@ -29,7 +30,7 @@ def main(work):
     work.mkdir(parents=True)
     _write_pictures(work / "photographs")
     _rotescope("prepare", "--train_data", work / "photographs", "--output_file", work / "plan.parquet",
-               "--duplicated", REPEATED, "--copies", COPIES, "--controls", 4)
+               "--duplicated", REPEATED, "--copies", COPIES, "--controls", SHOWN_ONCE)
     _rotescope("finetune", "--train_data", work / "plan.parquet", "--output_dir", work / "model", "--train_batch_size", 32,
                "--max_train_steps", 260, "--learning_rate", 1e-3)
     manifest = Manifest.load(work / "plan.parquet")
@@ -38,6 +39,26 @@ def main(work):
     captions = [e.captions[0] for e in groups["duplicated"] + groups["control"]] + _captions()[PICTURES:]
     (work / "captions.txt").write_text("\n".join(captions) + "\n")
     _rotescope("generate", "--model", work / "model", "--prompts", work / "captions.txt", "--output_dir", work / "images")
+    _collect(work)
+
+
+def _collect(work):
+    """Two sheets, sixteen pictures a row; what labels.json starts from goes to WORK."""
+    training = sorted((work / "photographs").glob("*.png"))
+    rows = sorted(read_table(work / "images/records.parquet").to_pylist(), key=lambda r: (r["prompt_index"], r["seed"]))
+    _sheet(training).save(HERE / "training.png", optimize=True)
+    _sheet([next((work / "images").rglob(Path(row["image"]).name)) for row in rows]).save(HERE / "generated.png", optimize=True)
+    captions = [file.with_suffix(".txt").read_text().strip() for file in training]
+    drawn = [{"caption": r["prompt"], "seed": r["seed"],
+              "under_its_caption": captions.index(r["prompt"]) if r["prompt"] in captions else None} for r in rows]
+    (work / "drawn.json").write_text(json.dumps(drawn, indent=0) + "\n")
+
+
+def _sheet(files):
+    sheet = Image.new("RGB", (ACROSS * SIDE, -(-len(files) // ACROSS) * SIDE))
+    for i, file in enumerate(files):
+        sheet.paste(Image.open(file).convert("RGB"), (i % ACROSS * SIDE, i // ACROSS * SIDE))
+    return sheet
 
 
 def _write_pictures(folder):
