@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.alignment import overlap_correlation
 from rotescope.evaluate.verification.structure import COLOURS, INSIDE, STRUCTURE, less_mean
+from rotescope.evaluate.verification.whitening import Whitening
 
 EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel times a gain plus an offset; no colours
+OURS = 0.25         # what counts as texture: so much the generated picture's edges, the rest the training picture's
 TEXTURED = 0.10     # edge magnitude of a cell that shows something
-NEAR = 12 / 255     # difference of colours that two cells may well have under noise or compression
+NEAR = (5 / 255, 12 / 255)  # difference of colours that two cells may well have under noise or compression: from, to,
+CONTRAST = 0.25     # and between these, so much of the standard deviation of the generated picture's colours
 SLACK = 0.25        # of an edge's magnitude, that a shift of half a cell may add to it
 GROUND = 5 / 255    # difference of two grounds at which their agreement has fallen to 1/e
 LEAST_TEXTURE = 8.0 # textured cells, added to an overlap's: few cells agree by chance
 LUMINANCE = (0.299, 0.587, 0.114)
 LEAST_GAIN = 0.15   # of a colour map: less contrast than that shows nothing
-CELLS = 16          # a side: of which shares are counted
+WHOLE_SHARE = 0.2   # of both pictures' whole structure, added to the overlap's: a small overlap correlates by chance
+CELLS = 16          # a side: of which shares are counted, and structure is compared
 AGREES = 0.5        # closeness from which a cell agrees
 
 
@@ -32,28 +35,42 @@ class Agreement:
     textured: torch.Tensor    # (n, s, s) from 0 to 1
 
 
-def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, grey: bool) -> Agreement:
-    """A generated canvas (7, s, s), training ones as laid (n, 7, s, s); the structure and inside of these as they were
-    (n, 4, s, s); whether the generated one is grey."""
+def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, grey: bool, whitening: Whitening) -> Agreement:
+    """A generated canvas (7, s, s), training ones as laid (n, 7, s, s); the whitened length of these as they were (n,); whether
+    the generated one is grey."""
     overlap = made[INSIDE] * moved[:, INSIDE]
-    edges = (made[0] + moved[:, 0]) / 2
+    edges = OURS * made[0] + (1 - OURS) * moved[:, 0]
     textured = (edges / TEXTURED).clamp(max=1) * overlap
     ours, theirs = made[COLOURS].expand(len(moved), -1, -1, -1), moved[:, COLOURS]
-    kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap)
+    inside = made[INSIDE] > 0.5
+    near = min(max(CONTRAST * float(made[COLOURS][:, inside].std(1).mean()), NEAR[0]), NEAR[1])
+    kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap, near)
     if grey:
         theirs = torch.einsum("c,ncyx->nyx", theirs.new_tensor(LUMINANCE), theirs)[:, None].expand(-1, 3, -1, -1)
-    mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap), edges, textured, overlap)
-    a, b = (torch.cat([less_mean(x), x[..., INSIDE:, :, :]], -3) for x in (made, moved))
-    structure = overlap_correlation(a, b, before).clamp(min=0)
-    local = _local_correlation(a[STRUCTURE], b[:, STRUCTURE])
+    mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap, near), edges, textured, overlap, near)
+    a, b = (less_mean(torch.cat([x[..., STRUCTURE, :, :] * overlap[:, None], overlap[:, None]], 1)) for x in (made, moved))
+    whole = whitened(less_mean(made), whitening).norm()
+    structure = _rare_correlation(whitened(a, whitening), whitened(b, whitening), whole, before)
     return Agreement(torch.stack([kept, mapped, structure], 1),
-                     torch.stack([kept_closeness, mapped_closeness, local], 1), overlap, textured)
+                     torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1), overlap, textured)
 
 
-def _in_colours(ours, theirs, edges, textured, overlap):
+def whitened(structure: torch.Tensor, whitening: Whitening) -> torch.Tensor:
+    """(…, 3, s, s) -> (…, 768)."""
+    small = F.avg_pool2d(structure, structure.shape[-1] // CELLS)
+    return whitening(small.flatten(-3))
+
+
+def _rare_correlation(a, b, whole_a, whole_b):
+    """Whitened structures of the overlap (n, d) and the lengths of the whole ones' -> (n,), at least 0."""
+    lengths = [(x.norm(dim=1) ** 2 + WHOLE_SHARE * whole ** 2) / (1 + WHOLE_SHARE) for x, whole in ((a, whole_a), (b, whole_b))]
+    return ((a * b).sum(1) / (lengths[0] * lengths[1]).clamp(min=1e-9).sqrt()).clamp(0, 1)
+
+
+def _in_colours(ours, theirs, edges, textured, overlap, near):
     """Colours (n, 3, s, s) of both -> how well the overlap agrees (n,), and every cell's closeness (n, s, s)."""
     difference = ((ours - theirs) ** 2).mean(1).sqrt()
-    closeness = torch.exp(-((difference / (NEAR + SLACK * edges)) ** 2) / 2) * overlap
+    closeness = torch.exp(-((difference / (near + SLACK * edges)) ** 2) / 2) * overlap
     texture = (closeness * textured).sum((1, 2)) / (textured.sum((1, 2)) + LEAST_TEXTURE)
     flat = (overlap - textured).clamp(min=0)
     apart = ((ours - theirs) * flat[:, None]).sum((2, 3)) / flat.sum((1, 2)).clamp(min=1)[:, None]
@@ -62,7 +79,7 @@ def _in_colours(ours, theirs, edges, textured, overlap):
     return texture * (0.5 + 0.5 * (known * ground + (1 - known) * texture)), closeness
 
 
-def _mapped(ours, theirs, weights):
+def _mapped(ours, theirs, weights, near):
     """Each channel of `theirs` times a gain plus an offset, by weighted least squares; cells that differ much count little
     in the second of two rounds."""
     fitted, weight = theirs, weights[:, None]
@@ -73,16 +90,16 @@ def _mapped(ours, theirs, weights):
         gain = (weight * (ours - mean_a) * (theirs - mean_b)).sum((2, 3), keepdim=True) / total / (spread + 1e-4)
         fitted = mean_a + gain.clamp(LEAST_GAIN, 3.0) * (theirs - mean_b)
         difference = ((ours - fitted) ** 2).mean(1, keepdim=True).sqrt()
-        weight = weights[:, None] / (1 + (difference / NEAR) ** 2)
+        weight = weights[:, None] / (1 + (difference / near) ** 2)
     return fitted
 
 
 def _local_correlation(a, b):
-    """Structures (3, s, s) and (n, 3, s, s) -> (n, s, s): correlation in windows of 5 × 5 cells, at least 0."""
+    """Structures (n, 3, s, s) of both -> (n, s, s): correlation in windows of 5 × 5 cells, at least 0."""
     def windowed(x):
         return F.avg_pool2d(x, 5, stride=1, padding=2)
     product = windowed((a * b).sum(1))
-    return (product / (windowed((a ** 2).sum(0)[None]) * windowed((b ** 2).sum(1))).clamp(min=1e-8).sqrt()).clamp(0, 1)
+    return (product / (windowed((a ** 2).sum(1)) * windowed((b ** 2).sum(1))).clamp(min=1e-8).sqrt()).clamp(0, 1)
 
 
 def agreeing(found: Agreement, which: int) -> torch.Tensor:

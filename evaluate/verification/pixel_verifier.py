@@ -13,10 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from rotescope.evaluate.verification.agreement import EVIDENCE, Agreement, agreeing, agreement, same_colours
-from rotescope.evaluate.verification.alignment import FREEDOM, STARTS, TIERS, Poses, SearchSpectra, coarse_poses, corrected, search_spectra
+from rotescope.evaluate.verification.agreement import CELLS, EVIDENCE, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.evaluate.verification.alignment import (
+    FREEDOM,
+    STARTS,
+    TIERS,
+    Poses,
+    SearchSpectra,
+    coarse_poses,
+    corrected,
+    search_spectra,
+)
 from rotescope.evaluate.verification.alignment import laid as laid_canvases
 from rotescope.evaluate.verification.match import Match
 from rotescope.evaluate.verification.structure import (
@@ -28,10 +38,12 @@ from rotescope.evaluate.verification.structure import (
     orientation_matrix,
     oriented,
 )
-from rotescope.evaluate.verification.view_index import ViewIndex
+from rotescope.evaluate.verification.view_index import CELLS_OF_STRUCTURE, ViewIndex
+from rotescope.evaluate.verification.whitening import AT_MOST, Whitening, learned, sampled_rows
 
 CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
+SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
 OTHERS, FEWEST, SHARED = 10, 4, 0.5  # training pictures laid on the same generated one; their share of the evidence
 QUERIES, NEIGHBOURS, TAIL = 64, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
@@ -57,7 +69,7 @@ class _Laid:
     first: int                # where its poses begin in the agreement
 
 
-def lay(made: GeneratedFrame, canvases: torch.Tensor) -> list[_Laid]:
+def lay(made: GeneratedFrame, canvases: torch.Tensor, whitening: Whitening) -> list[_Laid]:
     """Training canvases (n, 7, 32, 32) on a generated picture."""
     n, every = len(canvases), torch.stack([oriented(canvases, o) for o in ORIENTATIONS], 1).flatten(0, 1)
     target = torch.cat([less_mean(made.frame.channels), made.frame.channels[INSIDE:]])
@@ -67,12 +79,15 @@ def lay(made: GeneratedFrame, canvases: torch.Tensor) -> list[_Laid]:
     rigid = rigid.topk(RIGID).indices
     starts = coarse_poses(made.spectra, canvases)
     place = torch.arange(n)[:, None] * len(ORIENTATIONS) + torch.cat([rigid, starts.orientation.view(n, -1)], 1)
-    own = place[:, RIGID:].flatten()
+    own, rigid_place = place[:, RIGID:].flatten(), place[:, :RIGID].flatten()
     allowed = torch.tensor([FREEDOM[t] for t in STARTS], dtype=torch.float32).repeat(n, 1)
-    poses = corrected(target, plain[own], starts, allowed)
-    moved = torch.cat([every[place[:, :RIGID].flatten()].view(n, RIGID, *every.shape[1:]),
-                       laid_canvases(every[own], poses).view(n, -1, *every.shape[1:])], 1)
-    found = agreement(made.frame.channels, moved.flatten(0, 1), plain[place.flatten()], made.frame.grey)
+    small = (starts.size.mean(1) < SMALL)[:, None, None, None]  # what is made smaller is softened first
+    laid = torch.where(small, F.avg_pool2d(every[own], 3, stride=1, padding=1), every[own])
+    poses = corrected(target, torch.cat([less_mean(laid), laid[:, INSIDE:]], 1), starts, allowed)
+    moved = torch.cat([every[rigid_place].view(n, RIGID, *every.shape[1:]),
+                       laid_canvases(laid, poses).view(n, -1, *every.shape[1:])], 1)
+    lengths = whitened(plain[:, :3], whitening).norm(dim=1)[place.flatten()]
+    found = agreement(made.frame.channels, moved.flatten(0, 1), lengths, made.frame.grey, whitening)
     return [_judged(_with_rigid(rigid[i], poses, i), found, i * len(TIER_OF)) for i in range(n)]
 
 
@@ -105,8 +120,11 @@ class PixelVerifier:
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):
         self._openers, self._frames, self._null = list(openers), OrderedDict(), None
-        self._views = ViewIndex(len(self._openers))
-        for row in range(len(self._openers)):
+        n = len(self._openers)
+        known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
+        self._whitening = learned(known, CELLS)
+        self._views = ViewIndex(n, learned(known, CELLS_OF_STRUCTURE))
+        for row in range(n):
             self._views.put(row, self._frame(row))
             if on_image:
                 on_image()
@@ -134,7 +152,7 @@ class PixelVerifier:
         rows = [r for r in rows if r not in prepared.seen]
         for i in range(0, len(rows), TOGETHER):
             some = rows[i:i + TOGETHER]
-            for row, one in zip(some, lay(prepared, torch.stack([self._frame(r).channels for r in some])), strict=True):
+            for row, one in zip(some, lay(prepared, torch.stack([self._frame(r).channels for r in some]), self._whitening), strict=True):
                 prepared.seen[row] = one
         return prepared.seen
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 FINE, SIDE_OF_FRAME = 64, 32  # pixels a side of the canvas on which edges are found, and on which pictures are compared
-FAINT, NOISIEST = 3.0, 12.0  # levels a pixel: weaker gradients are noise, as far as a noisy picture has that much
+FAINT, NOISIEST = 1.0, 12.0  # levels a pixel: weaker gradients are noise, as far as a noisy picture has that much
 ROOT_OF = 64.0     # levels a pixel: a gradient whose root counts as 1
 COLOURLESS = 3.0   # levels between the channels, up to which a picture is grey
 STRUCTURE, COLOURS, INSIDE = slice(0, 3), slice(3, 6), 6
@@ -109,7 +109,8 @@ def orientation_matrix(orientation: tuple[int, bool]) -> np.ndarray:
 
 
 def less_mean(channels: torch.Tensor) -> torch.Tensor:
-    """(…, 7, s, s) -> (…, 3, s, s): the structure, its edge magnitudes less their mean over the picture; 0 outside."""
-    inside = channels[..., INSIDE:, :, :]
+    """(…, 4 or 7, s, s), structure first and inside last -> (…, 3, s, s): the structure, its edge magnitudes less their mean
+    over the picture; 0 outside."""
+    inside = channels[..., -1:, :, :]
     mean = (channels[..., :1, :, :] * inside).sum((-2, -1), keepdim=True) / inside.sum((-2, -1), keepdim=True).clamp(min=1e-6)
     return torch.cat([(channels[..., :1, :, :] - mean) * inside, channels[..., 1:3, :, :]], -3)

@@ -3,12 +3,14 @@
 A view is a window of a picture, perhaps turned, seen as 8 × 8 cells of structure and 4 × 4 of colours.
 """
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rotescope.evaluate.verification.structure import COLOURS, ORIENTATIONS, STRUCTURE, Frame, less_mean, oriented
+from rotescope.evaluate.verification.whitening import Whitening
 
 CELLS_OF_STRUCTURE, CELLS_OF_COLOUR = 8, 4
 ROWS = 8192        # training pictures that are compared at a time
@@ -21,7 +23,7 @@ SHIFTED = range(1, 5)  # views of 80 %: places in KEPT
 OPPOSITE = {1: 4, 2: 3, 3: 2, 4: 1}
 
 
-def view_vectors(channels: torch.Tensor, extent: tuple[float, float], windows) -> tuple[np.ndarray, np.ndarray]:
+def view_vectors(channels: torch.Tensor, extent: tuple[float, float], windows, whitening=lambda x: x) -> tuple[np.ndarray, np.ndarray]:
     """A canvas (7, 32, 32), of which the picture fills `extent`, and v windows in shares of the picture
     -> structure (v, 192) and colours (v, 48), float32, each of length 1, or 0 where the view shows none."""
     width, height = extent
@@ -35,18 +37,19 @@ def view_vectors(channels: torch.Tensor, extent: tuple[float, float], windows) -
     seen = F.grid_sample(structure.expand(len(boxes), -1, -1, -1), grid, align_corners=False, padding_mode="border")
     edges = F.avg_pool2d(seen[:, STRUCTURE], 16 // CELLS_OF_STRUCTURE)
     colours = F.avg_pool2d(seen[:, COLOURS], 16 // CELLS_OF_COLOUR) - 0.5
-    return _unit(edges.flatten(1)).numpy(), _unit(colours.flatten(1)).numpy()
+    return _unit(whitening(edges.flatten(1))).numpy(), _unit(colours.flatten(1)).numpy()
 
 
 def _unit(x):
     length = x.norm(dim=1, keepdim=True)
-    return x / length.clamp(min=1e-6) * (length > 1e-3)
+    return x / length.clamp(min=1e-9) * (length > 1e-5)
 
 
 class ViewIndex:
     """The views of n training pictures, as numbers of one byte."""
 
-    def __init__(self, n: int):
+    def __init__(self, n: int, whitening: Whitening):
+        self._whitening = whitening
         self.structure = np.zeros((len(KEPT), n, 3 * CELLS_OF_STRUCTURE ** 2), np.int8)
         self.colours = np.zeros((len(KEPT), n, 3 * CELLS_OF_COLOUR ** 2), np.int8)
 
@@ -54,7 +57,7 @@ class ViewIndex:
         """Keep a training picture's views, unless it holds no structure: then it resembles nothing."""
         if not frame.holds_structure:
             return
-        structure, colours = view_vectors(frame.channels, frame.extent, KEPT)
+        structure, colours = view_vectors(frame.channels, frame.extent, KEPT, self._whitening)
         self.structure[:, row], self.colours[:, row] = np.rint(structure * 127), np.rint(colours * 127)
 
     def nearest_rows(self, frame: Frame, k: int, without: Iterable[int] = ()) -> list[int]:
@@ -75,7 +78,7 @@ class ViewIndex:
     def _similarity(self, frame):
         """-> (6, n): by the whole picture as it is, by the best view, by its best part against a whole training picture; each in
         structure, and in structure and colours."""
-        asked = _asked(frame)
+        asked = _asked(frame, self._whitening)
         n = self.structure.shape[1]
         found = np.empty((6, n), np.float32)
         for first in range(0, n, ROWS):
@@ -92,29 +95,26 @@ class ViewIndex:
         return found
 
 
-def _asked(frame):
+def _asked(frame, whitening):
     """-> for each kept view, the vectors of the generated picture's views that are compared with it, the whole one first."""
+    look = partial(view_vectors, whitening=whitening)
     width, height = frame.extent
     turned = {o: oriented(frame.channels, orientation) for o, orientation in enumerate(ORIENTATIONS)}
     parts = (*WINDOWS[:4], *INSIDES)
     mirrored_parts = tuple((1 - right, top, 1 - left, bottom) for left, top, right, bottom in parts)
-    whole = [_of(turned[o], (height, width) if ORIENTATIONS[o][0] % 2 else (width, height), KEPT[:1])
+    whole = [look(turned[o], (height, width) if ORIENTATIONS[o][0] % 2 else (width, height), KEPT[:1])
              for o in range(len(ORIENTATIONS))]
-    upright = _of(turned[UPRIGHT[0]], (width, height), parts)
-    mirrored = _of(turned[UPRIGHT[1]], (width, height), mirrored_parts)
+    upright = look(turned[UPRIGHT[0]], (width, height), parts)
+    mirrored = look(turned[UPRIGHT[1]], (width, height), mirrored_parts)
     asked = [_joined([*whole, upright, mirrored])]
     for kept in range(1, len(KEPT)):
         views = [whole[o] for o in UPRIGHT]
         if kept in SHIFTED:
             opposite = OPPOSITE[kept] - 1
             views.append(tuple(x[opposite:opposite + 1] for x in upright))
-            views.append(_of(turned[UPRIGHT[1]], (width, height), (KEPT[OPPOSITE[kept]],)))
+            views.append(look(turned[UPRIGHT[1]], (width, height), (KEPT[OPPOSITE[kept]],)))
         asked.append(_joined(views))
     return asked
-
-
-def _of(channels, extent, windows):
-    return view_vectors(channels, extent, windows)
 
 
 def _joined(views):
