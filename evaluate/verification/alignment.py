@@ -180,21 +180,36 @@ def overlap_correlation(made, moved, canvases):
     return product / ((of_made + SHRINKAGE * whole[0]) * (of_trained + SHRINKAGE * whole[1])).clamp(min=1e-9).sqrt()
 
 
+@lru_cache(maxsize=1)
+def _moves():
+    """How points move under each parameter, about the middle: products of the moves (3 · 1024, 25), for the squared slopes
+    across, their product, and those down; and the moves themselves (2 · 1024, 5)."""
+    x, y = _points().flatten(0, 1).unbind(-1)
+    one, none = torch.ones_like(x), torch.zeros_like(x)
+    across, down = torch.stack([one, none, x, x, -y], 1), torch.stack([none, one, y, -y, x], 1)
+    both = across[:, :, None] * down[:, None, :]
+    products = [across[:, :, None] * across[:, None, :], both + both.transpose(1, 2), down[:, :, None] * down[:, None, :]]
+    return torch.cat(products).flatten(1), torch.cat([across, down])
+
+
 def _stepped(made, moved, poses, allowed):
     """One step of Gauss and Newton on the squared difference of structures, each parameter by at most LARGEST_STEP."""
-    inside, b = (made[3] * moved[:, 3])[:, None], moved[:, :3]
-    gain = ((made[:3] * b * inside).sum((1, 2, 3)) / (b ** 2 * inside).sum((1, 2, 3)).clamp(min=1e-6)).clamp(0.2, 5)
-    b = b * gain[:, None, None, None]
-    per_point = SIDE_OF_FRAME / 4  # from differences over two pixels to canvas points
-    slope_x = F.pad(b[..., 2:] - b[..., :-2], (1, 1)) * per_point
-    slope_y = F.pad(b[..., 2:, :] - b[..., :-2, :], (0, 0, 1, 1)) * per_point
-    x, y = (_points()[None] - poses.shift[:, None, None, :]).unbind(-1)
-    x, y = x[:, None], y[:, None]
-    moves = [slope_x, slope_y, slope_x * x + slope_y * y, slope_x * x - slope_y * y, slope_y * x - slope_x * y]
-    jacobian = -(torch.stack(moves, 1) * inside[:, None]).flatten(2)
-    normal = jacobian @ jacobian.transpose(1, 2)
-    target = (jacobian @ ((made[:3] - b) * inside).flatten(1)[:, :, None])[..., 0]
+    inside, b, a = (made[3] * moved[:, 3])[:, None], moved[:, :3], made[:3]
+    b = b * inside
+    gain = ((a * b).sum((1, 2, 3)) / (b * b).sum((1, 2, 3)).clamp(min=1e-6)).clamp(0.2, 5)[:, None, None, None]
+    per_point = gain * (SIDE_OF_FRAME / 4)  # from differences over two cells to canvas points
+    across = F.pad(b[..., 2:] - b[..., :-2], (1, 1)) * per_point
+    down = F.pad(b[..., 2:, :] - b[..., :-2, :], (0, 0, 1, 1)) * per_point
+    left = (a * inside).sub_(b * gain)
+    slopes = torch.stack([(across * across).sum(1), (across * down).sum(1), (down * down).sum(1)], 1).flatten(1)
+    target = -torch.stack([(across * left).sum(1), (down * left).sum(1)], 1).flatten(1)
+    products, moves = _moves()
+    normal = (slopes @ products).view(-1, 5, 5)
     damping = 0.02 * normal.diagonal(dim1=1, dim2=2) + 1e-4 + 1e9 * (1 - allowed)
-    step = torch.linalg.solve(normal + torch.diag_embed(damping), target).clamp(-LARGEST_STEP, LARGEST_STEP) * allowed
-    size = poses.size + torch.stack([step[:, 2] + step[:, 3], step[:, 2] - step[:, 3]], 1)
-    return Poses(poses.orientation, size.clamp(-1.0, 1.0), poses.turn + step[:, 4], poses.shift + step[:, :2])
+    step = torch.linalg.solve(normal + torch.diag_embed(damping), target @ moves)
+    step = step.clamp(-LARGEST_STEP, LARGEST_STEP) * allowed
+    size, stretch, turn = step[:, 2], step[:, 3], step[:, 4]
+    x, y = poses.shift.unbind(1)  # it grows and turns with the picture
+    shift = poses.shift + step[:, :2] + torch.stack([(size + stretch) * x - turn * y, (size - stretch) * y + turn * x], 1)
+    grown = poses.size + torch.stack([size + stretch, size - stretch], 1)
+    return Poses(poses.orientation, grown.clamp(-1.0, 1.0), poses.turn + turn, shift)
