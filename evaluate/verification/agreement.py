@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.structure import COLOURS, INSIDE, STRUCTURE, less_mean
+from rotescope.evaluate.verification.structure import COLOURS, INSIDE, less_mean
 from rotescope.evaluate.verification.whitening import Whitening
 
 EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel times a gain plus an offset; no colours
@@ -21,8 +21,8 @@ GROUND = 5 / 255    # difference of two grounds at which their agreement has fal
 LEAST_TEXTURE = 8.0 # textured cells, added to an overlap's: few cells agree by chance
 LUMINANCE = (0.299, 0.587, 0.114)
 LEAST_GAIN = 0.15   # of a colour map: less contrast than that shows nothing
-WHOLE_SHARE = 0.2   # of both pictures' whole structure, added to the overlap's: a small overlap correlates by chance
-CELLS = 16          # a side: of which shares are counted, and structure is compared
+WHOLE_SHARE = 0.5   # of a training picture's whole structure in the length of what is laid: a small part correlates by chance
+CELLS, RARE_CELLS = 16, 20  # a side: of which shares are counted, and in which structure is compared
 AGREES = 0.5        # closeness from which a cell agrees
 
 
@@ -40,31 +40,47 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     the generated one is grey."""
     overlap = made[INSIDE] * moved[:, INSIDE]
     edges = OURS * made[0] + (1 - OURS) * moved[:, 0]
+    overlap = _eroded(overlap)
     textured = (edges / TEXTURED).clamp(max=1) * overlap
     ours, theirs = made[COLOURS].expand(len(moved), -1, -1, -1), moved[:, COLOURS]
     inside = made[INSIDE] > 0.5
-    near = min(max(CONTRAST * float(made[COLOURS][:, inside].std(1).mean()), NEAR[0]), NEAR[1])
+    near = min(max(CONTRAST * float(made[COLOURS][:, inside].std(1, correction=0).mean()), NEAR[0]), NEAR[1])
     kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap, near)
     if grey:
         theirs = torch.einsum("c,ncyx->nyx", theirs.new_tensor(LUMINANCE), theirs)[:, None].expand(-1, 3, -1, -1)
     mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap, near), edges, textured, overlap, near)
-    a, b = (less_mean(torch.cat([x[..., STRUCTURE, :, :] * overlap[:, None], overlap[:, None]], 1)) for x in (made, moved))
-    whole = whitened(less_mean(made), whitening).norm()
-    structure = _rare_correlation(whitened(a, whitening), whitened(b, whitening), whole, before)
+    a, b = less_mean(made), less_mean(moved)
+    cut = b * _soft(made[INSIDE] * moved[:, INSIDE])[:, None]
+    structure = _rare_correlation(whitened(a, whitening), whitened(cut, whitening), before)
+    a = a * overlap[:, None]
     return Agreement(torch.stack([kept, mapped, structure], 1),
-                     torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1), overlap, textured)
+                     torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1),
+                     made[INSIDE] * moved[:, INSIDE], textured)
 
 
 def whitened(structure: torch.Tensor, whitening: Whitening) -> torch.Tensor:
-    """(…, 3, s, s) -> (…, 768)."""
-    small = F.avg_pool2d(structure, structure.shape[-1] // CELLS)
-    return whitening(small.flatten(-3))
+    """(…, 3, s, s) -> (…, 1200)."""
+    small = F.interpolate(structure.reshape(-1, *structure.shape[-3:]), (RARE_CELLS, RARE_CELLS), mode="area")
+    return whitening(small.flatten(1)).view(*structure.shape[:-3], -1)
 
 
-def _rare_correlation(a, b, whole_a, whole_b):
-    """Whitened structures of the overlap (n, d) and the lengths of the whole ones' -> (n,), at least 0."""
-    lengths = [(x.norm(dim=1) ** 2 + WHOLE_SHARE * whole ** 2) / (1 + WHOLE_SHARE) for x, whole in ((a, whole_a), (b, whole_b))]
-    return ((a * b).sum(1) / (lengths[0] * lengths[1]).clamp(min=1e-9).sqrt()).clamp(0, 1)
+def _rare_correlation(a, b, before):
+    """Whitened structures (d,) and, as laid, (n, d), and the lengths of the latter as they were (n,) -> (n,), at least 0.
+
+    Only one of the two is cut at the overlap's border: a cut that both share would correlate by itself.
+    """
+    length = ((1 - WHOLE_SHARE) * (b ** 2).sum(1) + WHOLE_SHARE * before ** 2).sqrt() * a.norm()
+    return ((b @ a) / length.clamp(min=1e-9)).clamp(0, 1)
+
+
+def _eroded(overlap):
+    """(n, s, s) -> the same without a rim of a cell, on which what lies outside shows too; a canvas's own border stays."""
+    return 1 - F.max_pool2d(1 - overlap, 3, stride=1, padding=1)
+
+
+def _soft(overlap):
+    """(n, s, s) -> the same, fading out over two cells; a canvas's own border does not fade."""
+    return overlap * F.avg_pool2d(overlap, 5, stride=1, padding=2, count_include_pad=False)
 
 
 def _in_colours(ours, theirs, edges, textured, overlap, near):

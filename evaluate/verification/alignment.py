@@ -28,7 +28,8 @@ SHRINKAGE = 0.2               # of the whole energy, added to the overlap's: a s
 TILT = 0.17                   # radians: a small turn to start from
 STEPS, LARGEST_STEP = 6, 0.1  # of the corrections
 # what each tier of freedom may correct: shift across, shift down, size, stretch, turn
-FREEDOM = {"rigid": (0, 0, 0, 0, 0), "shift": (1, 1, 0, 0, 0), "zoom": (1, 1, 1, 0, 0), "free": (1, 1, 1, 1, 1)}
+FREEDOM = {"as it is": (0, 0, 0, 0, 0), "flipped": (0, 0, 0, 0, 0),
+           "shift": (1, 1, 0, 0, 0), "zoom": (1, 1, 1, 0, 0), "free": (1, 1, 1, 1, 1)}
 TIERS = tuple(FREEDOM)
 STARTS = ("shift", "shift", "zoom", "zoom", "free", "free", "free")  # what is corrected, of each training picture
 

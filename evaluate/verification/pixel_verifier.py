@@ -3,8 +3,7 @@
 Every training picture is laid in ways of growing freedom, and each way is judged by three kinds of evidence. What chance
 brings differs from way to way: a turned and magnified window of some picture soon looks like another. So each evidence is held
 against what training pictures reach on one another in the same way, and the score is the surest: the more freedom a match
-needs, the more evidence must be there. It is also held against what other training pictures reach on the same generated
-picture, as Carlini et al. (2023) do with distances: what many share is no copy of one.
+needs, the more evidence must be there.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rotescope.evaluate.verification.agreement import CELLS, EVIDENCE, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.evaluate.verification.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
 from rotescope.evaluate.verification.alignment import (
     FREEDOM,
     STARTS,
@@ -45,10 +44,14 @@ CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
-OTHERS, FEWEST, SHARED = 10, 4, 0.5  # training pictures laid on the same generated one; their share of the evidence
-QUERIES, NEIGHBOURS, TAIL = 64, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
-LEAST_SPREAD = 0.05
-TIER_OF = (0,) * RIGID + tuple(TIERS.index(t) for t in STARTS)  # of every pose of one training picture
+QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
+FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.03  # of these pictures; their median and spread where there are fewer
+SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
+# which evidence counts in which tier; the others brought more chance than copies
+USED = {"as it is": ("kept", "mapped", "structure"), "flipped": ("kept",), "shift": ("kept", "mapped"),
+        "zoom": ("kept", "structure"), "free": ("kept",)}
+WAYS = np.array([[kind in USED[tier] for kind in EVIDENCE] for tier in TIERS])
+TIER_OF = (0, *(1,) * (RIGID - 1)) + tuple(TIERS.index(t) for t in STARTS)  # of every pose of one training picture
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ class PixelVerifier:
         self._openers, self._frames, self._null = list(openers), OrderedDict(), None
         n = len(self._openers)
         known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
-        self._whitening = learned(known, CELLS)
-        self._views = ViewIndex(n, learned(known, CELLS_OF_STRUCTURE))
+        self._whitening = learned(known, RARE_CELLS, SHRUNK)
+        self._views = ViewIndex(n, learned(known, CELLS_OF_STRUCTURE, SHRUNK_VIEWS))
         for row in range(n):
             self._views.put(row, self._frame(row))
             if on_image:
@@ -152,47 +155,37 @@ class PixelVerifier:
         rows = [r for r in rows if r not in prepared.seen]
         for i in range(0, len(rows), TOGETHER):
             some = rows[i:i + TOGETHER]
-            for row, one in zip(some, lay(prepared, torch.stack([self._frame(r).channels for r in some]), self._whitening), strict=True):
-                prepared.seen[row] = one
+            canvases = torch.stack([self._frame(r).channels for r in some])
+            prepared.seen.update(zip(some, lay(prepared, canvases, self._whitening), strict=True))
         return prepared.seen
 
     def verify(self, prepared: GeneratedFrame, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
-        """The best Match with each of these rows that holds structure."""
-        rows, without = [r for r in rows if self._frame(r).holds_structure], frozenset(without)
+        """The best Match with each of these rows that holds structure. `without` changes nothing here: what other pictures
+        reach is known of all training pictures together."""
+        rows = [r for r in rows if self._frame(r).holds_structure]
         if not rows or not prepared.frame.holds_structure:
             return []
-        levels = self._chance()
-        return [self._match(prepared, row, one, levels) for row, one in zip(rows, self._standing(prepared, rows, without), strict=True)]
-
-    def _standing(self, prepared, rows, without):
-        """-> for each row (tiers, kinds): its evidence less a share of what other training pictures reach on the same picture."""
-        others = self.candidates(prepared, OTHERS, without)
-        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])))
-        found = []
-        for row in rows:
-            beside = [laid[r].evidence for r in others if r != row]
-            found.append(laid[row].evidence - (SHARED * np.median(beside, 0) if len(beside) >= FEWEST else 0))
-        return found
+        levels, laid = self._chance(), self._laid(prepared, list(dict.fromkeys(rows)))
+        return [self._match(prepared, row, laid[row], levels) for row in rows]
 
     def _chance(self):
         """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
         if self._null is None:
             best = []
-            for row in np.unique(np.linspace(0, len(self._openers) - 1, min(len(self._openers), QUERIES)).astype(int)):
+            for row in sampled_rows(len(self._openers), QUERIES):
                 one = self.prepare(self._openers[row]())
                 rows = self.candidates(one, NEIGHBOURS, (row,))
                 if rows:
-                    best.append(np.max(self._standing(one, rows, frozenset((row,))), 0))
+                    best.append(np.max([x.evidence for x in self._laid(one, rows).values()], 0))
+            self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
             if len(best) >= FEWEST:
                 middle = np.median(best, 0)
                 self._null = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
-            else:
-                self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in (0.5, 0.2)])
         return self._null
 
-    def _match(self, prepared, row, standing, levels):
+    def _match(self, prepared, row, one, levels):
         """The surest way of one training picture -> Match."""
-        one, sureness = prepared.seen[row], (standing - levels[0]) / levels[1]
+        sureness = np.where(WAYS, (one.evidence - levels[0]) / levels[1], -np.inf)
         tier, kind = np.unravel_index(sureness.argmax(), sureness.shape)
         pose = int(one.best[tier, kind])
         agrees = agreeing(one.agreement, one.first + pose)

@@ -2,7 +2,7 @@
 
 A view is a window of a picture, perhaps turned, seen as 8 × 8 cells of structure and 4 × 4 of colours.
 """
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,14 @@ ROWS = 8192        # training pictures that are compared at a time
 WINDOWS = tuple((x, y, x + s, y + s) for s, places in ((0.8, (0.0, 0.2)), (0.5, (0.0, 0.5))) for y in places for x in places)
 KEPT = ((0.0, 0.0, 1.0, 1.0), *WINDOWS, (0.1, 0.1, 0.9, 0.9), (0.25, 0.25, 0.75, 0.75))  # left, top, right, bottom
 INSIDES = ((0.15, 0.3, 0.85, 1.0), (0.15, 0.0, 0.85, 0.7), (0.15, 0.15, 0.85, 0.85), KEPT[9],
-           *((x, y, x + 0.5, y + 0.5) for y in (0.0, 0.2, 0.3, 0.5) for x in (0.0, 0.2, 0.3, 0.5)))
+           *((x / 8, y / 8, x / 8 + 0.5, y / 8 + 0.5) for y in range(5) for x in range(5)))
 UPRIGHT = [o for o, (turns, _) in enumerate(ORIENTATIONS) if turns == 0]
 SHIFTED = range(1, 5)  # views of 80 %: places in KEPT
 OPPOSITE = {1: 4, 2: 3, 3: 2, 4: 1}
 
 
-def view_vectors(channels: torch.Tensor, extent: tuple[float, float], windows, whitening=lambda x: x) -> tuple[np.ndarray, np.ndarray]:
+def view_vectors(channels: torch.Tensor, extent: tuple[float, float], windows,
+                 whitening: Callable = lambda x: x) -> tuple[np.ndarray, np.ndarray]:
     """A canvas (7, 32, 32), of which the picture fills `extent`, and v windows in shares of the picture
     -> structure (v, 192) and colours (v, 48), float32, each of length 1, or 0 where the view shows none."""
     width, height = extent

@@ -4,20 +4,17 @@ Two pictures that each show one arc, or a dark corner, correlate by chance. Such
 together, so vectors are multiplied by a root of the inverse of their covariance before they are compared (Hariharan, Malik and
 Ramanan 2012 do so with histograms of gradients). Then a picture's own details decide.
 """
-from collections.abc import Callable
-
 import torch
 
 from rotescope.evaluate.verification.structure import ORIENTATIONS, less_mean, oriented, pooled
 
 AT_MOST = 400        # pictures, each in eight orientations, from which correlations are learned
-SHRUNK = 0.001       # of the largest variance, added to each: few pictures know no more
 
 
 class Whitening:
-    """A linear map of vectors of d numbers, made from m vectors (m, d)."""
+    """A linear map of vectors of d numbers, made from m vectors (m, d). `shrunk`: of the largest variance, added to each."""
 
-    def __init__(self, vectors: torch.Tensor, shrunk: float = SHRUNK):
+    def __init__(self, vectors: torch.Tensor, shrunk: float):
         x = vectors.double()
         x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-9)
         covariance = x.T @ x / max(len(x), 1)
@@ -37,7 +34,7 @@ def sampled_rows(n: int, at_most: int) -> list[int]:
     return [int(i * step) for i in range(min(n, at_most))]
 
 
-def learned(canvases: list[torch.Tensor], cells: int, look: Callable = lambda x: x) -> Whitening:
+def learned(canvases: list[torch.Tensor], cells: int, shrunk: float) -> Whitening:
     """Canvases (7, 32, 32) -> the Whitening of structure at cells × cells, over all eight orientations."""
-    seen = [pooled(less_mean(look(oriented(c, o))), cells).flatten() for c in canvases for o in ORIENTATIONS]
-    return Whitening(torch.stack(seen) if seen else torch.zeros(0, 3 * cells ** 2))
+    seen = [pooled(less_mean(oriented(c, o)), cells).flatten() for c in canvases for o in ORIENTATIONS]
+    return Whitening(torch.stack(seen) if seen else torch.zeros(0, 3 * cells ** 2), shrunk)

@@ -1,4 +1,4 @@
-"""Training pictures laid on generated ones by their edges and colours: poses and shares by hand, what chance brings, a model's redrawings."""
+"""Training pictures laid on generated ones by their edges and colours: poses, shares, chance, a model's redrawings."""
 import json
 
 import numpy as np
