@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.structure import COLOURS, INSIDE, less_mean
-from rotescope.evaluate.verification.whitening import Whitening
+from rotescope.evaluate.verification.structure import COLOURS, INSIDE, Whitening, less_mean
 
 EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel times a gain plus an offset; no colours
 OURS = 0.25         # what counts as texture: so much the generated picture's edges, the rest the training picture's
@@ -43,7 +42,7 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     overlap = _eroded(overlap)
     textured = (edges / TEXTURED).clamp(max=1) * overlap
     ours, theirs = made[COLOURS].expand(len(moved), -1, -1, -1), moved[:, COLOURS]
-    inside = made[INSIDE] > 0.5
+    inside = made[INSIDE] > 0
     near = min(max(CONTRAST * float(made[COLOURS][:, inside].std(1, correction=0).mean()), NEAR[0]), NEAR[1])
     kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap, near)
     if grey:
@@ -86,7 +85,7 @@ def _soft(overlap):
 def _in_colours(ours, theirs, edges, textured, overlap, near):
     """Colours (n, 3, s, s) of both -> how well the overlap agrees (n,), and every cell's closeness (n, s, s)."""
     difference = ((ours - theirs) ** 2).mean(1).sqrt()
-    closeness = torch.exp(-((difference / (near + SLACK * edges)) ** 2) / 2) * overlap
+    closeness = torch.exp(-((difference / (near + SLACK * edges)) ** 2) / 2)
     texture = (closeness * textured).sum((1, 2)) / (textured.sum((1, 2)) + LEAST_TEXTURE)
     flat = (overlap - textured).clamp(min=0)
     apart = ((ours - theirs) * flat[:, None]).sum((2, 3)) / flat.sum((1, 2)).clamp(min=1)[:, None]

@@ -32,14 +32,16 @@ from rotescope.evaluate.verification.structure import (
     INSIDE,
     ORIENTATIONS,
     Frame,
+    Whitening,
     frame_of,
+    learned,
     less_mean,
     orientation_matrix,
     oriented,
 )
 from rotescope.evaluate.verification.view_index import CELLS_OF_STRUCTURE, ViewIndex
-from rotescope.evaluate.verification.whitening import AT_MOST, Whitening, learned, sampled_rows
 
+AT_MOST = 400     # training pictures, each in eight orientations, from which correlations are learned
 CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
@@ -106,6 +108,12 @@ def _judged(poses, found, first):
     tiers = np.array(TIER_OF)
     best = np.stack([np.where(tiers[:, None] == t, evidence, -1).argmax(0) for t in range(len(TIERS))])
     return _Laid(np.take_along_axis(evidence, best, 0), poses, best, found, first)
+
+
+def sampled_rows(n: int, at_most: int) -> list[int]:
+    """Rows spread evenly over n, at most so many."""
+    step = max(n / at_most, 1.0)
+    return [int(i * step) for i in range(min(n, at_most))]
 
 
 class PixelVerifier:
@@ -191,8 +199,8 @@ class PixelVerifier:
         agrees = agreeing(one.agreement, one.first + pose)
         matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
         filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
-        return Match(row, self.name, float(sureness.max()), (*matrix[0], offset[0], *matrix[1], offset[1]),
-                     min(filled / abs(np.linalg.det(matrix)), 1.0), min(filled, 1.0), bool(np.linalg.det(matrix) < 0),
+        return Match(row, self.name, float(sureness.max()), tuple(map(float, (*matrix[0], offset[0], *matrix[1], offset[1]))),
+                     float(min(filled / max(abs(np.linalg.det(matrix)), 1e-9), 1.0)), float(min(filled, 1.0)), bool(np.linalg.det(matrix) < 0),
                      recoloured=not same_colours(one.agreement, one.first + pose))
 
 

@@ -4,6 +4,11 @@ A picture lies in its own shape in the middle of a square canvas. Each canvas ho
 magnitude, blurred; the same times cos 2t and times sin 2t, t the gradient's direction, so that light on dark and dark on
 light count alike; red, green and blue; and 1 where the picture is. Edges weigh by the root so that faint ones, such as a
 model draws, still count (Dalal and Triggs 2005 compare such roots). Points lie from −1 (left, top) to 1 on the canvas.
+
+Structures are compared whitened: what training pictures have in common counts little, what is rare counts much. Two pictures
+that each show one arc, or a dark corner, correlate by chance. Such patterns are where pictures of a population vary together,
+so vectors are multiplied by a root of the inverse of their covariance before they are compared (Hariharan, Malik and Ramanan
+2012 do so with histograms of gradients). Then a picture's own details decide.
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,3 +119,26 @@ def less_mean(channels: torch.Tensor) -> torch.Tensor:
     inside = channels[..., -1:, :, :]
     mean = (channels[..., :1, :, :] * inside).sum((-2, -1), keepdim=True) / inside.sum((-2, -1), keepdim=True).clamp(min=1e-6)
     return torch.cat([(channels[..., :1, :, :] - mean) * inside, channels[..., 1:3, :, :]], -3)
+
+
+class Whitening:
+    """A linear map of vectors of d numbers, made from m vectors (m, d). `shrunk`: of the largest variance, added to each."""
+
+    def __init__(self, vectors: torch.Tensor, shrunk: float):
+        x = vectors
+        x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        covariance = x.T @ x / max(len(x), 1)
+        largest = float(torch.linalg.matrix_norm(covariance, 2)) if len(x) else 1.0
+        root = torch.linalg.cholesky(covariance + (shrunk * largest + 1e-9) * torch.eye(x.shape[1]))
+        inverse = torch.linalg.solve_triangular(root, torch.eye(x.shape[1]), upper=False)
+        self.matrix = (inverse.T * (shrunk * largest) ** 0.5)  # (d, d): at most 1 times a vector's length
+
+    def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(…, d) -> the same, whitened."""
+        return vectors @ self.matrix
+
+
+def learned(canvases: list[torch.Tensor], cells: int, shrunk: float) -> Whitening:
+    """Canvases (7, 32, 32) -> the Whitening of structure at cells × cells, over all eight orientations."""
+    seen = [pooled(less_mean(oriented(c, o)), cells).flatten() for c in canvases for o in ORIENTATIONS]
+    return Whitening(torch.stack(seen) if seen else torch.zeros(0, 3 * cells ** 2), shrunk)
