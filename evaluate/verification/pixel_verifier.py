@@ -3,7 +3,8 @@
 Every training picture is laid in ways of growing freedom, and each way is judged by three kinds of evidence. What chance
 brings differs from way to way: a turned and magnified window of some picture soon looks like another. So each evidence is held
 against what training pictures reach on one another in the same way, and the score is the surest: the more freedom a match
-needs, the more evidence must be there.
+needs, the more evidence must be there. Half of what the surest other training picture reaches on the same generated picture is
+taken off, much as Carlini et al. (2023) divide by the distances of the nearest ones: what many share is no copy of each.
 """
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,7 @@ SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
 QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
 FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.03  # of these pictures; their median and spread where there are fewer
+SHARED, BEYOND = 0.5, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
 SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
 # which evidence counts in which tier; the others brought more chance than copies
 USED = {"as it is": ("kept", "mapped", "structure"), "flipped": ("kept",), "shift": ("kept", "mapped"),
@@ -168,13 +170,15 @@ class PixelVerifier:
         return prepared.seen
 
     def verify(self, prepared: GeneratedFrame, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
-        """The best Match with each of these rows that holds structure. `without` changes nothing here: what other pictures
-        reach is known of all training pictures together."""
+        """The best Match with each of these rows that holds structure, less a share of what other training pictures reach."""
         rows = [r for r in rows if self._frame(r).holds_structure]
         if not rows or not prepared.frame.holds_structure:
             return []
-        levels, laid = self._chance(), self._laid(prepared, list(dict.fromkeys(rows)))
-        return [self._match(prepared, row, laid[row], levels) for row in rows]
+        levels, others = self._chance(), self.candidates(prepared, NEIGHBOURS, without)
+        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])))
+        found = {row: _sureness(laid[row], levels) for row in {*rows, *others}}
+        best = {row: max((found[r].max() for r in others if r != row), default=0.0) for row in rows}
+        return [self._match(prepared, row, found[row], SHARED * max(float(best[row]), 0.0)) for row in rows]
 
     def _chance(self):
         """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
@@ -184,24 +188,36 @@ class PixelVerifier:
                 one = self.prepare(self._openers[row]())
                 rows = self.candidates(one, NEIGHBOURS, (row,))
                 if rows:
-                    best.append(np.max([x.evidence for x in self._laid(one, rows).values()], 0))
+                    best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows).values()], 0))
             self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
             if len(best) >= FEWEST:
                 middle = np.median(best, 0)
                 self._null = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
         return self._null
 
-    def _match(self, prepared, row, one, levels):
+    def _match(self, prepared, row, sureness, shared):
         """The surest way of one training picture -> Match."""
-        sureness = np.where(WAYS, (one.evidence - levels[0]) / levels[1], -np.inf)
+        one = prepared.seen[row]
         tier, kind = np.unravel_index(sureness.argmax(), sureness.shape)
         pose = int(one.best[tier, kind])
         agrees = agreeing(one.agreement, one.first + pose)
         matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
         filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
-        return Match(row, self.name, float(sureness.max()), tuple(map(float, (*matrix[0], offset[0], *matrix[1], offset[1]))),
-                     float(min(filled / max(abs(np.linalg.det(matrix)), 1e-9), 1.0)), float(min(filled, 1.0)), bool(np.linalg.det(matrix) < 0),
-                     recoloured=not same_colours(one.agreement, one.first + pose))
+        transform = tuple(map(float, (*matrix[0], offset[0], *matrix[1], offset[1])))
+        magnified = max(abs(float(np.linalg.det(matrix))), 1e-9)
+        return Match(row, self.name, float(sureness.max()) - shared, transform,
+                     training_share=float(min(filled / magnified, 1.0)), generated_share=float(min(filled, 1.0)),
+                     mirrored=bool(np.linalg.det(matrix) < 0), recoloured=not same_colours(one.agreement, one.first + pose))
+
+
+def _stretched(evidence):
+    """Evidence (tiers, kinds) -> the same; of colours, so that the step from good to perfect agreement counts most."""
+    return np.where(np.array(EVIDENCE) == "structure", evidence, -np.log(BEYOND - evidence))
+
+
+def _sureness(one, levels):
+    """-> (tiers, kinds): how far each evidence lies above chance, in spreads; −∞ for what does not count."""
+    return np.where(WAYS, (_stretched(one.evidence) - levels[0]) / levels[1], -np.inf)
 
 
 def _in_shares(pose, trained, made):
