@@ -9,7 +9,7 @@ from places import ROOT
 
 from rotescope.evaluate.verification.alignment import Poses
 from rotescope.evaluate.verification.pixel_verifier import PixelVerifier
-from rotescope.evaluate.verification.structure import ORIENTATIONS, frame_of, orientation_matrix, oriented
+from rotescope.evaluate.verification.structure import ORIENTATIONS, Whitening, frame_of, orientation_matrix, oriented
 from rotescope.evaluate.verification.view_index import KEPT, view_vectors
 
 DRAWN = ROOT / "tests/evaluate/verification/drawn"
@@ -135,6 +135,15 @@ def test_turned_channels_are_those_of_the_turned_picture(pictures, place):
     assert torch.allclose(oriented(frame_of(pictures[0]).channels, ORIENTATIONS[place]), frame_of(image).channels, atol=0.02)
     right = [(1, 0), (0, 1), (-1, 0), (0, -1)][turns]  # where the right edge's middle goes; mirrored, the left edge's
     assert orientation_matrix((turns, mirror)) @ (-1 if mirror else 1, 0) == pytest.approx(right)
+
+
+def test_whitened_vectors_vary_alike_in_every_direction():
+    angles = torch.linspace(0, 2 * np.pi, 101)[:-1]
+    vectors = torch.stack([angles.cos(), angles.cos() * 0.8 + angles.sin() * 0.6], 1)  # of unequal lengths, correlated
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    white = Whitening(vectors, 1e-6)(vectors)
+    covariance = white.T @ white / len(white)
+    assert torch.allclose(covariance / covariance[0, 0], torch.eye(2), atol=1e-2)
 
 
 def test_a_pose_turns_clockwise_and_magnifies():
