@@ -3,7 +3,7 @@
 Every training picture is laid in ways of growing freedom, and each way is judged by three kinds of evidence. What chance
 brings differs from way to way: a turned and magnified window of some picture soon looks like another. So each evidence is held
 against what training pictures reach on one another in the same way, and the score is the surest: the more freedom a match
-needs, the more evidence must be there. Half of what the surest other training picture reaches on the same generated picture is
+needs, the more evidence must be there. A share of what the surest other training picture reaches on the same generated picture is
 taken off, much as Carlini et al. (2023) divide by the distances of the nearest ones: what many share is no copy of each.
 """
 from collections import OrderedDict
@@ -49,7 +49,7 @@ SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
 QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
 FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.03  # of these pictures; their median and spread where there are fewer
-SHARED, BEYOND = 0.5, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
+SHARED, BEYOND = 0.3, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
 SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
 # which evidence counts in which tier; the others brought more chance than copies
 USED = {"as it is": ("kept", "mapped", "structure"), "flipped": ("kept",), "shift": ("kept", "mapped"),
