@@ -22,7 +22,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 LEAST_GAIN = 0.15   # of a colour map: less contrast than that shows nothing
 WHOLE_SHARE = 0.5   # of a training picture's whole structure in the length of what is laid: a small part correlates by chance
 CELLS, RARE_CELLS = 16, 20  # a side: of which shares are counted, and in which structure is compared
-AGREES = 0.5        # closeness from which a cell agrees
+AGREES, SAME = 0.3, 0.5  # closeness from which a cell agrees; and, on average over the overlap, colours are the same
 
 
 @dataclass(frozen=True)
@@ -131,4 +131,4 @@ def agreeing(found: Agreement, which: int) -> torch.Tensor:
 def same_colours(found: Agreement, which: int) -> bool:
     """Whether most of the overlap has the colours that it had."""
     overlap = found.overlap[which]
-    return float((found.closeness[which, 0] * overlap).sum()) >= AGREES * float(overlap.sum())
+    return float((found.closeness[which, 0] * overlap).sum()) >= SAME * float(overlap.sum())
