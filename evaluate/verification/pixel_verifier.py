@@ -48,7 +48,7 @@ TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
 QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
-FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.03  # of these pictures; their median and spread where there are fewer
+FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.12  # of these pictures; their median and spread where there are fewer
 SHARED, BEYOND = 0.3, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
 SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
 # which evidence counts in which tier; the others brought more chance than copies
