@@ -1,0 +1,134 @@
+"""How well a laid training picture agrees with a generated one: in colours as they are, in colours mapped, in structure alone.
+
+All three say how much textured overlap agrees. Flat parts alone prove nothing: together they weigh as one observation, how near
+the two grounds' colours are. Everything runs over (n, 7, s, s) canvases at once.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from rotescope.evaluate.verification.structure import COLOURS, INSIDE, Whitening, less_mean
+
+EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel times a gain plus an offset; no colours
+OURS = 0.25         # what counts as texture: so much the generated picture's edges, the rest the training picture's
+TEXTURED = 0.10     # edge magnitude of a cell that shows something
+NEAR = (5 / 255, 12 / 255)  # difference of colours that two cells may well have under noise or compression: from, to,
+CONTRAST = 0.25     # and between these, so much of the standard deviation of the generated picture's colours
+SLACK = 0.25        # of an edge's magnitude, that a shift of half a cell may add to it
+GROUND = 5 / 255    # difference of two grounds at which their agreement has fallen to 1/e
+LEAST_TEXTURE = 8.0 # textured cells, added to an overlap's: few cells agree by chance
+LUMINANCE = (0.299, 0.587, 0.114)
+LEAST_GAIN = 0.15   # of a colour map: less contrast than that shows nothing
+WHOLE_SHARE = 0.5   # of a training picture's whole structure in the length of what is laid: a small part correlates by chance
+CELLS, RARE_CELLS = 16, 20  # a side: of which shares are counted, and in which structure is compared
+AGREES, SAME = 0.3, 0.5  # closeness from which a cell agrees; and, on average over the overlap, colours are the same
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of n laid pictures."""
+    evidence: torch.Tensor    # (n, 3) from 0 to 1, in the order of EVIDENCE
+    closeness: torch.Tensor   # (n, 3, s, s) from 0 to 1, of every cell
+    overlap: torch.Tensor     # (n, s, s) share of a cell that lies in both pictures
+    textured: torch.Tensor    # (n, s, s) from 0 to 1
+
+
+def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, grey: bool, whitening: Whitening) -> Agreement:
+    """A generated canvas (7, s, s), training ones as laid (n, 7, s, s); the whitened length of these as they were (n,); whether
+    the generated one is grey."""
+    overlap = made[INSIDE] * moved[:, INSIDE]
+    edges = OURS * made[0] + (1 - OURS) * moved[:, 0]
+    overlap = _eroded(overlap)
+    textured = (edges / TEXTURED).clamp(max=1) * overlap
+    ours, theirs = made[COLOURS].expand(len(moved), -1, -1, -1), moved[:, COLOURS]
+    inside = made[INSIDE] > 0
+    near = min(max(CONTRAST * float(made[COLOURS][:, inside].std(1, correction=0).mean()), NEAR[0]), NEAR[1])
+    kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap, near)
+    if grey:
+        theirs = torch.einsum("c,ncyx->nyx", theirs.new_tensor(LUMINANCE), theirs)[:, None].expand(-1, 3, -1, -1)
+    mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap, near), edges, textured, overlap, near)
+    a, b = less_mean(made), less_mean(moved)
+    cut = b * _soft(made[INSIDE] * moved[:, INSIDE])[:, None]
+    structure = _rare_correlation(whitened(a, whitening), whitened(cut, whitening), before)
+    a = a * overlap[:, None]
+    return Agreement(torch.stack([kept, mapped, structure], 1),
+                     torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1),
+                     made[INSIDE] * moved[:, INSIDE], textured)
+
+
+def whitened(structure: torch.Tensor, whitening: Whitening) -> torch.Tensor:
+    """(…, 3, s, s) -> (…, 1200)."""
+    small = F.interpolate(structure.reshape(-1, *structure.shape[-3:]), (RARE_CELLS, RARE_CELLS), mode="area")
+    return whitening(small.flatten(1)).view(*structure.shape[:-3], -1)
+
+
+def _rare_correlation(a, b, before):
+    """Whitened structures (d,) and, as laid, (n, d), and the lengths of the latter as they were (n,) -> (n,), at least 0.
+
+    Only one of the two is cut at the overlap's border: a cut that both share would correlate by itself.
+    """
+    length = ((1 - WHOLE_SHARE) * (b ** 2).sum(1) + WHOLE_SHARE * before ** 2).sqrt() * a.norm()
+    return ((b @ a) / length.clamp(min=1e-9)).clamp(0, 1)
+
+
+def _eroded(overlap):
+    """(n, s, s) -> the same without a rim of a cell, on which what lies outside shows too; a canvas's own border stays."""
+    return 1 - F.max_pool2d(1 - overlap, 3, stride=1, padding=1)
+
+
+def _soft(overlap):
+    """(n, s, s) -> the same, fading out over two cells; a canvas's own border does not fade."""
+    return overlap * F.avg_pool2d(overlap, 5, stride=1, padding=2, count_include_pad=False)
+
+
+def _in_colours(ours, theirs, edges, textured, overlap, near):
+    """Colours (n, 3, s, s) of both -> how well the overlap agrees (n,), and every cell's closeness (n, s, s)."""
+    difference = ((ours - theirs) ** 2).mean(1).sqrt()
+    closeness = torch.exp(-((difference / (near + SLACK * edges)) ** 2) / 2)
+    texture = (closeness * textured).sum((1, 2)) / (textured.sum((1, 2)) + LEAST_TEXTURE)
+    flat = (overlap - textured).clamp(min=0)
+    apart = ((ours - theirs) * flat[:, None]).sum((2, 3)) / flat.sum((1, 2)).clamp(min=1)[:, None]
+    ground = torch.exp(-(apart ** 2).mean(1).sqrt() / GROUND)
+    known = (flat.sum((1, 2)) / (0.1 * flat[0].numel())).clamp(max=1)  # a tenth of the canvas is enough ground
+    return texture * (0.5 + 0.5 * (known * ground + (1 - known) * texture)), closeness
+
+
+def _mapped(ours, theirs, weights, near):
+    """Each channel of `theirs` times a gain plus an offset, by weighted least squares; cells that differ much count little
+    in the second of two rounds."""
+    fitted, weight = theirs, weights[:, None]
+    for _ in range(2):
+        total = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        mean_a, mean_b = ((x * weight).sum((2, 3), keepdim=True) / total for x in (ours, theirs))
+        spread = (weight * (theirs - mean_b) ** 2).sum((2, 3), keepdim=True) / total
+        gain = (weight * (ours - mean_a) * (theirs - mean_b)).sum((2, 3), keepdim=True) / total / (spread + 1e-4)
+        fitted = mean_a + gain.clamp(LEAST_GAIN, 3.0) * (theirs - mean_b)
+        difference = ((ours - fitted) ** 2).mean(1, keepdim=True).sqrt()
+        weight = weights[:, None] / (1 + (difference / near) ** 2)
+    return fitted
+
+
+def _local_correlation(a, b):
+    """Structures (n, 3, s, s) of both -> (n, s, s): correlation in windows of 5 × 5 cells, at least 0."""
+    def windowed(x):
+        return F.avg_pool2d(x, 5, stride=1, padding=2)
+    product = windowed((a * b).sum(1))
+    return (product / (windowed((a ** 2).sum(1)) * windowed((b ** 2).sum(1))).clamp(min=1e-8).sqrt()).clamp(0, 1)
+
+
+def agreeing(found: Agreement, which: int) -> torch.Tensor:
+    """-> (16, 16): the share of each cell that lies in the overlap and agrees, for one of the laid pictures.
+
+    A textured cell agrees by the best of the three closenesses; a flat one if the colours, as they are or mapped, are alike.
+    """
+    closeness, textured = found.closeness[which], found.textured[which]
+    best = torch.where(textured > 0.5, closeness.max(0).values, closeness[:2].max(0).values)
+    agrees = (F.avg_pool2d(best[None], 3, stride=1, padding=1, count_include_pad=False)[0] >= AGREES) * found.overlap[which]
+    return F.interpolate(agrees[None, None].float(), (CELLS, CELLS), mode="area")[0, 0]
+
+
+def same_colours(found: Agreement, which: int) -> bool:
+    """Whether most of the overlap has the colours that it had."""
+    overlap = found.overlap[which]
+    return float((found.closeness[which, 0] * overlap).sum()) >= SAME * float(overlap.sum())

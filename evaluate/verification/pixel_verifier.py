@@ -1,0 +1,227 @@
+"""The verifier "pixels": a training picture laid on a generated one by its edges and colours, where points are too few.
+
+Every training picture is laid in ways of growing freedom, and each way is judged by three kinds of evidence. What chance
+brings differs from way to way: a turned and magnified window of some picture soon looks like another. So each evidence is held
+against what training pictures reach on one another in the same way, and the score is the surest: the more freedom a match
+needs, the more evidence must be there. A share of what the surest other training picture reaches on the same generated picture is
+taken off, much as Carlini et al. (2023) divide by the distances of the nearest ones: what many share is no copy of each.
+"""
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from rotescope.evaluate.verification.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.evaluate.verification.alignment import (
+    FREEDOM,
+    STARTS,
+    TIERS,
+    Poses,
+    SearchSpectra,
+    coarse_poses,
+    corrected,
+    search_spectra,
+)
+from rotescope.evaluate.verification.alignment import laid as laid_canvases
+from rotescope.evaluate.verification.match import Match
+from rotescope.evaluate.verification.structure import (
+    INSIDE,
+    ORIENTATIONS,
+    Frame,
+    Whitening,
+    frame_of,
+    learned,
+    less_mean,
+    orientation_matrix,
+    oriented,
+)
+from rotescope.evaluate.verification.view_index import CELLS_OF_STRUCTURE, ViewIndex
+
+AT_MOST = 400     # training pictures, each in eight orientations, from which correlations are learned
+CACHED = 4096     # training canvases that are held in memory: 28 kB each
+TOGETHER = 16     # training pictures that are laid at a time
+SMALL = -0.3      # logarithm of the magnification
+RIGID = 4         # of the eight flips and right angles, those that are looked at closely
+QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
+FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.12  # of these pictures; their median and spread where there are fewer
+SHARED, BEYOND = 0.3, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
+SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
+# which evidence counts in which tier; the others brought more chance than copies
+USED = {"as it is": ("kept", "mapped", "structure"), "flipped": ("kept",), "shift": ("kept", "mapped"),
+        "zoom": ("kept", "structure"), "free": ("kept",)}
+WAYS = np.array([[kind in USED[tier] for kind in EVIDENCE] for tier in TIERS])
+TIER_OF = (0, *(1,) * (RIGID - 1)) + tuple(TIERS.index(t) for t in STARTS)  # of every pose of one training picture
+
+
+@dataclass(frozen=True)
+class GeneratedFrame:
+    """What is kept of a generated picture."""
+    frame: Frame
+    spectra: SearchSpectra
+    seen: dict = field(default_factory=dict)  # rows that were laid on it -> _Laid
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """One training picture, laid on a generated one in several ways."""
+    evidence: np.ndarray      # (tiers, kinds): the best of each tier
+    poses: Poses              # all that were tried
+    best: np.ndarray          # (tiers, kinds): which of them
+    agreement: Agreement
+    first: int                # where its poses begin in the agreement
+
+
+def lay(made: GeneratedFrame, canvases: torch.Tensor, whitening: Whitening) -> list[_Laid]:
+    """Training canvases (n, 7, 32, 32) on a generated picture."""
+    n, every = len(canvases), torch.stack([oriented(canvases, o) for o in ORIENTATIONS], 1).flatten(0, 1)
+    target = torch.cat([less_mean(made.frame.channels), made.frame.channels[INSIDE:]])
+    plain = torch.cat([less_mean(every), every[:, INSIDE:]], 1)
+    rigid = (plain[:, :3] * target[:3]).sum((1, 2, 3)).view(n, -1)
+    rigid[:, 0] = torch.inf  # as it is, always
+    rigid = rigid.topk(RIGID).indices
+    starts = coarse_poses(made.spectra, canvases)
+    place = torch.arange(n)[:, None] * len(ORIENTATIONS) + torch.cat([rigid, starts.orientation.view(n, -1)], 1)
+    own, rigid_place = place[:, RIGID:].flatten(), place[:, :RIGID].flatten()
+    allowed = torch.tensor([FREEDOM[t] for t in STARTS], dtype=torch.float32).repeat(n, 1)
+    small = (starts.size.mean(1) < SMALL)[:, None, None, None]  # what is made smaller is softened first
+    laid = torch.where(small, F.avg_pool2d(every[own], 3, stride=1, padding=1), every[own])
+    poses = corrected(target, torch.cat([less_mean(laid), laid[:, INSIDE:]], 1), starts, allowed)
+    moved = torch.cat([every[rigid_place].view(n, RIGID, *every.shape[1:]),
+                       laid_canvases(laid, poses).view(n, -1, *every.shape[1:])], 1)
+    lengths = whitened(plain[:, :3], whitening).norm(dim=1)[place.flatten()]
+    found = agreement(made.frame.channels, moved.flatten(0, 1), lengths, made.frame.grey, whitening)
+    return [_judged(_with_rigid(rigid[i], poses, i), found, i * len(TIER_OF)) for i in range(n)]
+
+
+def _with_rigid(rigid, poses, i):
+    """Orientations (4,) -> the poses of picture i: as they are, then those corrected."""
+    own, still = poses.at(slice(i * len(STARTS), (i + 1) * len(STARTS))), torch.zeros(RIGID)
+    return Poses(torch.cat([rigid, own.orientation]), torch.cat([still[:, None].expand(-1, 2), own.size]),
+                 torch.cat([still, own.turn]), torch.cat([still[:, None].expand(-1, 2), own.shift]))
+
+
+def _judged(poses, found, first):
+    evidence = found.evidence[first:first + len(TIER_OF)].numpy()
+    tiers = np.array(TIER_OF)
+    best = np.stack([np.where(tiers[:, None] == t, evidence, -1).argmax(0) for t in range(len(TIERS))])
+    return _Laid(np.take_along_axis(evidence, best, 0), poses, best, found, first)
+
+
+def sampled_rows(n: int, at_most: int) -> list[int]:
+    """Rows spread evenly over n, at most so many."""
+    step = max(n / at_most, 1.0)
+    return [int(i * step) for i in range(min(n, at_most))]
+
+
+class PixelVerifier:
+    """See `match.Verifier`.
+
+    Parameters
+    ----------
+    shas : names of the training pictures' contents, in the order of the index
+    openers : as many functions that open a training picture
+    folder : where a later release may keep the views
+    on_image : called after every picture that was read
+    """
+    name = "pixels"
+
+    def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
+                 folder: Path | None = None, on_image: Callable | None = None):
+        self._openers, self._frames, self._null = list(openers), OrderedDict(), None
+        n = len(self._openers)
+        known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
+        self._whitening = learned(known, RARE_CELLS, SHRUNK)
+        self._views = ViewIndex(n, learned(known, CELLS_OF_STRUCTURE, SHRUNK_VIEWS))
+        for row in range(n):
+            self._views.put(row, self._frame(row))
+            if on_image:
+                on_image()
+
+    def _frame(self, row):
+        """A training picture's Frame, from memory where it was seen lately."""
+        if row not in self._frames:
+            self._frames[row] = frame_of(self._openers[row]())
+            if len(self._frames) > CACHED:
+                self._frames.popitem(last=False)
+        self._frames.move_to_end(row)
+        return self._frames[row]
+
+    def prepare(self, image: Image.Image) -> GeneratedFrame:
+        """A generated picture, RGB, in its own shape."""
+        frame = frame_of(image)
+        return GeneratedFrame(frame, search_spectra(frame.channels))
+
+    def candidates(self, prepared: GeneratedFrame, k: int, without: Iterable[int] = ()) -> list[int]:
+        """At most k rows, the likeliest first, none of `without`."""
+        return self._views.nearest_rows(prepared.frame, k, without)
+
+    def _laid(self, prepared, rows):
+        """-> row -> _Laid, of the rows that hold structure, each laid once."""
+        rows = [r for r in rows if r not in prepared.seen]
+        for i in range(0, len(rows), TOGETHER):
+            some = rows[i:i + TOGETHER]
+            canvases = torch.stack([self._frame(r).channels for r in some])
+            prepared.seen.update(zip(some, lay(prepared, canvases, self._whitening), strict=True))
+        return prepared.seen
+
+    def verify(self, prepared: GeneratedFrame, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
+        """The best Match with each of these rows that holds structure, less a share of what other training pictures reach."""
+        rows = [r for r in rows if self._frame(r).holds_structure]
+        if not rows or not prepared.frame.holds_structure:
+            return []
+        levels, others = self._chance(), self.candidates(prepared, NEIGHBOURS, without)
+        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])))
+        found = {row: _sureness(laid[row], levels) for row in {*rows, *others}}
+        best = {row: max((found[r].max() for r in others if r != row), default=0.0) for row in rows}
+        return [self._match(prepared, row, found[row], SHARED * max(float(best[row]), 0.0)) for row in rows]
+
+    def _chance(self):
+        """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
+        if self._null is None:
+            best = []
+            for row in sampled_rows(len(self._openers), QUERIES):
+                one = self.prepare(self._openers[row]())
+                rows = self.candidates(one, NEIGHBOURS, (row,))
+                if rows:
+                    best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows).values()], 0))
+            self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
+            if len(best) >= FEWEST:
+                middle = np.median(best, 0)
+                self._null = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
+        return self._null
+
+    def _match(self, prepared, row, sureness, shared):
+        """The surest way of one training picture -> Match."""
+        one = prepared.seen[row]
+        tier, kind = np.unravel_index(sureness.argmax(), sureness.shape)
+        pose = int(one.best[tier, kind])
+        agrees = agreeing(one.agreement, one.first + pose)
+        matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
+        filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
+        transform = tuple(map(float, (*matrix[0], offset[0], *matrix[1], offset[1])))
+        magnified = max(abs(float(np.linalg.det(matrix))), 1e-9)
+        return Match(row, self.name, float(sureness.max()) - shared, transform,
+                     training_share=float(min(filled / magnified, 1.0)), generated_share=float(min(filled, 1.0)),
+                     mirrored=bool(np.linalg.det(matrix) < 0), recoloured=not same_colours(one.agreement, one.first + pose))
+
+
+def _stretched(evidence):
+    """Evidence (tiers, kinds) -> the same; of colours, so that the step from good to perfect agreement counts most."""
+    return np.where(np.array(EVIDENCE) == "structure", evidence, -np.log(BEYOND - evidence))
+
+
+def _sureness(one, levels):
+    """-> (tiers, kinds): how far each evidence lies above chance, in spreads; −∞ for what does not count."""
+    return np.where(WAYS, (_stretched(one.evidence) - levels[0]) / levels[1], -np.inf)
+
+
+def _in_shares(pose, trained, made):
+    """One pose and the extents of both pictures -> its matrix and offset between shares of the pictures."""
+    matrix = pose.matrices()[0].double().numpy() @ orientation_matrix(ORIENTATIONS[int(pose.orientation[0])])
+    matrix = matrix * np.array(trained)[None] / np.array(made)[:, None]
+    return matrix, 0.5 + pose.shift[0].double().numpy() / (2 * np.array(made)) - matrix @ (0.5, 0.5)
