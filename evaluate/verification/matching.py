@@ -18,6 +18,7 @@ from rotescope.evaluate.descriptors.square_views import square_view, square_view
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.nulls.copy_threshold import tail_quantile
 from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches, Verifier
+from rotescope.evaluate.verification.pixel_verifier import PixelVerifier
 from rotescope.evaluate.verification.point_verifier import PointVerifier
 from rotescope.evaluate.verification.shared_elements import elements_apart
 
@@ -168,4 +169,5 @@ def make_matcher(layer, how, on_image=None) -> Matcher | None:
         return None
     shas, openers = zip(*((e.sha256, e.open) for e in layer.index.examples), strict=True)
     folder = how.index_dir and Path(how.index_dir) / "geometry"
-    return Matcher(layer.index, layer.twins, [PointVerifier(shas, openers, folder, on_image)])
+    verifiers = [PointVerifier(shas, openers, folder, on_image), PixelVerifier(shas, openers, folder, on_image)]
+    return Matcher(layer.index, layer.twins, verifiers)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -128,11 +129,11 @@ class PixelVerifier:
     folder : where a later release may keep the views
     on_image : called after every picture that was read
     """
-    name = "pixels"
+    name, floor = "pixels", 1.0
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):
-        self._openers, self._frames, self._null = list(openers), OrderedDict(), None
+        self._openers, self._frames, self._null, self._lock = list(openers), OrderedDict(), None, Lock()
         n = len(self._openers)
         known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
         self._whitening = learned(known, RARE_CELLS, SHRUNK)
@@ -144,12 +145,16 @@ class PixelVerifier:
 
     def _frame(self, row):
         """A training picture's Frame, from memory where it was seen lately."""
-        if row not in self._frames:
-            self._frames[row] = frame_of(self._openers[row]())
+        with self._lock:
+            if row in self._frames:
+                self._frames.move_to_end(row)
+                return self._frames[row]
+        frame = frame_of(self._openers[row]())
+        with self._lock:
+            self._frames[row] = frame
             if len(self._frames) > CACHED:
                 self._frames.popitem(last=False)
-        self._frames.move_to_end(row)
-        return self._frames[row]
+        return frame
 
     def prepare(self, image: Image.Image) -> GeneratedFrame:
         """A generated picture, RGB, in its own shape."""
