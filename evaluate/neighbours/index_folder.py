@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 
 from rotescope.common.errors import InputError
+from rotescope.common.outputs import check_outside
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import show_quarantined
@@ -23,6 +24,7 @@ def index_folder(config):
     if config.merge:
         return len(merge(config.merge, config.index_dir))
     first, step = shard_of(config.shard)
+    check_outside(config.index_dir, (config.train_data,))
     # before the descriptor: it chooses this process's device
     state = PartialState(cpu=not torch.cuda.is_available())
     source = read_source(config.train_data, need_captions=False)

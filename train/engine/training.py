@@ -8,7 +8,7 @@ import torch
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.processes import is_first_process, process_count
+from rotescope.common.processes import alone_in, is_first_process, process_count
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.plans.duplication import check_served
 from rotescope.datasets.readers.quarantine import show_quarantined
@@ -34,8 +34,14 @@ def train_model(config, on_step=None, progress=True, monitor=None):
     --monitor_steps asks for. Pictures that cannot be read are left out: announced before the first step, named at the end and in
     rotescope.json. InputError before anything expensive, RunError when the loss is no number.
     """
-    started = time.time()
     job, repository = check_job(config), open_hub(config)
+    with alone_in(config.output_dir):
+        return _trained_whole(job, repository, on_step, progress, monitor)
+
+
+def _trained_whole(job, repository, on_step, progress, monitor):
+    """-> the checkpoint's folder."""
+    started, config = time.time(), job.config
     watch = _watch(job, monitor, say if progress else _hush)
     size = batch_size(config, process_count())
     steps = total_steps(config, job.manifest, size)
