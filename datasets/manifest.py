@@ -105,7 +105,7 @@ class Manifest:
     @property
     def hash(self) -> str:
         """SHA-256 over ids, copies, captions and groups, in order."""
-        lines = (f"{e.image_id}\t{e.copies}\t{'|'.join(map(unbroken, e.captions))}{_grouped(e)}\n" for e in self)
+        lines = (f"{e.image_id}\t{e.copies}\t{'|'.join(map(line_safe, e.captions))}{_grouped(e)}\n" for e in self)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def captions(self, group: str | None = None) -> list[str]:
@@ -136,14 +136,14 @@ class Manifest:
         return cls(tuple(_example(row, locate(file, number), Path(file).parent) for number, row in enumerate(rows)))
 
 
-def unbroken(text):
+def line_safe(text):
     """A text without the characters that part texts in a line to be hashed: each of them as an escape, so that no two are one."""
     return text.replace("\\", r"\\").replace("|", r"\|").replace("\t", r"\t").replace("\n", r"\n")
 
 
 def _grouped(example):
     """The end of its line; nothing where there is no group."""
-    return "".join(f"\t{unbroken(name)}" for name in (example.group, example.matched)) if example.group else ""
+    return "".join(f"\t{line_safe(name)}" for name in (example.group, example.matched)) if example.group else ""
 
 
 def identify(found):

@@ -16,6 +16,7 @@ from rotescope.models.pipelines import DTYPES
 from rotescope.train.checkpoints.export import save_full, save_lora, save_record
 from rotescope.train.checkpoints.hub_upload import open_hub, upload
 from rotescope.train.checkpoints.output_folder import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
+from rotescope.train.checkpoints.reloaded import check_saved
 from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
@@ -176,3 +177,4 @@ def _save(run, about):
                  **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(run.served), weights, about)
         drop_later(config.output_dir, run.saved)
+    check_saved(job, Path(config.output_dir))  # once it is in place: the check may want more memory than there is
