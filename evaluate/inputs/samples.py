@@ -12,7 +12,7 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256, whole
 from rotescope.common.parquet import read_table
-from rotescope.datasets.manifest import decode, read_encoded, line_safe
+from rotescope.datasets.manifest import decode, line_safe, read_encoded
 from rotescope.datasets.readers.sources import IMAGES, Quarantined
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
