@@ -23,6 +23,7 @@ def check_model(options):
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
     find_model(options.model)
+    chosen_device(options.device)
     if options.lora:
         find_lora(options.lora)
 
@@ -34,8 +35,14 @@ def open_model(options):
 
 
 def chosen_device(name):
-    """What --device names -> torch's name for it: auto is a GPU where there is one."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """What --device names -> torch's name for it: auto is a GPU where there is one. InputError if there is no such device."""
+    name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except Exception as error:  # no such word, no such number, no driver, a torch that was built without: one kind each
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--device {name} is not there ({first}): take auto, cpu, or one that this machine has") from error
+    return name
 
 
 def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False):
