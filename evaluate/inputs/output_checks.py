@@ -9,7 +9,8 @@ from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, check_outside, is_within
 
-WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md", "samples", "base", "retrigger", "to_share")  # into output_dir
+WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md",  # into output_dir
+           "samples", "base", "retrigger", "to_share")
 
 
 def check_places(config, *inputs):
