@@ -90,7 +90,7 @@ def one_seed(config, seed, folder, heldout):
     found = {}
     for name, model in (("finetuned", folder / "checkpoint"), ("base", BASE)):
         samples = sampled(model, prompts, config, folder / name, f"{name}, seed {seed}")
-        report = score_samples(samples, manifest, heldout, partial=False, alignment="none")
+        report = score_samples(samples, manifest, heldout, verify=False, alignment="none")
         found[name] = counts(flagged(report), manifest, config.least)
     (planted, all_planted), (controls, _) = found["finetuned"].values()
     clear = not any(n for n, _ in found["base"].values())

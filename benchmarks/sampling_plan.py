@@ -79,7 +79,7 @@ def captions_of(manifest, n):
 def leaks_of(folder, prompts, manifest):
     """Samples -> {(prompt index, seed): whether that image copies the duplicated training image of its caption}."""
     with progress_bars(totals(folder, manifest)) as on_image:
-        report = score_samples(folder, manifest, partial=False, alignment="none", on_image=on_image)
+        report = score_samples(folder, manifest, verify=False, alignment="none", on_image=on_image)
     known = {(p.prompt_index, p.seed): p for p in report.pairs}
     if any(known[i, s].prompt != prompts[i].text for i, s in known):
         raise InputError(f"{folder} holds other prompts: sample them anew, without --samples")

@@ -29,8 +29,8 @@ class CopyRule(Options):
     """exact, or faiss (an optional package): approximate, for over a million images, its recall measured and printed"""
     copy_null: str = "train"
     """what the copy threshold is drawn from: train (training images to one another), heldout or base (their pictures to them)"""
-    copy_quantile: float = 0.99
-    """a copy is closer to a training image than this share of the null"""
+    copy_quantile: float = 0.999
+    """a copy is closer to a training image than this share of the null; beyond .95 along the tail that .90 and .95 draw"""
     copy_threshold: float | None = None
     """a similarity of your own instead"""
     exact: str = "pixels"
@@ -43,7 +43,7 @@ class CopyRule(Options):
         check_engine_name(self.search)
         check_null_name(self.copy_null)
         if not 0 < self.copy_quantile < 1:
-            raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.99")
+            raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.999")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,8 @@ class Measuring(CopyRule):
     alignment: str = "auto"
     """text-image metric: a model's alignment/ folder, open_clip:ARCHITECTURE, perhaps with :FILE.safetensors or a hub
     name behind it, none, or auto: the model's own"""
-    partial: bool = True
-    """also look for copies of a part, of an object elsewhere, of all but a part, mirrored and recoloured ones (up to 50,000
-    training images); they are reported apart"""
+    verify: bool = True
+    """also verify copies by geometry: cropped, shifted, mirrored, turned, pasted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,8 @@ class MeasureConfig(Measuring):
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()
     """exit with 1 if a rule is broken, or cannot be shown to hold: [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those
-    that copy more than chance explains), copy_rate, own_copy_rate, copies, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
+    that copy more than chance explains), leaked_prompts_any (those that copy a part, too), copy_rate, own_copy_rate, copies,
+    partial_copies, partial_copy_rate, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
     with one image_id a line)"""
     junit_xml: str | None = None
     """also write one test case a prompt into this file"""

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches
 
 STEPS = list(range(999, 0, -100))
 
@@ -78,3 +79,34 @@ def with_models_of_ones_own(monkeypatch):
     """Commands that name models and LoRAs which only the reader has are read as if these were there."""
     monkeypatch.setattr("rotescope.models.model_options.find_model", lambda name: name)
     monkeypatch.setattr("rotescope.models.model_options.find_lora", lambda path: path)
+
+
+def laid(row, transform=(1, 0, 0, 0, 1, 0), training_share=1.0, generated_share=1.0, **more):
+    """A verified Match with the training image of this row."""
+    more = {"verifier": "points", "score": 30.0} | more
+    return Match(row, transform=tuple(map(float, transform)), training_share=training_share, generated_share=generated_share,
+                 **more)
+
+
+class KnownMatches:
+    """A Matcher that finds what it is told, so that a test knows the matches exactly.
+
+    found: {image: its verified matches}, or a function of the Samples and the image.
+    """
+
+    def __init__(self, found, chance=0.0, n=10_000, shared=()):
+        self.of = found if callable(found) else lambda samples, image: found.get(image, ())
+        self.threshold, self.shared = MatchThreshold("points", 9.0, "more than null pictures reach", n, chance), tuple(shared)
+
+    def thresholds(self, *_):
+        return {"points": self.threshold}
+
+    def verified(self, pictures, thresholds, on_image=None):
+        openers = [opener for _, opener in pictures]  # Samples.pictures: partial(samples.open, record)
+        return VerifiedMatches(tuple(tuple(self.of(opener.func.__self__, opener.args[0].image)) for opener in openers),
+                               thresholds, self.shared)
+
+
+def finder(found, chance=0.0, n=10_000, shared=()):
+    """-> what stands in the place of make_matcher: options of KnownMatches."""
+    return lambda layer, how, on_image=None: KnownMatches(found, chance, n, shared) if how.verify else None

@@ -3,26 +3,35 @@ import numpy as np
 
 from rotescope.common.errors import InputError
 from rotescope.evaluate.measurement.per_group import group_findings
-from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, SweepPoint
+from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, PairMatch, SweepPoint
+from rotescope.evaluate.verification.match import in_words, outlines
 
 
 def pairs_of(samples, measured, layer):
-    """-> a Pair for every generated image, copies first, then the closest."""
+    """-> a Pair for every generated image: copies first, then copies of a part, then the closest."""
     null = np.sort(layer.nulls[layer.best_null])
     as_close = len(null) - np.searchsorted(null, measured.near.top1.astype(null.dtype), side="left")
-    order = np.lexsort((-measured.near.top1, ~measured.copied))
+    order = np.lexsort((-measured.near.top1, ~measured.partial, ~measured.copied))
     return tuple(_pair(samples.records[i], measured, layer.index, i, int(as_close[i])) for i in order)
 
 
 def _pair(r, measured, index, i, as_close):
     row, own = measured.row[i], measured.near.own[i]
-    example = index.examples[row]
+    example, match = index.examples[row], measured.shown_match(i)
     return Pair(
         r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, float(measured.near.top1[i]),
-        bool(measured.copied[i]),
-        tuple(name for name, m in measured.layers.items() if m.copied[i]), example.image_id,
+        bool(measured.copied[i]), bool(measured.partial[i]), measured.copied_by(i), example.image_id,
         example.captions[0] if example.captions else "", int(index.copies[row]), as_close, r.image_id,
-        None if np.isnan(own) else float(own))
+        None if np.isnan(own) else float(own), match and pair_match(match, index))
+
+
+def pair_match(match, index):
+    """A verified Match -> PairMatch, with all that a page shows of it."""
+    generated, training = outlines(match.transform)
+    return PairMatch(
+        index.examples[match.row].image_id, match.verifier, match.score, match.is_copy, match.transform,
+        match.training_share, match.generated_share, match.mirrored, match.recoloured, in_words(match), match.points,
+        generated, training)
 
 
 def sweep_points(samples, measured, layer):

@@ -17,7 +17,7 @@ WANTED = "pass a list of PIL images, or a tensor (n, 3, height, width), uint8 or
 
 
 class CopyRate(Metric):
-    """Share of generated images that copy a training image, as `score` counts it.
+    """Share of generated images that copy a training image as a whole, as `score` with ``verify=False`` counts it.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class CopyRate(Metric):
 
     def __init__(self, reference: Any, *, heldout: Any = None, descriptor: str = "auto", exact: str = "pixels",
                  copy_null: str = "train",
-                 copy_quantile: float = 0.99, copy_threshold: float | None = None,
+                 copy_quantile: float = 0.999, copy_threshold: float | None = None,
                  index_dir: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         training, held, _ = data_of(reference, heldout)

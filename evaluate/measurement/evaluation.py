@@ -22,9 +22,9 @@ from rotescope.evaluate.verdict.rules import check_power, parse_rules
 
 
 def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
-          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.99,
+          descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.999,
           copy_threshold: float | None = None,
-          alignment: str = "auto", partial: bool = True, search: str = "exact", index_dir: str | None = None,
+          alignment: str = "auto", verify: bool = True, search: str = "exact", index_dir: str | None = None,
           trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
           on_image: Callable[[str], None] | None = None) -> Report:
     """Compare generated images with training images. Writes nothing unless `index_dir` is given.
@@ -57,8 +57,8 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
     alignment : str
         Text-image metric: a model's ``alignment/`` folder, ``open_clip:ARCHITECTURE``, ``none``, or
         ``auto``: the model's own.
-    partial : bool
-        Also look for copies of a part, mirrored and recoloured ones; they are reported apart.
+    verify : bool
+        Also verify copies by geometry: cropped, shifted, mirrored, turned, pasted.
     search : str
         ``exact`` or ``faiss``.
     index_dir : str, optional
@@ -98,7 +98,7 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
         on_image=on_image,
         descriptor=descriptor, exact=exact, copy_null=copy_null, copy_quantile=copy_quantile,
         copy_threshold=copy_threshold,
-        alignment=alignment, partial=partial, search=search, index_dir=index_dir, trust_sha256=trust_sha256)
+        alignment=alignment, verify=verify, search=search, index_dir=index_dir, trust_sha256=trust_sha256)
 
 
 # ----- the command
@@ -117,7 +117,7 @@ def score_folder(config) -> Report:
     announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)
-    with progress_bars(totals(generated, manifest, heldout, sweep, base)) as on_image:
+    with progress_bars(totals(generated, manifest, heldout, sweep, base, config.verify)) as on_image:
         report = score_samples(
             generated, manifest, heldout, base=base, sweep=sweep, config=plain(config),
             title=config.title, rule=rules, left_out=left_out, on_image=on_image, **measuring(config))

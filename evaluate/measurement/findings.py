@@ -21,12 +21,19 @@ from rotescope.evaluate.options import TITLE, Measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
 from rotescope.evaluate.report.report import Report
-from rotescope.evaluate.report.report_types import ExactRule, MethodFindings, PartialCopy, ReportPictures, TrainingImages
+from rotescope.evaluate.report.report_types import (
+    ExactRule,
+    MethodFindings,
+    ReportPictures,
+    SharedPart,
+    TrainingImages,
+    Verification,
+)
 from rotescope.evaluate.statistics.base_comparison import against_base
 from rotescope.evaluate.statistics.published_tables import conventions
-from rotescope.evaluate.verdict.rules import check_ids, check_own, parse_rules
+from rotescope.evaluate.verdict.rules import check_ids, check_own, check_verified, parse_rules
 from rotescope.evaluate.verdict.verdict import verdict_on
-from rotescope.evaluate.verification.partial_copies import AT_MOST, partial_copies
+from rotescope.evaluate.verification.matching import make_matcher, null_size
 
 
 def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None, config=None, title=TITLE, rule=(), left_out=(),
@@ -71,7 +78,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     samples, swept, unadapted = read_samples(samples_dir), sweep and read_samples(sweep), base and read_samples(base)
     heldout, twice = apart(heldout, manifest)
     check_measuring(how, manifest, heldout, base)
-    _check_rules(rules, samples, manifest)
+    _check_rules(rules, samples, manifest, how)
     aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
@@ -80,8 +87,14 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         item for what, some in (("generated", samples), ("sweep", swept), ("base model's", unadapted)) if some
         for item in left_out_named(what, some.left_out)))
     watched = {image_id for one in rules for image_id in one.ids}
-    measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched)
-    points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep")) if swept else None
+    matcher = make_matcher(layer, how, ticker(on_image, "features"))
+    if matcher:
+        matcher.draw_thresholds([(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, ticker(on_image, "chance"))
+
+    def matches(some):
+        return matcher and matcher.verified(some.pictures, ticker(on_image, "verifying"))
+    measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched, matches(samples))
+    points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
     groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
@@ -89,15 +102,16 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
-                           copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed),
-        notes=(*left_out_notes(left_out), *warnings(layer), *_not_sought(how, index)), left_out=left_out,
+                           copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
+                           measured.match_chance if measured.verified else None),
+        notes=(*left_out_notes(left_out), *warnings(layer), *_match_notes(how, measured)), left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
         **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
         methods=_methods(samples, groups),
-        prompts=prompts, **_partial(samples, measured, index, how),
+        prompts=prompts, verification=_verification(measured, index),
         conventions=conventions(samples, measured, layer),
-        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest),
+        base=against_base(samples, measured, unadapted, measure(unadapted, layers, manifest, verified=matches(unadapted)),
                           prompts) if unadapted else None,
         sweep=sweep_points(swept, points, layer) if swept else (),
         hashes=_hashes(samples, manifest, heldout, aligner, index),
@@ -108,7 +122,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         pictures=_pictures(samples, manifest))
 
 
-def _check_rules(rules, samples, manifest):
+def _check_rules(rules, samples, manifest, how):
+    check_verified(rules, how.verify)
     for one in rules:
         one.scope(list(dict.fromkeys(method for method, _ in samples.cells)))
     check_ids(rules, {e.image_id for e in manifest})
@@ -139,48 +154,49 @@ def exact_rule(layer):
     return ExactRule(layer.index.descriptor.name, layer.threshold, layer.rule)
 
 
-def _partial(samples, measured, index, how):
-    """-> the fields of Report on copies of a part."""
-    if not how.partial or len(index) > AT_MOST:
-        return {"partial": (), "partial_thresholds": None, "partial_quantile": None}
-    found, thresholds = partial_copies([opener for _, opener in samples.pictures], [e.open for e in index.examples],
-                                       measured.copied, how.copy_quantile)
-    copies = []
-    for f in found:
-        r = samples.records[f.position]
-        copies.append(PartialCopy(r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image,
-                                  index.examples[f.row].image_id,
-                                  f.kind, f.similarity, f.regions))
-    return {"partial": tuple(copies), "partial_thresholds": thresholds, "partial_quantile": how.copy_quantile}
+def _verification(measured, index):
+    """-> Verification; None where nothing was sought."""
+    if measured.verified is None:
+        return None
+    return Verification(measured.verified.thresholds, tuple(
+        SharedPart(tuple(index.examples[row].image_id for row in element.rows), len(element.images), element.region)
+        for element in measured.verified.shared))
 
 
-def _not_sought(how, index):
-    if how.partial and len(index) > AT_MOST:
-        yield (f"Copies of a part were not sought: that is done among at most {AT_MOST:,} training images, and these are "
-               f"{len(index):,}.")
+def _match_notes(how, measured):
+    if how.verify and measured.verified is None:
+        yield ("No match was verified by geometry, for nothing could be calibrated on these training images: copies that are "
+               "cropped, shifted or mirrored, and copies of a part, may be missed.")
+    for element in measured.verified.shared if measured.verified else ():
+        n = len(element.images)
+        found_in = f"{n:,} {'image' if n == 1 else 'images'}"
+        yield f"An element that {len(element.rows):,} training pictures share was found in {found_in}: counted for none."
 
 
 def copied_ids(samples, measured, index):
     """-> {method: ids of the training images that it copies}, every id of a picture that has several. Those that a rule names
-    are copied whatever is nearer: their twin in other bytes, perhaps."""
+    are copied whatever is nearer: their twin in other bytes, perhaps. So are all that a verified match says are copied."""
     ids = {}
     for image_id, row in index.rows.items():
         ids.setdefault(row, set()).add(image_id)
     found = {}
-    for record, copied, row in zip(samples.records, measured.copied, measured.row, strict=True):
-        if copied:
-            found.setdefault(record.method, set()).update(ids[row])
+    for i in np.flatnonzero(measured.copied):
+        for row in {measured.row[i], *measured.verified_rows[i]}:
+            found.setdefault(samples.records[i].method, set()).update(ids[row])
     for image, column in np.argwhere(measured.watched):
         found.setdefault(samples.records[image].method, set()).update(ids[measured.watched_rows[column]])
     return found
 
 
-def totals(samples_dir, manifest, heldout=None, sweep=None, base=None):
-    """How many images score_samples will embed -> {what: n}, for progress_bars."""
+def totals(samples_dir, manifest, heldout=None, sweep=None, base=None, verify=True):
+    """How many images score_samples will look at, and for what -> {what: n}, for progress_bars."""
     def several(folder):
         return len(read_samples(folder).records) if folder else 0
-    return {"training": len(unique(manifest)[0]), "held-out": len(heldout or ()) + several(base),
-            "generated": several(samples_dir), "sweep": several(sweep)}
+    training, of_each = len(unique(manifest)[0]), [several(folder) for folder in (samples_dir, sweep, base)]
+    found = {"training": training, "held-out": len(heldout or ()) + of_each[2], "generated": of_each[0], "sweep": of_each[1]}
+    if verify:
+        found |= {"features": training, "chance": null_size(training) + null_size(len(heldout or ())), "verifying": sum(of_each)}
+    return found
 
 
 def _conditions(samples, manifest, index):

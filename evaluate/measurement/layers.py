@@ -2,7 +2,7 @@
 from functools import partial
 from pathlib import Path
 
-from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.descriptors.registry import get_descriptor, typical_side
 from rotescope.evaluate.neighbours.index import build_index, check_engine, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_null, exact_layer, nulls_of, without
 from rotescope.evaluate.nulls.same_picture import Twins
@@ -20,9 +20,10 @@ def check_measuring(how, manifest, heldout, base):
 
 
 def make_layers(side, manifest, heldout, base, how, on_image=None):
-    """For generated images of a short side -> {"descriptor": the calibrated Layer, "exact": the one of near-identical copies
-    unless how.exact is none}. Held-out pictures that are training images in other bytes are in neither's nulls."""
-    side, twins = min(side, *manifest[0].open().size), Twins(unique(manifest)[0])
+    """For generated images of a typical shorter side -> {"descriptor": the calibrated Layer, "exact": the one of
+    near-identical copies unless how.exact is none}.
+    Held-out pictures that are training images in other bytes are in neither's nulls."""
+    side, twins = min(side, typical_side([e.open for e in manifest])), Twins(unique(manifest)[0])
     others = {"heldout": [(e.sha256, e.open) for e in heldout or ()], "base": base.pictures if base else ()}
 
     def index_and_nulls(descriptor, folder, tick):

@@ -9,10 +9,16 @@ from rotescope.evaluate.nulls.copy_threshold import Spread, copy_threshold, spre
 from rotescope.evaluate.nulls.same_picture import Twins
 from rotescope.evaluate.options import check_null_name
 
-FEW = 100     # null pictures below which a quantile of .99 is only the highest similarity
+FEW = 40      # null pictures below which no tail can be drawn through them
+SEVERAL = 100  # and below which it is drawn, but not trusted to lie below a published threshold
 MANY = 500    # null pictures that are enough for small p-values, whatever else there is
 EDITED = 0.98  # pictures as similar as this are one, dimmed or cropped; a threshold as high says that the set is full of them
 NEAR_IDENTICAL = {"pixels": 0.95, "pdq": 1 - 2 * 31 / 256}  # least similarity of the exact layer; PDQ's authors allow 31 bits
+PUBLISHED = {  # kind of descriptor -> the threshold where the null has too few pictures, and whose it is
+    "sscd": (0.75, "SSCD's published 90 % precision"),
+    "pdq": (1 - 2 * 31 / 256, "the 31 differing bits that PDQ's authors allow"),
+    "pixels": (0.95, "the floor of near-identical copies")}
+LEAST = {"sscd": 0.5, "pdq": 0.5, "pixels": 0.5}  # a calibrated threshold is never below; SSCD's is Somepalli et al.'s (2023)
 NULLS = {     # name -> what its similarities are; to the nearest training image always
     "train": "each of {n:,} training images to its nearest other one",
     "heldout": "each of {n:,} held-out pictures to its nearest training image",
@@ -66,7 +72,7 @@ class Layer:
         return Background(**vars(spread(self.nulls["train"])), heldout=heldout, base=base)
 
 
-def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.99):
+def nulls_of(index, heldout=(), base=(), on_image=None, twins=None, quantile=0.999):
     """heldout, base: [(SHA-256, what opens the picture)] -> {name: similarities}. twins: Twins of the training images, shared by
     the layers, which learns here which pictures are the same, as far as a threshold at `quantile` needs it. Held-out pictures
     that are training images are still among the others, so that the layers agree on them: see without."""
@@ -83,7 +89,7 @@ def without(nulls, kept):
     return nulls | {"heldout": nulls["heldout"][kept]}
 
 
-def calibrated(index, nulls, quantile=0.99, null="train", threshold=None, twins=None):
+def calibrated(index, nulls, quantile=0.999, null="train", threshold=None, twins=None):
     """-> Layer whose threshold is a stated quantile of a stated null, or the user's own.
 
     InputError if there is nothing to calibrate on and no threshold is given.
@@ -91,10 +97,26 @@ def calibrated(index, nulls, quantile=0.99, null="train", threshold=None, twins=
     if threshold is not None:
         return Layer(index, float(threshold), "given by the user", nulls, twins)
     check_null(null, {name for name, values in nulls.items() if len(values)})
+    drawn, rule = _drawn_threshold(index.descriptor, nulls[null], quantile, null, twins)
+    return Layer(index, drawn, rule, nulls, twins)
+
+
+def _drawn_threshold(descriptor, values, quantile, null, twins):
+    """-> the threshold, and where it comes from."""
+    kind = descriptor.name.partition("-")[0]
+    if len(values) < FEW and kind in PUBLISHED:
+        threshold, whose = PUBLISHED[kind]
+        return threshold, (f"too few pictures for a calibrated threshold ({len(values)} of at least {FEW}): {threshold:.3g}, "
+                           f"{whose}, is used, by {descriptor.name}")
+    drawn = copy_threshold(values, quantile)
+    least = (PUBLISHED[kind][0] if len(values) < SEVERAL and kind in PUBLISHED else LEAST.get(kind, 0.0))
     aside = ", the same picture in other bytes aside" if null == "train" and twins and twins.clusters else ""
-    rule = (f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(nulls[null]))}{aside}, "
-            f"by {index.descriptor.name}")
-    return Layer(index, copy_threshold(nulls[null], quantile), rule, nulls, twins)
+    rule = f"{quantile:g} quantile of the similarity of {NULLS[null].format(n=len(values))}{aside}, by {descriptor.name}"
+    if drawn < least:
+        return least, f"{rule}; that is {drawn:.3f}, and no threshold is below {least:g}"
+    if drawn > EDITED:
+        return EDITED, f"{rule}; that is {drawn:.3f}, and no threshold is above {EDITED:g}"
+    return drawn, rule
 
 
 def check_null(null, known):
@@ -121,7 +143,7 @@ def exact_layer(index, nulls, kind):
 def warnings(layer):
     """What a reader must know before trusting the threshold."""
     if len(layer.index) < FEW:
-        yield f"Only {len(layer.index)} different training images: the copy threshold rests on few comparisons."
+        yield f"Only {len(layer.index)} different training images: too few to draw a copy threshold from their likeness."
     yield from layer.twins.notes() if layer.twins else ()
     if layer.threshold >= EDITED:
         yield ("Some training images almost equal others, so the threshold is very high and edited copies may be missed: "

@@ -7,29 +7,31 @@ import pyarrow as pa
 from rotescope.common.parquet import write_table
 from rotescope.common.wording import PROMPTS, percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
-from rotescope.evaluate.report.terminal import number
-from rotescope.evaluate.verdict.rules import Rule
+from rotescope.evaluate.report.terminal import number, parts_of
+from rotescope.evaluate.verdict.rules import OF_PARTS, Rule
 
-REGION = pa.list_(pa.float64())  # left, top, width, height as shares of the centre square
-PART = pa.struct([("kind", pa.string()), ("similarity", pa.float64()), ("nearest", pa.string()),
-                  ("regions", pa.list_(pa.struct([("generated", REGION), ("training", REGION)])))])
+POINT = pa.list_(pa.float64())   # x from the left, y from the top, as shares of the whole picture
+MATCH = pa.struct([
+    ("training_image", pa.string()), ("verifier", pa.string()), ("score", pa.float64()), ("is_copy", pa.bool_()),
+    ("transform", pa.list_(pa.float64())), ("training_share", pa.float64()), ("generated_share", pa.float64()),
+    ("mirrored", pa.bool_()), ("recoloured", pa.bool_()), ("description", pa.string()),
+    ("points", pa.list_(pa.list_(POINT))),  # of each: in the generated, in the training image
+    ("generated_outline", pa.list_(POINT)), ("training_outline", pa.list_(POINT))])
 PAIRS = pa.schema([
     ("method", pa.string()), ("group", pa.string()), ("prompt_index", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()),
-    ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("copied_by", pa.list_(pa.string())),
+    ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("is_partial", pa.bool_()),
+    ("copied_by", pa.list_(pa.string())),
     ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("null_as_close", pa.int64()),
-    ("expected", pa.string()), ("own_similarity", pa.float64()), ("partial", pa.list_(PART))])
+    ("expected", pa.string()), ("own_similarity", pa.float64()), ("match", MATCH)])
 
 
 def write_pairs(report, file):
-    """Every generated image with its nearest training image, and what it copies in part; descriptor and threshold are in the
-    table's metadata."""
-    about = {"rotescope": "pairs 1", "descriptor": report.descriptor,
-             "copy_threshold": str(as_json(report.copy_threshold))}
-    parts = {}
-    for p in map(as_json, report.partial):
-        parts.setdefault(p["image"], []).append({field.name: p[field.name] for field in PART})
-    rows = [p | {"partial": parts.get(p["image"], [])} for p in map(as_json, report.pairs)]
-    write_table(pa.Table.from_pylist(rows, PAIRS.with_metadata(about)), file)
+    """Every generated image with the training image that it copies or is nearest to, and the verified match; descriptor and
+    thresholds are in the table's metadata."""
+    found = report.verification.thresholds if report.verification else {}
+    about = {"rotescope": "pairs 2", "descriptor": report.descriptor, "copy_threshold": str(as_json(report.copy_threshold)),
+             **{f"{name}_threshold": str(as_json(t.threshold)) for name, t in found.items()}}
+    write_table(pa.Table.from_pylist([as_json(p) for p in report.pairs], PAIRS.with_metadata(about)), file)
 
 
 # ----- JUnit
@@ -38,31 +40,37 @@ def junit(report):
     """-> XML in JUnit's form: one case for each rule, then one for each prompt of each method.
 
     A rule fails if it is broken or undecided. A prompt fails if it leaks, whatever the rules allow, and only under the methods
-    that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped.
+    that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped. A prompt
+    whose images copy parts alone fails only where a rule is on copies of a part.
     """
     root, gate = ET.Element("testsuites", name=_legal(report.title)), _gate(report)
+    of_parts = _gate(report, OF_PARTS)
     rules = [(r.rule, r.rule, r.outcome != "passed" and report.verdict.headline, "")
              for r in report.verdict.rules]
     _suite(root, "rules", rules)
     for method in report.methods:
         told = [p for p in report.prompts if p.method == method]
-        _suite(root, method, [_case(report, p, method in gate) for p in told])
+        _suite(root, method, [_case(report, p, method in gate, method in of_parts) for p in told])
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
-def _gate(report):
-    return {m for r in report.verdict.rules for m in Rule.parse(r.rule).scope(list(report.methods))}
+def _gate(report, metrics=()):
+    """The methods that some rule is on; metrics: only a rule on one of these."""
+    rules = (Rule.parse(r.rule) for r in report.verdict.rules)
+    return {m for rule in rules if not metrics or rule.metric in metrics for m in rule.scope(list(report.methods))}
 
 
-def _case(report, p, gated):
+def _case(report, p, gated, parts_gated):
     """-> name, prompt, failure, reason to skip."""
     number_ = "image" if p.prompt_index is None else f"prompt {p.prompt_index:05d}"
-    found = (f"{p.copies} of {p.n} images copy a training image; highest similarity {p.top1_similarity:.3f}, "
+    parts = f", {p.partial_copies}{' more' if p.copies else ''} a part of one" if p.partial_copies else ""
+    found = (f"{p.copies} of {p.n} images copy a training image{parts}; highest similarity {p.top1_similarity:.3f}, "
              f"threshold {report.copy_threshold:.3f}, p = {p.p:.2g}, q = {p.q:.2g}, by {report.descriptor}")
-    failed = p.leaked and gated
-    reason = "no rule is on this method" if not gated else f"no more than chance explains: {found}"
-    return number_, p.prompt or printable(p.image), failed and found, p.copies and not failed and reason
+    failed = gated and p.leaked or parts_gated and p.leaked_any
+    reason = ("no rule is on this method" if not gated else f"no rule is on copies of a part: {found}" if p.leaked_any
+              else f"no more than chance explains: {found}")
+    return number_, p.prompt or printable(p.image), failed and found, (p.copies or p.partial_copies) and not failed and reason
 
 
 def _suite(root, name, cases):
@@ -105,25 +113,36 @@ def metadata(report):
         metric_value=as_json(getattr(found, metric).value),
         metric_config=f"threshold {report.copy_threshold:.4f}")
         for method, group, found in report.each_group()
-        for metric, label in (("copy_rate", "copy rate"), ("sim95", "95th percentile of top-1 similarity"))]
+        for metric, label in (("copy_rate", "copy rate"), ("partial_copy_rate", "rate of copies of a part"),
+                              ("sim95", "95th percentile of top-1 similarity")) if getattr(found, metric)]
     model = Path(printable(str(report.config["sampling"].get("model") or "model"))).name
     return ModelCardData(model_name=model, eval_results=results).to_yaml() + "\n"
+
+
+def _verified(report):
+    """What verified matches make, a sentence."""
+    found = report.verification
+    return (" So is one on which a training image, cropped, shifted, mirrored or turned, was laid by geometry, if the match "
+            f"covers half of that and a third of the image; less is a copy of a part. By chance a match is verified for "
+            f"{percent(found.chance)} of pictures that copy nothing.") if found else ""
 
 
 def section(report):
     verdict, heldout = report.verdict, report.background.heldout
     rows = [f"| {report[method].label} | {PROMPTS.get(group, group)} | {found.copies} of {found.n} | {share(found.copy_rate)} | "
-            f"{number(found.sim95.value, 3)} | {number(found.alignment, 3)} |" for method, group, found in report.each_group()]
+            f"{parts_of(found).replace('/', ' of ')} | {number(found.sim95.value, 3)} | {number(found.alignment, 3)} |"
+            for method, group, found in report.each_group()]
     chance = f" By chance {percent(heldout.copy_rate)} of {heldout.n:,} held-out pictures come as close." if heldout.n else ""
     return "\n".join([
         "## Memorization", "", f"**{verdict.headline}** {verdict.text}", "",
         f"Rule, fixed before the run: fail if `{verdict.rule}`. Outcome: {verdict.outcome}.", "",
-        "| sampling | prompts | copies | copy rate (95% interval) | similarity, 95th pct. | text-image agreement |",
-        "|---|---|---|---|---|---|", *rows, "",
+        "| sampling | prompts | copies | copy rate (95% interval) | copies of a part | similarity, 95th pct. | "
+        "text-image agreement |",
+        "|---|---|---|---|---|---|---|", *rows, "",
         f"A copy is a generated image whose similarity to a training image is at least {report.copy_threshold:.4f} by "
-        f"`{report.descriptor}`: {report.threshold_rule}.{chance} Searched over {report.training_images.unique:,} "
-        f"different training images. Few copies in a sample are no proof that none can be made; "
-        f"a mitigation holds an image back without erasing it.", "",
+        f"`{report.descriptor}`: {report.threshold_rule}.{chance}{_verified(report)} Searched over "
+        f"{report.training_images.unique:,} different training images. Few copies in a sample are no proof that none can be "
+        f"made; a mitigation holds an image back without erasing it.", "",
         *_sought_again(report.retrigger),
         f"Measured by Rotescope {report.versions['rotescope']}; training data "
         f"`{report.hashes['training_data'][:16]}`, samples `{report.hashes['samples'][:16]}`.", ""])

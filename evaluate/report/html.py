@@ -8,12 +8,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rotescope.common.outputs import write_json, write_text
-from rotescope.common.wording import PARTS, PROMPTS, percent, printable, share
+from rotescope.common.wording import PROMPTS, percent, printable, share
 from rotescope.evaluate.report.exports import model_card, write_pairs
 from rotescope.evaluate.report.page_pictures import grid, page_figures, shown_pairs, shown_parts
 from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, verdict_tiles
 from rotescope.evaluate.report.report_types import ReportPictures
-from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
+from rotescope.evaluate.report.table_layout import method_words, prompts_together
 from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.retrigger_tally import ROUTES
 
@@ -49,7 +49,7 @@ def render_report(report, redact=False):
         r=report, heading=headings(report), prompts=PROMPTS, nulls=NULL_NAMES, tiles=verdict_tiles(report),
         tables=tables(report),
         several=columns(report), shown=shown_pairs(report), grid=grid(report), figures=page_figures(report),
-        parts=shown_parts(report), part_words=PARTS, routes=ROUTES, lines=lines(report), redacted=redact, script=script,
+        parts=shown_parts(report), routes=ROUTES, lines=lines(report), redacted=redact, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()))
 
 
@@ -63,13 +63,13 @@ def _environment():
                               trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
-    environment.globals |= {f.__name__: f for f in (chance_hits, prompts_together, method_words)}
+    environment.globals |= {f.__name__: f for f in (prompts_together, method_words)}
     return environment
 
 
 def withheld(report):
-    """The same report, whose pictures of training images and of their copies are None."""
-    hidden = {p.image for p in report.pairs if p.is_copy} | {p.image for p in report.partial}
+    """The same report, whose pictures of training images, and of their copies, whole or in part, are None."""
+    hidden = {p.image for p in report.pairs if p.is_copy or p.is_partial}
     return replace(report, pictures=ReportPictures(
         generated=lambda image: None if image in hidden else report.pictures.generated(image), training=lambda image_id: None))
 

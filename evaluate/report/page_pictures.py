@@ -1,28 +1,23 @@
 """What the page shows: pairs, copies of a part, the same prompt under every method, figures."""
-import math
-
-from PIL import Image, ImageDraw
-
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.evaluate.report import svg as charts
+from rotescope.evaluate.report.match_pictures import FRAMED, framed, joined, laid_on
 from rotescope.evaluate.report.page_tables import tables
 
 SHOWN = 12                                 # pairs of the first method; a third of it of the others
 COLUMNS = {"duplicated": 8, "control": 4}  # prompts in the grid; of another group, 8
-THUMBNAIL = 192                            # pixels; smaller images go in as they are
-WHOLE = (0, 0, 1, 1)                       # the region that needs no frame
+THUMBNAIL = FRAMED                         # pixels; smaller images go in as they are
+JOINED = 640                               # pixels of two pictures side by side
 
 
 def shown_pairs(report):
-    """The closest pairs of each method, one for each training image -> [(method, copies, n, pairs
-    with both pictures)]."""
+    """The closest pairs of each method, one for each training image, copies of a part aside, which shown_parts has
+    -> [(method, copies, n, pairs with both pictures)]."""
     found = []
     for i, method in enumerate(report.methods):
         own = [p for p in report.pairs if p.method == method]
-        chosen = _closest(own)[:SHOWN // 3 if i else SHOWN]
-        found.append((method, sum(p.is_copy for p in own), len(own), [vars(p) | {
-            "generated_uri": _uri(report.pictures.generated(p.image)),
-            "training_uri": _uri(report.pictures.training(p.nearest))} for p in chosen]))
+        chosen = _closest(p for p in own if not p.is_partial)[:SHOWN // 3 if i else SHOWN]
+        found.append((method, sum(p.is_copy for p in own), len(own), [_with_pictures(report, p) for p in chosen]))
     return found
 
 
@@ -35,36 +30,29 @@ def _closest(found):
 
 
 def shown_parts(report):
-    """-> [(kind, found, threshold, the closest, one for each training image, with the regions
-    drawn on both pictures)]."""
+    """-> the largest copies of a part of each method, one for each training image: [(method, copies of a part, images, whether
+    they are more than chance brings, pairs with both pictures)]; [] where none was sought."""
     made = []
-    for kind, threshold in (report.partial_thresholds or {}).items():
-        own = [p for p in report.partial if p.kind == kind]
-        closest = [_with_regions(report, p) for p in _closest(own)[:SHOWN // 3]]
-        made.append((kind, len(own), threshold, closest))
+    for method, found in report.methods.items() if report.verification else ():
+        own = sorted((p for p in report.pairs if p.method == method and p.is_partial), key=lambda p: -p.match.generated_share)
+        groups = found.groups.values()
+        made.append((method, len(own), sum(g.n for g in groups), any(g.partial_above_chance for g in groups),
+                     [_with_pictures(report, p) for p in _closest(own)[:SHOWN // 3]]))
     return made
 
 
-def _with_regions(report, p):
-    return vars(p) | {
-        "generated_uri": _uri(marked(report.pictures.generated(p.image), [r.generated for r in p.regions])),
-        "training_uri": _uri(marked(report.pictures.training(p.nearest), [r.training for r in p.regions]))}
-
-
-def marked(picture, regions):
-    """A copy of the picture, large enough for thin lines, with a frame around each region of its centre
-    square that is not all of it; None stays."""
-    if picture is None:
-        return None
-    factor = max(1, math.ceil(THUMBNAIL / max(picture.size)))
-    picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
-    edge, draw = min(picture.size), ImageDraw.Draw(picture)
-    left, top, line = (picture.width - edge) / 2, (picture.height - edge) / 2, max(2, edge // 90)
-    for x, y, w, h in (r for r in regions if tuple(r) != WHOLE):
-        box = [left + x * edge, top + y * edge, left + (x + w) * edge - 1, top + (y + h) * edge - 1]
-        draw.rectangle(box, outline="white", width=2 * line)
-        draw.rectangle(box, outline="black", width=line)
-    return picture
+def _with_pictures(report, p):
+    """A Pair as the page shows it: both pictures, with what matches framed, and two more that compare them."""
+    generated, training = report.pictures.generated(p.image), report.pictures.training(p.nearest)
+    match = p.match if p.match and p.match.training_image == p.nearest else None
+    told = vars(p) | {"match": match, "joined_uri": None, "laid_uri": None}
+    if match is None:
+        return told | {"generated_uri": _uri(generated), "training_uri": _uri(training)}
+    if generated and training:
+        told |= {"joined_uri": match.points and data_uri(joined(generated, training, match.points), JOINED),
+                 "laid_uri": data_uri(laid_on(generated, training, match.transform), JOINED)}
+    return told | {"generated_uri": _uri(framed(generated, match.generated_outline)),
+                   "training_uri": _uri(framed(training, match.training_outline))}
 
 
 def grid(report):
@@ -86,7 +74,8 @@ def grid(report):
 
 
 def _generated(report, method, pair):
-    alt = f"generated with {report[method].label}" + (", a copy" if pair and pair.is_copy else "")
+    kind = pair and (", a copy" if pair.is_copy else ", a copy of a part" if pair.is_partial else "")
+    alt = f"generated with {report[method].label}{kind or ''}"
     return pair and {"uri": _uri(report.pictures.generated(pair.image)), "alt": alt, "is_copy": pair.is_copy}
 
 

@@ -37,7 +37,8 @@ def _tile(report, method, group):
     return {"figure": percent(found.copy_rate.value), "name": heading(method, report[method].label),
             "bad": found.above_chance,
             "of": short_name(group),
-            "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"}
+            "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"
+                      + (f"; {found.partial_copies:,}{' more' if found.copies else ''} in part" if found.partial_copies else "")}
 
 
 def headings(report):

@@ -17,19 +17,19 @@ from rotescope.evaluate.report.report_types import (
     MethodFindings,
     Pair,
     Pairing,
-    PartialCopy,
     PromptFindings,
     PValueBasis,
     ReportPictures,
     SweepPoint,
     TrainingImages,
+    Verification,
 )
 from rotescope.evaluate.statistics.base_comparison import BaseComparison
 from rotescope.evaluate.statistics.published_tables import Conventions
 from rotescope.evaluate.statistics.replication import GroupFindings
 from rotescope.evaluate.verdict.verdict import Verdict
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "3.0"
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
 
@@ -67,9 +67,7 @@ class Report:
     fidelity_floor: Fidelity | None              # of real training pictures
     methods: dict[str, MethodFindings]
     prompts: tuple[PromptFindings, ...]
-    partial: tuple[PartialCopy, ...]
-    partial_thresholds: dict[str, float] | None  # kind -> least similarity; None where none were sought
-    partial_quantile: float | None               # of the null, which these thresholds are
+    verification: Verification | None            # None where no match was sought
     conventions: Conventions
     base: BaseComparison | None
     retrigger: dict[str, Any] | None = None      # as retrigger.json has it
@@ -79,7 +77,7 @@ class Report:
     config: dict[str, dict[str, Any]]            # of sampling, and of scoring
     prediction_gaps: dict[str, dict[str, GapCurve]]
     histogram: Histogram
-    pairs: tuple[Pair, ...]                      # every generated image, copies first, then the closest
+    pairs: tuple[Pair, ...]                      # every generated image: copies, copies of a part, the closest
     pictures: ReportPictures = field(repr=False, compare=False, metadata={"json": False})
 
     def __getitem__(self, method: str) -> MethodFindings:

@@ -1,13 +1,13 @@
 """What a report is made of. Figures are as they were measured; JSON rounds them (json_types)."""
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
 from rotescope.evaluate.statistics.replication import GroupFindings
-from rotescope.evaluate.verification.partial_copies import Regions
+from rotescope.evaluate.verification.match import MatchThreshold, Point, chance_of_match
 
 # ----- conditions
 
@@ -24,6 +24,28 @@ class ExactRule:
     descriptor: str
     threshold: float
     rule: str                    # where the threshold comes from
+
+
+@dataclass(frozen=True)
+class SharedPart:
+    """An element that several training images share. Where an image matches nothing else, it counts for no copy."""
+    training_images: tuple[str, ...]  # image_ids
+    images: int                  # generated images in which it was found
+    region: tuple[Point, ...]    # a polygon in the first of the training images, in shares of it
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How matches were verified."""
+    thresholds: dict[str, MatchThreshold]  # by verifier
+    shared: tuple[SharedPart, ...]
+
+    derived: ClassVar = ("chance",)  # also in JSON
+
+    @property
+    def chance(self) -> float:
+        """Share of pictures that copy nothing for which some match is verified, at most."""
+        return chance_of_match(self.thresholds.values())
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,28 @@ class Pairing:
 # ----- per image
 
 @dataclass(frozen=True)
+class PairMatch:
+    """A verified match: a training image laid on a generated one. Points are shares of a whole picture, x from the left and
+    y from the top."""
+    training_image: str          # image_id
+    verifier: str                # points, or pixels
+    score: float                 # by its verifier's own measure
+    is_copy: bool                # it covers enough of both pictures; else a part is copied
+    # (a, b, c, d, e, f): the training image's (x, y) lies at (a x + b y + c, d x + e y + f) of the generated one
+    transform: tuple[float, float, float, float, float, float]
+    training_share: float        # of the training image's area that matches
+    generated_share: float       # of the generated image's area
+    mirrored: bool
+    recoloured: bool
+    description: str             # what happened to the training image, in words
+    points: tuple[tuple[Point, Point], ...]  # some matched points: in the generated, in the training image
+    generated_outline: tuple[Point, ...]     # where the training image lies in the generated one, a polygon
+    training_outline: tuple[Point, ...]      # the same region of the training image
+
+
+@dataclass(frozen=True)
 class Pair:
-    """A generated image, and the training image that it copies or is nearest to."""
+    """A generated image, and the training image that it copies, whole or in part, or is nearest to."""
     method: str
     group: str
     prompt_index: int | None
@@ -58,7 +100,8 @@ class Pair:
     image: str                   # its name among the samples
     similarity: float            # to the nearest training image, by the calibrated descriptor
     is_copy: bool
-    copied_by: tuple[str, ...]   # which layers say so: descriptor, exact
+    is_partial: bool             # no copy as a whole; a part is copied
+    copied_by: tuple[str, ...]   # which layers and verifiers say that it is a copy: descriptor, exact, points, pixels
     nearest: str                 # image_id
     nearest_caption: str
     copies: int                  # how often an epoch shows that training image
@@ -66,21 +109,7 @@ class Pair:
     # image_id of the training image that the prompt belongs to, "" if none is known
     expected: str
     own_similarity: float | None  # to that one
-
-
-@dataclass(frozen=True)
-class PartialCopy:
-    """A generated image that copies a training image in part, mirrored or recoloured."""
-    method: str
-    group: str
-    prompt_index: int | None
-    prompt: str
-    seed: int | None
-    image: str
-    nearest: str                 # image_id
-    kind: str                    # of verification.kinds.KINDS
-    similarity: float
-    regions: tuple[Regions, ...]
+    match: PairMatch | None      # with `nearest` where that one matches, else the surest
 
 
 # ----- per prompt
@@ -94,11 +123,13 @@ class PromptFindings:
     image: str                   # its first image
     n: int                       # images
     copies: int
+    partial_copies: int          # images that are no copies and copy a part
     top1_similarity: float       # highest similarity of its images to any training image
     p: float                     # by rank among the null
     q: float                     # adjusted over the prompts of the method (Benjamini and Hochberg)
     significant: bool            # q is at most the false discovery rate
     leaked: bool                 # it copies, and chance does not explain it
+    leaked_any: bool             # it copies, whole or in part, and chance does not explain it
     # image_id of the training image that the prompt belongs to, "" if none is known
     expected: str
     own_similarity: float | None  # highest similarity to that one

@@ -4,11 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-
-from scipy.stats import binom
-
-SURPRISING = 0.05  # chance brings so many hits in fewer than one run of twenty
 
 WORDS = {  # part of a label -> the term and what it means, in the order in which a reader needs them
     "stp": (
@@ -34,39 +29,6 @@ TRANSITION = (
     "the timestep from which guidance is as usual; “until t = 600” in the tables is τ = 600. "
     "Timesteps run from 999, noise, down to 0, the image.",
 )
-
-
-@dataclass(frozen=True)
-class ChanceHits:
-    """Hits among pictures of which each is one by chance with the same probability."""
-
-    expected: float  # mean number that chance alone brings
-    p: float  # probability that chance alone brings as many as were found, or more
-
-    @property
-    def more(self) -> bool:
-        """Whether chance does not explain the number that was found."""
-        return self.p < SURPRISING
-
-
-def chance_hits(found: int, sought: int, quantile: float) -> ChanceHits:
-    """How many hits chance brings, and how surprising those found are.
-
-    Parameters
-    ----------
-    found
-        Pictures at or over the threshold.
-    sought
-        Pictures that were compared.
-    quantile
-        The threshold's quantile of a null: each picture reaches it by chance with probability 1 − quantile.
-
-    Returns
-    -------
-    ChanceHits
-        The mean and the upper tail P(X ≥ found) of the binomial distribution.
-    """
-    return ChanceHits(sought * (1 - quantile), float(binom.sf(found - 1, sought, 1 - quantile)))
 
 
 def prompts_together(smallest: float, methods: Iterable[str], fdr: float) -> int:

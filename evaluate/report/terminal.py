@@ -10,14 +10,14 @@ from rotescope.common.console import answer, say
 from rotescope.common.wording import percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
 
-COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "sim95", "alignment", "captions", "rows")
+COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "parts", "sim95", "alignment", "captions", "rows")
 
 
 def print_table(report, console=None):
     """A line for each method and group, in colour where copies are more than chance; then the verdict. No
     name is cut: where the terminal is narrow, the last columns go, and at last long names fold."""
     console = console or Console(stderr=True)
-    found = [(row(*line), line[2].above_chance) for line in report.each_group()]
+    found = [(row(*line), line[2].above_chance or line[2].partial_above_chance) for line in report.each_group()]
     kept = columns_that_fit([COLUMNS, *(cells for cells, _ in found)], console.width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for i, column in enumerate(COLUMNS[:kept]):
@@ -40,11 +40,16 @@ def columns_that_fit(rows, width, least=4):
 
 
 def row(method, group, found):
-    """sim95: 95th percentile of similarity; captions: share recognised; rows: images through
+    """parts: images that copy a part only; sim95: 95th percentile of similarity; captions: share recognised; rows: images through
     the denoiser for one."""
-    return (printable(method), printable(group), f"{found.copies:,}/{found.n:,}", share(found.copy_rate),
+    return (printable(method), printable(group), f"{found.copies:,}/{found.n:,}", share(found.copy_rate), parts_of(found),
             number(found.sim95.value, 3), number(found.alignment, 3), percent(found.caption_accuracy),
             number(found.denoiser_rows, 0))
+
+
+def parts_of(found):
+    """How many images copy a part and nothing whole: 3/40; – where parts were not sought."""
+    return "–" if found.partial_copies is None else f"{found.partial_copies:,}/{found.n:,}"
 
 
 def number(value, digits):

@@ -22,14 +22,19 @@ class GroupFindings:
     own_copy_rate: Estimate | None = field(metadata=INTERVAL)
     # 95th percentile of the similarity to the nearest training image
     sim95: Estimate = field(metadata=INTERVAL)
+    partial_copies: int | None            # images that are no copies and copy a part; None where parts were not sought
+    partial_copy_rate: Estimate | None = field(metadata=INTERVAL)
+    partial_above_chance: bool            # its interval lies above what chance brings
     top1_mean: float                      # mean of that similarity
     share_over: dict[str, float]          # published threshold -> share of images above it
-    copies_by: dict[str, int]             # layer -> images that it calls copies
+    copies_by: dict[str, int]             # layer or verifier -> images that it calls copies
     n_prompts: int
     prompts_copied: int                   # prompts with a copy among their images
     prompts_significant: int | None
     leaked_prompts: int                   # prompts whose copies chance does not explain
+    leaked_prompts_any: int | None        # prompts whose copies, whole or in part, chance does not explain
     unresolved_prompts: int               # prompts that copy where too few null pictures could tell
+    unresolved_prompts_any: int           # the same, whole or in part
     alignment: float | None               # mean cosine with the prompt
     caption_accuracy: float | None        # share of images that no other caption fits better
     denoiser_rows: float | None           # mean number of images that pass through the denoiser for one

@@ -10,8 +10,11 @@ from rotescope.evaluate.statistics.replication import images_needed
 
 DEFAULT_RULE = "copy_rate>0.05"
 ANY_COPIES = "any_copies_of"
-RATES = {"copy_rate": "copies", "own_copy_rate": "own_copies"}  # metric -> what it counts
-METRICS = ("leaked_prompts", *RATES, "copies", "sim95")
+# metric -> what it counts
+RATES = {"copy_rate": "copies", "own_copy_rate": "own_copies", "partial_copy_rate": "partial_copies"}
+UNRESOLVED = {"leaked_prompts": "unresolved_prompts", "leaked_prompts_any": "unresolved_prompts_any"}  # and what may add to it
+OF_PARTS = ("leaked_prompts_any", "partial_copies", "partial_copy_rate")  # these need verified matches
+METRICS = (*UNRESOLVED, *RATES, "copies", "partial_copies", "sim95")
 TAIL = 59  # images without which the highest of them need not reach their 95th percentile: .95^59 < .05
 
 
@@ -81,8 +84,7 @@ class Rule:
             return getattr(found, self.metric).high
         if self.metric == "sim95":
             return found.sim95.high if found.n >= TAIL else 1
-        return getattr(found, self.metric) + (found.unresolved_prompts if self.metric == "leaked_prompts"
-                                              else 0)
+        return getattr(found, self.metric) + (getattr(found, UNRESOLVED[self.metric]) if self.metric in UNRESOLVED else 0)
 
     def images_for(self, found):
         """How many images would decide, were no more of them copies; None where images alone would not."""
@@ -134,7 +136,17 @@ def check_own(rules, manifest, asked):
         raise _unjudged(rule)
 
 
+def check_verified(rules, verify):
+    """InputError if a rule is on copies of a part, and none are sought."""
+    rule = next((rule for rule in rules if rule.metric in OF_PARTS), None)
+    if rule and not verify:
+        raise _unjudged(rule)
+
+
 def _unjudged(rule):
+    if rule.metric in OF_PARTS:
+        return InputError(f"the rule {rule} cannot be judged, since no match was sought by geometry: pass --verify true, and "
+                          "two different training images at least")
     return InputError(f"the rule {rule} cannot be judged, since no prompt names its training image: use copy_rate")
 
 

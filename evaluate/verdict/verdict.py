@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.common.wording import PROMPTS, name, percent, share
-from rotescope.evaluate.verdict.rules import RATES, parse_rules
+from rotescope.evaluate.verdict.rules import OF_PARTS, RATES, UNRESOLVED, parse_rules
 
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
@@ -38,7 +38,7 @@ class Verdict:
         return " ".join(self.reasons)
 
 
-def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None):
+def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None, match_chance=None):
     """The figures against the rules.
 
     Parameters
@@ -55,6 +55,8 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None)
         How the prompts were chosen, if not all of them were sampled alike.
     null_needed : int, optional
         Null pictures that significance would take, if there are fewer.
+    match_chance : float, optional
+        Share of pictures that copy nothing for which a match is verified; None where none was sought.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None)
     return Verdict(
         outcome, _headline(outcome, [found for groups in gate.values() for found in groups.values()], named),
         (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed),
-         *_chance(chance)),
+         *_chance(chance), *_match_chance(match_chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
         max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None)
 
@@ -83,15 +85,34 @@ def _doubts(methods, outcomes):
 
 def _headline(outcome, findings, named):
     """named: whether a training image that a rule names was copied."""
-    copies, n = sum(found.copies for found in findings), sum(found.n for found in findings)
+    copies, parts, n = (sum(getattr(found, what) or 0 for found in findings) for what in ("copies", "partial_copies", "n"))
     if outcome == "undecided":
         return "Not decided: too little was measured for a verdict."
     if outcome == "passed":
-        within = "Reproduction of training images stays within the limit."
-        return within if copies else f"None of {n:,} images copies a training image."
+        if copies:
+            told = f"; {_parts_of(parts, n)}" if parts else ""
+            return f"Reproduction of training images stays within the limit{told}."
+        none = f"None of {n:,} images copies a training image"
+        return f"{none} as a whole; {parts:,} {_copy(parts)} a part of one." if parts else f"{none}."
     if named or any(found.above_chance or found.leaked_prompts for found in findings):
         return "The generated images reproduce training images."
+    if any(found.partial_above_chance or found.leaked_prompts_any for found in findings):
+        return "The generated images reproduce parts of training images."
     return "A rule is broken, though by no more copies than chance brings."
+
+
+def _copy(n):
+    return "copies" if n == 1 else "copy"
+
+
+def _parts_of(parts, n):
+    return f"{parts:,} of {n:,} images {_copy(parts)} a part of one"
+
+
+def _and_parts(found):
+    """What is added to a sentence on copies."""
+    n, more = found.partial_copies, " more" if found.copies else ""
+    return f"; {n:,}{more} {_copy(n)} a part of one: {share(found.partial_copy_rate)}" if n else ""
 
 
 def _found(gate):
@@ -100,9 +121,10 @@ def _found(gate):
             source = "" if group == "ungrouped" else f" made from {PROMPTS.get(group, group)}"
             count = f"{found.copies:,} of {found.n:,}"
             if i:
-                yield f"Of those{source}, {count} do: {share(found.copy_rate)}."
+                yield f"Of those{source}, {count} do: {share(found.copy_rate)}{_and_parts(found)}."
             else:
-                yield f"{_under(method, groups)}{count} images{source} copy a training image: {share(found.copy_rate)}."
+                yield (f"{_under(method, groups)}{count} images{source} copy a training image: {share(found.copy_rate)}"
+                       f"{_and_parts(found)}.")
 
 
 def _planned(plan, gate):
@@ -135,7 +157,8 @@ def _mitigated(methods, gate):
         source = f" from {PROMPTS.get(group, group)}" if len(gate["none"]) > 1 else ""
         known = plain.alignment and found.alignment is not None
         price = f", at {found.alignment / plain.alignment:.2f} × the text-image agreement" if known else ""
-        yield f"With {name(method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}."
+        yield (f"With {name(method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}"
+               f"{_and_parts(found)}.")
 
 
 def _doubt(doubts, null_needed):
@@ -143,13 +166,15 @@ def _doubt(doubts, null_needed):
     for rule in dict.fromkeys(rule for rule, _ in doubts):
         found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
         if rule.metric in RATES:
-            needs = rule.images_for(found)
-            yield (f"With {found.n:,} images and {getattr(found, RATES[rule.metric]):,} copied, the true rate may be as high as "
+            needs, part = rule.images_for(found), " in part" if rule.metric in OF_PARTS else ""
+            copied = f"{getattr(found, RATES[rule.metric]):,} copied{part}"
+            yield (f"With {found.n:,} images and {copied}, the true rate may be as high as "
                    f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
                    "more copies, to decide.")
-        elif rule.metric == "leaked_prompts":
-            yield (f"{found.unresolved_prompts:,} prompts copy, and with so few pictures to compare with nothing tells that "
-                   f"from chance: it takes {null_needed or 0:,} held-out or training pictures.")
+        elif rule.metric in UNRESOLVED:
+            needs = f"{null_needed:,}" if null_needed else "more"
+            yield (f"{getattr(found, UNRESOLVED[rule.metric]):,} prompts copy, and with so few pictures to compare with nothing "
+                   f"tells that from chance: it takes {needs} held-out or training pictures.")
         else:
             yield f"With {found.n:,} images, {rule.metric} may be as high as {rule.highest(found):.3f}: take more."
 
@@ -157,6 +182,11 @@ def _doubt(doubts, null_needed):
 def _chance(chance):
     if chance is not None:
         yield f"By chance, {percent(chance)} of held-out pictures, which the model never saw, come as close."
+
+
+def _match_chance(chance):
+    if chance is not None:
+        yield f"By chance, a match is verified for {percent(chance)} of pictures that copy nothing."
 
 
 def best_mitigation(findings, plain=None):

@@ -39,6 +39,7 @@ class Match:
 class Verifier(Protocol):
     """One way to lay pictures on one another. It is made from the training pictures, in the order of the index."""
     name: str
+    floor: float  # the least threshold: a score below it proves nothing, whatever the null
 
     def prepare(self, image: Image.Image) -> Any:
         """All that is kept of a generated picture, RGB, in its own shape."""
@@ -49,6 +50,38 @@ class Verifier(Protocol):
     def verify(self, prepared: Any, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
         """The best Match with each of these rows, where there is any; no threshold is applied, and what chance brings
         comes too. `without`: rows that are not to serve as other pictures to compare with either."""
+
+
+@dataclass(frozen=True)
+class MatchThreshold:
+    """From which score on one verifier's matches count, and how often chance brings one."""
+    verifier: str
+    threshold: float
+    rule: str                    # where the threshold comes from, in plain words
+    n: int                       # pictures that copy nothing, of which chance is a share
+    chance: float                # for such a share some match is verified: of held-out pictures, or else of training ones
+
+
+@dataclass(frozen=True)
+class SharedElement:
+    """What several training pictures have in common, such as a logo or a border: a match of it alone counts for nothing."""
+    rows: tuple[int, ...]        # of the training pictures
+    images: tuple[int, ...]      # positions of the generated pictures in which it was found
+    region: tuple[Point, ...]    # a polygon in the first of the training pictures
+
+
+@dataclass(frozen=True)
+class VerifiedMatches:
+    """All that was verified of the generated pictures, in their order."""
+    # of each, the surest first: only those above their verifier's threshold, and not of shared elements alone
+    matches: tuple[tuple[Match, ...], ...]
+    thresholds: dict[str, MatchThreshold]  # by verifier; empty where none could be applied, and so nothing was sought
+    shared: tuple[SharedElement, ...] = ()
+
+
+def chance_of_match(thresholds: Iterable[MatchThreshold]) -> float:
+    """At most this share of pictures that copy nothing has a verified match: the chances of all verifiers together."""
+    return min(sum(t.chance for t in thresholds), 1.0)
 
 
 def outlines(transform) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
@@ -63,8 +96,8 @@ def outlines(transform) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
     if len(inside) < 3 or abs(np.linalg.det(forward)) < 1e-9:
         return (), ()
     back = np.linalg.inv(forward)
-    return (tuple((float(x), float(y)) for x, y in inside),
-            tuple(tuple(map(float, np.clip(back @ (np.array(p) - (c, f)), 0, 1))) for p in inside))
+    theirs = [np.clip(back @ (np.array(p) - (c, f)), 0, 1) for p in inside]
+    return tuple((float(x), float(y)) for x, y in inside), tuple((float(x), float(y)) for x, y in theirs)
 
 
 def _clipped(polygon):

@@ -11,17 +11,6 @@ PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions o
            "empty": "the empty prompt", "file": "the user’s own prompts"}
 SHORT = {"captions": "training captions"} | {g: PROMPTS[g] for g in ("ungrouped", "paraphrase", "heldout", "empty", "file")}
 
-PARTS = {  # kind -> its heading, what it looks at, what the frames show
-    "part": ("A part in its place", "any of five half-size tiles, by its colours at 16 × 16", "the region that matches"),
-    "foreground": ("An object", "what stands on a plain ground, wherever it lies, whatever its size and the ground; pictures "
-                   "without a plain ground have none", "the object"),
-    "template": ("All but a part", "8 × 8 blocks; the similarity is the share of them that agree (after Webster 2023)",
-                 "where they differ"),
-    "tiled": ("Tile by tile", "4 × 4 tiles; the similarity is 1 − the distance of the worst (Carlini et al. 2023)", ""),
-    "mirrored": ("Mirrored", "the whole picture flipped", ""),
-    "recoloured": ("Recoloured", "the luminance of the whole picture, or its negative", ""),
-}
-
 
 def printable(text):
     """Text as UTF-8 can hold it: bytes of a file name that are none stand as \\udc80 and so on."""

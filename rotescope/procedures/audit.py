@@ -20,7 +20,7 @@ from rotescope.evaluate.measurement.layers import check_measuring
 from rotescope.evaluate.options import Measuring, ScoreConfig, measuring
 from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.report.terminal import announce
-from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, parse_rules
+from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, check_verified, parse_rules
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
@@ -38,7 +38,7 @@ ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked samples is no rate of the model
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
 REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md")
-COUNTS = ("leaked_prompts", "copies", "any_copies_of")
+COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
 
 
 def run_audit(config):
@@ -52,6 +52,7 @@ def run_audit(config):
     check_images(config, manifest, heldout)
     check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
     check_ids(rules, {e.image_id for e in manifest})
+    check_verified(rules, config.verify)
     if config.retrigger < 0:
         raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
     if config.empty_images < 1 or config.paraphrases < 1:
@@ -73,7 +74,7 @@ def run_audit(config):
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
-        with progress_bars(totals(samples, manifest, heldout, base=unadapted)) as on_image:
+        with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
             report = score_samples(
                 samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
                 rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
@@ -118,7 +119,7 @@ def rules_of(config):
     unfit = next((rule for rule in rules if rule.metric not in COUNTS), None)
     if unfit:
         raise InputError(f"the rule {unfit} needs a random sample, and --plan ranked looks where prompts leak: write a rule on "
-                         f"{' or '.join(COUNTS)}, or take --plan uniform")
+                         f"{', '.join(COUNTS[:-1])} or {COUNTS[-1]}, or take --plan uniform")
     return rules
 
 

@@ -133,7 +133,7 @@ class Monitor:
         self._write()
         run.accelerator.log({f"{name}/{group}": cell[name] for group, cell in groups.items()
                              for name in ("copy_rate", "prediction_gap")}, step=run.step)
-        self.say(in_words(self.lines[-1]))
+        self.say(line_in_words(self.lines[-1]))
 
     def _write(self):
         """After each measurement, so that a run that fails or is killed leaves its curve."""
@@ -197,7 +197,7 @@ def served(run, group):
     return {"images": len(counts), "least": int(counts.min()), "mean": float(np.mean(counts)), "most": int(counts.max())}
 
 
-def in_words(line):
+def line_in_words(line):
     """A measurement as one line for people."""
     cells = line["groups"].items()
     return (f"step {line['step']}: copy rate " + ", ".join(f"{group} {_share(cell)}" for group, cell in cells)

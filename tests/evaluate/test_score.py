@@ -283,10 +283,36 @@ def test_precision_and_recall_are_what_their_equation_says():
 def cell(copies, n, **more):
     return GroupFindings(**{
         "n": n, "copies": copies, "copy_rate": share_estimate(copies, n, n), "above_chance": copies > 1, "own_copies": 0,
-        "own_copy_rate": None, "sim95": Estimate(0.5, 0.4, 0.6, n, n), "top1_mean": 0.5, "share_over": {}, "copies_by": {},
+        "own_copy_rate": None, "partial_copies": None, "partial_copy_rate": None, "partial_above_chance": False,
+        "sim95": Estimate(0.5, 0.4, 0.6, n, n), "top1_mean": 0.5, "share_over": {}, "copies_by": {},
         "n_prompts": n, "prompts_copied": copies, "prompts_significant": copies, "leaked_prompts": copies,
-        "unresolved_prompts": 0, "alignment": 0.8, "caption_accuracy": None, "denoiser_rows": None,
+        "leaked_prompts_any": None, "unresolved_prompts": 0, "unresolved_prompts_any": 0,
+        "alignment": 0.8, "caption_accuracy": None, "denoiser_rows": None,
         "transition_timestep": None, "fidelity": None} | more)
+
+
+def with_parts(copies, parts, n, **more):
+    return cell(copies, n, partial_copies=parts, partial_copy_rate=share_estimate(parts, n, n), leaked_prompts=0,
+                above_chance=False, leaked_prompts_any=parts, **more)
+
+
+@pytest.mark.parametrize(("rule", "found", "outcome", "headline"), [
+    ("copy_rate>0.2", with_parts(0, 23, 24), "passed", "None of 24 images copies a training image as a whole; 23 copy a part"),
+    ("copy_rate>0.5", with_parts(1, 1, 24), "passed", "within the limit; 1 of 24 images copies a part of one."),
+    ("copy_rate>0.2", cell(0, 24), "passed", "None of 24 images copies a training image."),  # parts were not sought
+    ("partial_copies>2", with_parts(0, 3, 24), "failed", "The generated images reproduce parts of training images."),
+    ("partial_copy_rate>0.05", with_parts(0, 0, 24), "undecided", "Not decided"),
+    ("partial_copy_rate>0.05", with_parts(0, 0, 96), "passed", "None of 96 images copies a training image."),
+    ("leaked_prompts_any>0", with_parts(0, 0, 24, unresolved_prompts_any=2), "undecided", "Not decided")])
+def test_rules_and_headlines_on_parts(rule, found, outcome, headline):
+    verdict = verdict_on({"none": {"ungrouped": found}}, rule, None, match_chance=0.01)
+    assert (verdict.outcome, headline in verdict.headline) == (outcome, True), verdict.headline
+    assert "a match is verified for 1.0% of pictures that copy nothing" in verdict.text
+
+
+def test_a_rule_on_parts_that_were_not_sought_is_refused():
+    with pytest.raises(InputError, match="pass --verify true"):
+        verdict_on({"none": {"ungrouped": cell(0, 24)}}, "partial_copies>0", None)
 
 
 @pytest.mark.parametrize(("cells", "outcome"), [

@@ -28,7 +28,7 @@ def noise(folder, n, seed):
 def command(train, generated, index, out):
     return [sys.executable, "-m", "rotescope.cli", "score", "--generated", str(generated), "--train_data", str(train),
             "--index_dir", str(index), "--output_dir", str(out), "--descriptor", "pixels", "--alignment", "none",
-            "--partial", "false", "--overwrite"]
+            "--verify", "false", "--overwrite"]
 
 
 def rows_in(store):

@@ -12,7 +12,7 @@ import rotescope
 from rotescope.commands import audit as audit_command
 from rotescope.common.errors import InputError
 
-QUICK = {"num_inference_steps": 2, "partial": False, "device": "cpu"}
+QUICK = {"num_inference_steps": 2, "verify": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_an_audit_in_memory_is_the_commands(base, photos, nowhere, capfd):
     assert capfd.readouterr() == ("", "")
     assert not list(nowhere.iterdir())
     argv = ["--model", base, "--train_data", photos, "--mitigation", "none", "og-stp", "--seeds", "0", "1", "--device", "cpu",
-            "--num_inference_steps", "2", "--partial", "false", "--output_dir", nowhere / "out"]
+            "--num_inference_steps", "2", "--verify", "false", "--output_dir", nowhere / "out"]
     assert leave(audit_command.main, argv) == 0
     written = json.loads((nowhere / "out/report.json").read_text(encoding="utf-8"))
     here = report.as_json()
@@ -118,7 +118,7 @@ def test_what_names_nothing_is_an_input_error(nothing):
 
 def test_numbers_of_numpy_are_numbers(base, photos, nowhere):
     report = rotescope.audit(base, photos, seeds=np.arange(1), num_inference_steps=np.int64(2), max_prompts=np.int32(1),
-                             partial=False, device="cpu")
+                             verify=False, device="cpu")
     assert json.loads(report.to_json())["config"]["sampling"]["num_inference_steps"] == 2
     with pytest.raises(KeyError, match="take one of none"):
         report["nosuch"]

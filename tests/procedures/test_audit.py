@@ -52,7 +52,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, k))
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
-            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--partial", "false"]
+            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--verify", "false"]
     assert leave(audit_command.main, argv) == (1 if k else 0)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cell = report["methods"]["none"]["groups"]["ungrouped"]
@@ -110,7 +110,7 @@ def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
     held = training_folder(tmp_path / "held", 6, 8)
     for i, file in enumerate(sorted(held.glob("*.txt"))):
         file.write_text(f"a picture {i} that no model saw")
-    argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", held, "--seeds", "0", "--partial", "false",
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", held, "--seeds", "0", "--verify", "false",
             "--mitigation", "og-stp", "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, [*argv, "--retrigger", "1"]) == 0
     found = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]
@@ -132,7 +132,7 @@ def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
 def test_where_nothing_was_copied_nothing_is_sought(model, tmp_path, monkeypatch):
     data = load_source(training_folder(tmp_path / "train", 20))
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 0))
-    argv = ["--model", model, "--train_data", tmp_path / "train", "--seeds", "0", "--partial", "false", "--device", "cpu",
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--seeds", "0", "--verify", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, [*argv, "--retrigger", "3"]) == 0
     assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"] == {"images": 0}
@@ -144,7 +144,7 @@ def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
     data = load_source(training_folder(tmp_path / "train", 20))
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
     argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", tmp_path / "train", "--seeds", "0",
-            "--partial", "false", "--device", "cpu", "--output_dir", tmp_path / "out"]
+            "--verify", "false", "--device", "cpu", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, [*argv, "--retrigger", "2"]) == 0
     assert "name others" in json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]["failed"]
     assert "The re-trigger check failed" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_samples_outlive_what_fails_after_them(error, code, model, tmp_path, mon
     data = load_source(training_folder(tmp_path / "train", 20))
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
     (tmp_path / "my out.samples").mkdir()
-    argv = ["--model", model, "--train_data", tmp_path / "train", "--base", model, "--seeds", "0", "--partial", "false",
+    argv = ["--model", model, "--train_data", tmp_path / "train", "--base", model, "--seeds", "0", "--verify", "false",
             "--device", "cpu", "--title", "A 'title'", "--fail_on", "copies>1"]
 
     def fail(*_):
@@ -210,7 +210,7 @@ def test_prompt_sets_are_groups_of_the_report(model, tmp_path):
     (tmp_path / "own.txt").write_text("a dog\na cow\n")
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--prompt_sets", "captions", "heldout", "empty",
             "--prompts", tmp_path / "own.txt", "--max_prompts", "3", "--empty_images", "5", "--seeds", "0", "1",
-            "--device", "cpu", "--num_inference_steps", "1", "--partial", "false", "--output_dir", tmp_path / "out"]
+            "--device", "cpu", "--num_inference_steps", "1", "--verify", "false", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cells = report["methods"]["none"]["groups"]
@@ -246,7 +246,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     monkeypatch.setattr(planned, "score_prompts", scores)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
-            "--plan", "ranked", "--detector", "magnitude:n=1", "--partial", "false", "--output_dir", tmp_path / "out"]
+            "--plan", "ranked", "--detector", "magnitude:n=1", "--verify", "false", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, [*argv, "--budget", "24"]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     plan = report["plan"]
@@ -265,7 +265,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
 def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lora, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--lora", lora, "--base", "auto", "--train_data", train, "--seeds", "3", "4", "5",
-            "--device", "cpu", "--num_inference_steps", "2", "--mitigation", "none", "og-stp", "--partial", "false"]
+            "--device", "cpu", "--num_inference_steps", "2", "--mitigation", "none", "og-stp", "--verify", "false"]
     ranked = [*argv, "--plan", "ranked", "--detector", "magnitude:n=1", "--budget", "9", "--batch_size", "3"]
     assert leave(audit_command.main, [*ranked, "--output_dir", tmp_path / "one"]) == 0
     assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "all"]) == 0
@@ -282,7 +282,7 @@ def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lo
 def test_a_budget_alone_samples_at_random(model, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "4", "--device", "cpu", "--num_inference_steps", "1",
-            "--partial", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
+            "--verify", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["groups"]["ungrouped"]["n"] == 3
@@ -351,7 +351,7 @@ def with_kinds(folder, names, number=0):
 def test_score_takes_or_leaves_out_every_kind_of_image(name, tmp_path):
     for i, part in enumerate(("train", "held", "made")):
         with_kinds(training_folder(tmp_path / part, 3, 7 + i), [name], i % 2)
-    report = score_folder(ScoreConfig(generated=str(tmp_path / "made"), train_data=str(tmp_path / "train"), partial=False,
+    report = score_folder(ScoreConfig(generated=str(tmp_path / "made"), train_data=str(tmp_path / "train"), verify=False,
                                       heldout_data=str(tmp_path / "held"), output_dir=str(tmp_path / "out")))
     bad = name in ("bomb.png", "empty.png")
     assert [(item.of, Path(item.name).name) for item in report.left_out] == [
@@ -364,7 +364,7 @@ def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monke
     """Only the sampler is replaced, by one that copies every picture that can be read."""
     train = with_kinds(training_folder(tmp_path / "train", 3), KINDS)
     monkeypatch.setattr(audit, "sample_with", copying_sampler(read_source(train).manifest, 9))
-    argv = ["--model", model, "--train_data", train, "--seeds", "0", "--partial", "false", "--device", "cpu",
+    argv = ["--model", model, "--train_data", train, "--seeds", "0", "--verify", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
     assert leave(audit_command.main, argv) == 0
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))

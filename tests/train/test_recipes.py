@@ -57,7 +57,7 @@ def twin(name, images, folder):
 
 def audited(model, data, folder, mitigation, **changes):
     return run_audit(AuditConfig(model=str(model), train_data=str(data), output_dir=str(folder), mitigation=mitigation,
-                                 seeds=(0,), max_prompts=2, num_inference_steps=4, device="cpu", partial=False, **changes))
+                                 seeds=(0,), max_prompts=2, num_inference_steps=4, device="cpu", verify=False, **changes))
 
 
 @pytest.mark.slow

@@ -45,11 +45,11 @@ def test_pictures_in_memory_give_the_figures_of_the_folder(images, train, data, 
     (tmp_path / "made").mkdir()
     for i, image in enumerate(images):
         image.save(tmp_path / f"made/{i}.png")
-    from_folder = score(tmp_path / "made", train)
+    from_folder = score(tmp_path / "made", train, verify=False)
     assert from_folder["none"]["ungrouped"].copies == 3
     for training in (str(train), data, [e.open() for e in data]):
-        assert figures(score(images, training)) == figures(from_folder)
-    assert figures(score_samples(tmp_path / "made", data)) == figures(from_folder)
+        assert figures(score(images, training, verify=False)) == figures(from_folder)
+    assert figures(score_samples(tmp_path / "made", data, verify=False)) == figures(from_folder)
     assert capsys.readouterr() == ("", "")  # a library says nothing
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made"]  # and writes nothing
 
@@ -57,7 +57,7 @@ def test_pictures_in_memory_give_the_figures_of_the_folder(images, train, data, 
 def test_prompts_in_memory_are_those_of_records(data, tmp_path):
     folder = samples_folder(tmp_path / "s", data[:6], lambda method, i, seed: i < 2,
                             groups=("duplicated", "control"))
-    recorded = score(folder, data, partial=False)
+    recorded = score(folder, data, verify=False)
     made = [GeneratedImage(data[i].open() if i < 2 else noise(0, i, seed),
                            Prompt(data[i].captions[0], ("duplicated", "control")[i % 2], data[i].image_id),
                            "none", seed,
@@ -66,7 +66,7 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
                            timesteps=STEPS) for i in range(6) for seed in (0,
                                                                            1) for gaps in [[1.0
                                                                                             + i] * len(STEPS)]]
-    told = score(made, data, partial=False)
+    told = score(made, data, verify=False)
     known = ("copies", "copy_rate", "own_copy_rate", "sim95", "n_prompts", "prompts_copied", "leaked_prompts",
              "denoiser_rows")
     assert told.prediction_gaps["none"]["duplicated"].median == (3.0,) * len(STEPS)
@@ -75,7 +75,7 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
         assert [getattr(one, key) for key in known] == [getattr(other, key) for key in known]
     assert [(p.prompt, p.p, p.leaked) for p in told.prompts] == [(p.prompt, p.p, p.leaked)
                                                                  for p in recorded.prompts]
-    pairs = score([(one.image, one.prompt) for one in made], data, partial=False)
+    pairs = score([(one.image, one.prompt) for one in made], data, verify=False)
     assert pairs["none"]["ungrouped"].n_prompts == 6
     assert "alert" not in pairs._repr_html_()
 
@@ -83,7 +83,7 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
 def test_other_pictures_in_memory_are_the_null_and_the_base(images, data, tmp_path):
     heldout = [noise(5, i) for i in range(30)]
     report = score(images, data, heldout_data=[*heldout, data[0].open()], base_images=images[::-1],
-                   partial=False,
+                   verify=False,
                    copy_null="heldout", fail_on=["copies>2", "leaked_prompts>9"])
     assert report.background.heldout.n == 30  # the one that was trained on is no null
     assert "0.99 quantile of the similarity of each of 30 held-out pictures" in report.threshold_rule
@@ -96,7 +96,7 @@ def test_other_pictures_in_memory_are_the_null_and_the_base(images, data, tmp_pa
 def test_every_mode_of_pil_is_taken(mode, data):
     picture = Image.fromarray(np.full((8, 8), 257 * 90, np.uint16)) if mode == "I;16" else Image.new(mode,
                                                                                                      (8, 8))
-    assert score([picture], data, partial=False)["none"]["ungrouped"].n == 1
+    assert score([picture], data, verify=False)["none"]["ungrouped"].n == 1
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
@@ -116,10 +116,10 @@ def test_what_cannot_be_scored_is_said(wrong, said, train):
 def test_the_metric_is_the_copy_rate_of_score(images, train):
     metric = CopyRate(reference=train)
     metric.update(images)
-    expected = score(images, train, partial=False)["none"]["ungrouped"].copy_rate
+    expected = score(images, train, verify=False)["none"]["ungrouped"].copy_rate
     assert metric.compute()[:4] == expected[:4]
     assert metric.compute().value == 3 / 8
-    similarity = sorted(p.similarity for p in score(images, train, partial=False).pairs)
+    similarity = sorted(p.similarity for p in score(images, train, verify=False).pairs)
     assert torch.cat(metric.similarity).sort().values.tolist() == pytest.approx(similarity, abs=1e-6)
 
 

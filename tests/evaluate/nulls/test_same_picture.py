@@ -82,7 +82,7 @@ def test_what_is_left_of_a_null_is_the_likeness_to_the_nearest_other_picture(rep
 
 def test_copies_are_found_though_training_images_repeat(images, clean, repeating, tmp_path):
     made = saved(tmp_path / "made", [edited(image) for image in images[:40]])
-    reports = [score_samples(made, data, partial=False, exact="none") for data in (clean, repeating)]
+    reports = [score_samples(made, data, verify=False, exact="none") for data in (clean, repeating)]
     copies = [report["none"]["ungrouped"].copies for report in reports]
     assert copies[0] == copies[1] >= 38
     report = reports[1]
@@ -94,13 +94,13 @@ def test_copies_are_found_though_training_images_repeat(images, clean, repeating
 def test_a_heldout_picture_that_was_trained_on_in_other_bytes_is_left_out_by_name(images, clean, tmp_path):
     held = source(tmp_path / "held", [*pictures(60, 8), recompressed(images[3]), images[4].resize((96, 96), Image.BICUBIC)])
     made = saved(tmp_path / "made", pictures(5, 9))
-    report = score_samples(made, clean, held, partial=False)
+    report = score_samples(made, clean, held, verify=False)
     assert report.background.heldout.n == 60
     assert [item.name[-8:] for item in report.left_out] == ["0060.png", "0061.png"]
     assert "is the training image" in report.left_out[0].reason
     assert "2 held-out pictures are left out" in report.notes[0]
     other = source(tmp_path / "other", pictures(60, 8))
-    assert score_samples(made, clean, other, partial=False).background == report.background
+    assert score_samples(made, clean, other, verify=False).background == report.background
 
 
 def test_a_training_set_of_one_picture_has_no_background(images, tmp_path):

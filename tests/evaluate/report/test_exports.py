@@ -39,7 +39,7 @@ def report(data, tmp_path_factory):
     """Plain guidance copies the first nine of forty prompts, STP the first two."""
     folder = samples_folder(tmp_path_factory.mktemp("made") / "s", data,
                             lambda method, i, seed: i < (9 if method == "none" else 2), METHODS)
-    return score_samples(folder, data, partial=False)
+    return score_samples(folder, data, verify=False)
 
 
 # ----- rules
@@ -49,7 +49,7 @@ def test_a_rule_on_images_is_broken_by_a_copy_of_one(data, tmp_path):
     ids = [e.image_id for e in data]
 
     def outcomes(*rules):
-        verdict = score_samples(folder, data, rule=rules, partial=False).verdict
+        verdict = score_samples(folder, data, rule=rules, verify=False).verdict
         return [r.outcome for r in verdict.rules], verdict.passed
     assert outcomes(f"any_copies_of:{ids[30]},{ids[8]}") == (["failed"], False)
     assert outcomes(f"any_copies_of:{ids[30]}") == (["passed"], True)
@@ -66,7 +66,7 @@ def test_a_rule_on_images_is_broken_by_a_copy_of_one(data, tmp_path):
 def test_a_twin_goes_by_either_id(data, tmp_path):
     twin = replace(data[0], image_id=data[0].image_id + "-2")
     folder = samples_folder(tmp_path / "s", [data[0]], lambda *_: True)
-    report = score_samples(folder, Manifest((*data.examples, twin)), rule=f"any_copies_of:{twin.image_id}", partial=False)
+    report = score_samples(folder, Manifest((*data.examples, twin)), rule=f"any_copies_of:{twin.image_id}", verify=False)
     assert report.verdict.passed is False
 
 
@@ -80,7 +80,7 @@ def test_a_rule_on_an_image_sees_its_copy_though_its_twin_in_other_bytes_is_near
 
     def passed(*names, **how):
         rule = f"any_copies_of:{','.join(by_name[name] for name in names)}"
-        return score_samples(tmp_path / "made", data, rule=rule, partial=False, **how).verdict.passed
+        return score_samples(tmp_path / "made", data, rule=rule, verify=False, **how).verdict.passed
     assert passed("003.png") is False
     assert passed("again.jpg") is False
     assert passed("003.png", copy_threshold=2.0) is False  # by the exact layer alone
@@ -102,7 +102,7 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
     train = training_folder(tmp_path / "train")
     data = load_source(train)
     folder = samples_folder(tmp_path / "s", data, lambda method, i, seed: i < 3, seeds=(0,))
-    argv = ["--generated", folder, "--train_data", train, "--output_dir", tmp_path / "out", "--partial", "false",
+    argv = ["--generated", folder, "--train_data", train, "--output_dir", tmp_path / "out", "--verify", "false",
             "--junit_xml", tmp_path / "tests/junit.xml", "--redact",
             "--fail_on", "copies>10", f"any_copies_of:{data[2].image_id}"]
     with pytest.raises(SystemExit) as left:
@@ -119,7 +119,7 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
     assert "left out" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     table = pq.read_table(tmp_path / "out/pairs.parquet")
     pairs = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["pairs"]
-    assert table.drop_columns("partial").to_pylist() == pairs
+    assert table.to_pylist() == pairs
     assert table.schema.metadata[b"descriptor"] == b"pixels-32-centred-fp32"
 
 
@@ -127,7 +127,7 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
 def argv(tmp_path):
     train = training_folder(tmp_path / "train", 4)
     folder = samples_folder(tmp_path / "s", load_source(train), lambda *_: False, seeds=(0,))
-    return ["--generated", folder, "--train_data", train, "--output_dir", tmp_path / "out", "--partial", "false"]
+    return ["--generated", folder, "--train_data", train, "--output_dir", tmp_path / "out", "--verify", "false"]
 
 
 def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
@@ -229,7 +229,7 @@ def test_any_file_name_goes_through(data, tmp_path):
     for name, example in zip(names, data, strict=False):
         with open(os.path.join(made, name), "wb") as stream:
             example.open().save(stream, "PNG")
-    report = score_samples(tmp_path / "made", data, partial=False)
+    report = score_samples(tmp_path / "made", data, verify=False)
     write_report(report, tmp_path / "out")
     write_pairs(report, tmp_path / "out/pairs.parquet")
     assert {p["image"] for p in report.as_json()["pairs"]} == {"a 'quoted' \"name\".png", "caf\\udce9 \\udcff.png", "🙂 <b>.png"}

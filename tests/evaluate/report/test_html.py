@@ -8,27 +8,27 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from instruments import noise, samples_folder, training_set
+from instruments import finder, laid, noise, samples_folder, training_set
 from PIL import Image
 from places import ROOT
 from rich.console import Console
 
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
+from rotescope.evaluate.measurement import findings
 from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report import svg as charts
 from rotescope.evaluate.report.html import write_report
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, spread_over
 from rotescope.evaluate.report.page_tables import settings_in_words
-from rotescope.evaluate.report.table_layout import chance_hits, method_words, prompts_together
+from rotescope.evaluate.report.table_layout import method_words, prompts_together
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.statistics.estimate import share_estimate
 from rotescope.evaluate.statistics.significance import benjamini_hochberg
@@ -79,7 +79,10 @@ def reported(tmp_path_factory):
     samples = samples_folder(folder / "samples", data, copied, METHODS, ("duplicated", "control"))
     sweep = samples_folder(folder / "sweep", data.examples[:8], lambda method, i, seed: i < int(method[1:]) // 100,
                            {f"d{tau}": {"before": 0.0, "transition": tau} for tau in (300, 500, 700)})
-    report = score_samples(samples, data, training_set(folder / "held", seed=8), sweep=sweep, config={"why": "a test"})
+    with pytest.MonkeyPatch.context() as patched:
+        part = laid(5, (0.5, 0, 0, 0, 0.5, 0), 1.0, 0.25)
+        patched.setattr(findings, "make_matcher", finder({"stp/images/P00001-S0.png": [part]}))
+        report = score_samples(samples, data, training_set(folder / "held", seed=8), sweep=sweep, config={"why": "a test"})
     write_report(report, folder / "out")
     return report, folder / "out"
 
@@ -93,7 +96,7 @@ def test_json_holds_what_the_schema_promises(reported):
     report, folder = reported
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert found == report.as_json() == json.loads(report.to_json())
-    assert found["schema_version"] == "2.0"
+    assert found["schema_version"] == "3.0"
     assert {"verdict", "descriptor", "copy_threshold", "threshold_rule", "background", "seeds", "guidance_scale",
             "num_inference_steps", "alignment_metric", "fidelity_metric", "methods", "sweep", "hashes", "versions", "config",
             "pairs"} <= set(found)
@@ -153,7 +156,7 @@ def test_figures_say_in_words_what_they_draw(page):
 def test_captions_cannot_break_the_page(tmp_path):
     data = training_set(tmp_path / "train", 12)
     hostile = Manifest(tuple(type(e)(**vars(e) | {"captions": (HOSTILE + str(i),)}) for i, e in enumerate(data)))
-    report = score_samples(samples_folder(tmp_path / "samples", hostile, lambda *_: True), hostile, title=HOSTILE)
+    report = score_samples(samples_folder(tmp_path / "samples", hostile, lambda *_: True), hostile, title=HOSTILE, verify=False)
     text = write_report(report, tmp_path / "out").read_text(encoding="utf-8")
     page = Page(text)
     assert page.stack == []
@@ -168,7 +171,7 @@ def test_a_bare_folder_gets_a_page_without_what_is_not_known(tmp_path):
     (tmp_path / "made").mkdir()
     for i in range(3):
         noise(i, side=300).save(tmp_path / "made" / f"{i}.png")
-    report = score_samples(tmp_path / "made", data)
+    report = score_samples(tmp_path / "made", data, verify=False)
     page = Page(write_report(report, tmp_path / "out").read_text(encoding="utf-8"))
     assert report.verdict.outcome == "undecided"
     assert "None is close enough to count as a copy" in " ".join(page.text.split())
@@ -261,16 +264,6 @@ def test_colours_can_be_read(scheme):
             assert (light + 0.05) / (dark + 0.05) >= least, (ink, ground)
 
 
-def test_chance_hits_by_hand():
-    """Of 3 images, each a hit with probability 1/10: P(at least 2) = 3 · 0.01 · 0.9 + 0.001 = 0.028."""
-    hits = chance_hits(2, 3, 0.9)
-    assert (hits.expected, hits.p, hits.more) == (pytest.approx(0.3), pytest.approx(0.028), True)
-    assert not chance_hits(8, 976, 0.99).more   # 9.8 come by chance
-    assert not chance_hits(11, 976, 0.99).more
-    assert chance_hits(39, 976, 0.99).more
-    assert chance_hits(0, 976, 0.99).p == 1
-
-
 def test_prompts_that_are_significant_together():
     """800 pictures give 4 images a p of 4/804 at least; of 48 prompts 5 must share it: 4/804 · 48 / 5 ≤ 0.05 < 4/804 · 48 / 4."""
     assert prompts_together(4 / 804, ["none"] * 48 + ["stp"] * 7, 0.05) == 5
@@ -293,18 +286,6 @@ def test_page_says_beside_the_outcome_what_was_looked_at(reported, page):
     assert "Failed · looked at 80 images of 40 prompts, in each of 3 ways of sampling" in text
     for term in ("Copy, copy threshold", "Null", "Leak", "stp, static transition point", "Transition, τ"):
         assert text.index(term) < text.index("What was copied")
-
-
-def test_no_part_is_red_where_chance_brings_as_many(reported, page):
-    """Of 190 images sought chance brings about two in each kind, and no more were found."""
-    report, folder = reported
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    section = text[text.index('<section id="parts">'):text.index('<section id="found">')]
-    found = Counter(p.kind for p in report.partial)
-    sought = sum(not p.is_copy for p in report.pairs)
-    surprising = [kind for kind, n in found.items() if chance_hits(n, sought, report.partial_quantile).more]
-    assert section.count("More than chance brings") == len(surprising)
-    assert ('class="copied"' in section) == bool(surprising)
 
 
 # ----- in a browser
@@ -415,7 +396,8 @@ def six_methods(tmp_path_factory):
                          "og-stp-layout": {"before": -2.0, "transition": 600, "colour": 1.0}}
     data = training_set(folder / "train", 16)
     samples = samples_folder(folder / "samples", data, lambda method, i, seed: i % 4 == 0, methods, ("duplicated", "control"))
-    report = score_samples(samples, data, training_set(folder / "held", 20, seed=8), alignment=str(ROOT / "train/base/alignment"))
+    report = score_samples(samples, data, training_set(folder / "held", 20, seed=8), alignment=str(ROOT / "train/base/alignment"),
+                           verify=False)
     return write_report(report, folder / "out")
 
 
@@ -475,7 +457,7 @@ def test_the_script_runs_under_the_pages_own_policy(reported, tmp_path):
 
 def test_markup_in_a_group_name_is_text_in_the_terminal(tmp_path):
     data = training_set(tmp_path / "train", 12)
-    report = score_samples(samples_folder(tmp_path / "samples", data, lambda *_: True, groups=("[/x]",)), data)
+    report = score_samples(samples_folder(tmp_path / "samples", data, lambda *_: True, groups=("[/x]",)), data, verify=False)
     console = Console(record=True, width=200, file=io.StringIO())
     print_table(report, console)
     assert "[/x]" in console.export_text()

@@ -1,0 +1,171 @@
+"""Retrieve, then verify: which training pictures a generated picture copies, and what chance brings.
+
+For each generated picture few candidates come from the whole training set: the calibrated descriptor's nearest, of the
+picture, of its mirror image and of the squares of a long one, and what each verifier's own retrieval proposes. Each
+verifier then lays them on the picture. Training pictures, against the others, and held-out ones go the same way: their
+best scores are the null that a match must exceed.
+"""
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
+from rotescope.evaluate.neighbours.nearest import nearest
+from rotescope.evaluate.nulls.copy_threshold import tail_quantile
+from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches, Verifier
+from rotescope.evaluate.verification.point_verifier import PointVerifier
+from rotescope.evaluate.verification.shared_elements import elements_apart
+
+NEAREST = 4      # candidates by the descriptor, of each view of a picture
+PROPOSED = 6     # candidates by each verifier's own retrieval
+NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
+FEW = 60         # scores below which no tail is drawn: the floor, or their highest
+SAME = 3         # times a verifier's floor, from which two training pictures that are copies of each other are one picture
+QUERIES = 64     # pictures whose candidates are looked up together
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture that is laid on training pictures."""
+    opener: Callable[[], Image.Image]
+    sha256: str
+    without: frozenset[int] = frozenset()  # rows that it is not laid on: itself and its twins
+
+
+class Matcher:
+    """Lays pictures on the training pictures of an index.
+
+    Parameters
+    ----------
+    index : Index
+        Of the calibrated descriptor.
+    twins : Twins
+        Which training pictures are the same in other bytes.
+    verifiers : sequence of Verifier
+        Made from the pictures of the index, in its order.
+    threads : int
+    """
+
+    def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int = 2):
+        self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
+        self.thresholds = {v.name: MatchThreshold(v.name, v.floor, "its floor", 0, 0.0) for v in verifiers}
+
+    def verified(self, pictures, on_image=None) -> VerifiedMatches:
+        """Generated pictures as [(SHA-256, what opens the picture)] -> VerifiedMatches above the thresholds."""
+        asked = [Asked(opener, sha) for sha, opener in pictures]
+        found = [surest(matches, self.thresholds) for matches in self._matches(asked, on_image)]
+        matches, shared = elements_apart(found, self.thresholds, self.twins.clusters)
+        return VerifiedMatches(matches, self.thresholds, shared)
+
+    # ----- what chance brings
+
+    def draw_thresholds(self, heldout=(), quantile=0.999, on_image=None) -> None:
+        """Calibrate each verifier on training pictures, against the others, and on held-out ones, [(SHA-256, what opens
+        the picture)]; learn which training pictures are copies of each other."""
+        rows, examples = _spread(len(self.index), NULL), self.index.examples
+        trained = [Asked(examples[row].open, examples[row].sha256, frozenset(self.twins.clusters.get(row, {row})) | {row})
+                   for row in rows]
+        held = [Asked(heldout[i][1], heldout[i][0]) for i in _spread(len(heldout), NULL)]
+        of_training = [self._apart(int(row), matches)
+                       for row, matches in zip(rows, self._matches(trained, on_image), strict=True)]
+        of_heldout = list(self._matches(held, on_image))
+        self.thresholds = {v.name: _threshold(v, of_training, of_heldout, quantile) for v in self.verifiers}
+
+    def _apart(self, row, matches):
+        """Matches of a training picture less those with pictures that it is a copy of."""
+        floors = {v.name: v.floor for v in self.verifiers}
+        same = {m.row for m in matches if m.is_copy and m.score >= SAME * floors[m.verifier]}
+        for other in same:
+            self.twins.join(row, other)
+        return [m for m in matches if m.row not in same]
+
+    # ----- candidates and matches
+
+    def _matches(self, asked, on_image=None):
+        """-> for each picture its raw matches, in order."""
+        with ThreadPoolExecutor(self.threads) as threads:
+            for i in range(0, len(asked), QUERIES):
+                part = asked[i:i + QUERIES]
+                for matches in threads.map(self._of_one, part, self._nearest(part)):
+                    yield matches
+                    if on_image:
+                        on_image()
+
+    def _of_one(self, asked, near):
+        image, found = asked.opener(), []
+        for verifier in self.verifiers:
+            prepared = verifier.prepare(image)
+            rows = dict.fromkeys([*near, *verifier.candidates(prepared, PROPOSED, asked.without)])
+            found += verifier.verify(prepared, list(rows), asked.without)
+        return found
+
+    def _nearest(self, asked):
+        """-> for each picture the rows that are nearest by the descriptor, of any of its views."""
+        views = [(k, name) for k, one in enumerate(asked) for name in square_views(one.opener().size)]
+        vectors = self.index.embed([(view_sha256(asked[k].sha256, name), partial(_view, asked[k].opener, name))
+                                    for k, name in views])
+        most = NEAREST + max((len(one.without) for one in asked), default=0)
+        _, rows = nearest(vectors, self.index.vectors, k=min(most, len(self.index)))
+        found: list[list[int]] = [[] for _ in asked]
+        for (k, _), line, vector in zip(views, rows, vectors, strict=True):
+            if vector.any():
+                found[k] += [int(row) for row in line if int(row) not in asked[k].without][:NEAREST]
+        return found
+
+
+def surest(matches: Sequence[Match], thresholds: dict[str, MatchThreshold]) -> tuple[Match, ...]:
+    """Those at or above their verifier's threshold, one for each training picture; whole copies first, then by how far
+    they exceed it."""
+    def how_sure(m):
+        return m.is_copy, m.score / thresholds[m.verifier].threshold, m.verifier
+    best: dict[int, Match] = {}
+    for m in matches:
+        if m.score >= thresholds[m.verifier].threshold and (m.row not in best or how_sure(m) > how_sure(best[m.row])):
+            best[m.row] = m
+    return tuple(sorted(best.values(), key=lambda m: (*(-v for v in how_sure(m)[:2]), m.row)))
+
+
+def _threshold(verifier, of_training, of_heldout, quantile):
+    """Raw matches of training and of held-out pictures -> MatchThreshold."""
+    training, heldout = (np.array([max((m.score for m in matches if m.verifier == verifier.name), default=0.0)
+                                   for matches in several]) for several in (of_training, of_heldout))
+    null = np.concatenate([training, heldout])
+    drawn = tail_quantile(null, quantile) if len(null) >= FEW else float(null.max(initial=0.0))
+    threshold = max(verifier.floor, drawn)
+    what = f"each of {len(training):,} training images against the others" + (
+        f", and of {len(heldout):,} held-out pictures" if len(heldout) else "")
+    rule = (f"{quantile:g} quantile of the best score of {what}" if len(null) >= FEW else
+            f"highest score of {what}, too few to draw a tail through")
+    rule += f"; that is {drawn:.3g}, and no threshold is below {verifier.floor:.3g}" if drawn < verifier.floor else ""
+    judged = heldout if len(heldout) else training
+    chance = float((judged >= threshold).mean()) if len(judged) else 0.0
+    return MatchThreshold(verifier.name, threshold, rule, len(judged), chance)
+
+
+def _view(opener, name):
+    return square_view(opener(), name)
+
+
+def null_size(n: int) -> int:
+    """How many of n pictures make a null."""
+    return min(n, NULL)
+
+
+def _spread(n, at_most):
+    """At most so many of 0 … n − 1, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)) if n else np.zeros(0, int)
+
+
+def make_matcher(layer, how, on_image=None) -> Matcher | None:
+    """The calibrated Layer, Measuring -> a Matcher of its index; None where verifying is off. The training pictures' features
+    lie beside their descriptors where how.index_dir keeps these. on_image: called for each picture that is prepared."""
+    if not how.verify:
+        return None
+    shas, openers = zip(*((e.sha256, e.open) for e in layer.index.examples), strict=True)
+    folder = how.index_dir and Path(how.index_dir) / "geometry"
+    return Matcher(layer.index, layer.twins, [PointVerifier(shas, openers, folder, on_image)])
