@@ -85,7 +85,7 @@ def _restored(name, folder):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The examples of a data set, in order. Its hash tells ids, captions and copies, whatever the folder they lie in."""
+    """The examples of a data set, in order. Its hash tells ids, captions, copies and groups, whatever the folder they lie in."""
     examples: tuple[Example, ...]
 
     def __len__(self) -> int:
@@ -104,8 +104,8 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over ids, copies and captions, in order."""
-        lines = (f"{e.image_id}\t{e.copies}\t{'|'.join(e.captions)}\n" for e in self)
+        """SHA-256 over ids, copies, captions and groups, in order."""
+        lines = (f"{e.image_id}\t{e.copies}\t{'|'.join(map(line_safe, e.captions))}{_grouped(e)}\n" for e in self)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def captions(self, group: str | None = None) -> list[str]:
@@ -134,6 +134,16 @@ class Manifest:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{file} cannot be read as a manifest ({error}): make it with rotescope prepare") from error
         return cls(tuple(_example(row, locate(file, number), Path(file).parent) for number, row in enumerate(rows)))
+
+
+def line_safe(text):
+    """A text without the characters that part texts in a line to be hashed: each of them as an escape, so that no two are one."""
+    return text.replace("\\", r"\\").replace("|", r"\|").replace("\t", r"\t").replace("\n", r"\n")
+
+
+def _grouped(example):
+    """The end of its line; nothing where there is no group."""
+    return "".join(f"\t{line_safe(name)}" for name in (example.group, example.matched)) if example.group else ""
 
 
 def identify(found):

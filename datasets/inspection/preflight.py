@@ -128,7 +128,7 @@ def table(found):
 def write(found, folder, config):
     """Page and tables -> folder."""
     rows, folder = list(table(found)), Path(folder)
-    write_table(pa.Table.from_pylist(rows), folder / "images.parquet")
+    write_table(pa.Table.from_pylist(rows), folder / "images.parquet", kind="images")
     _write_csv(rows, list(rows[0]), folder / "images.csv")
     if found.quarantined:
         save_quarantined(found.quarantined, folder / "quarantined.csv")

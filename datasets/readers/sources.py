@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rotescope.common.errors import InputError
-from rotescope.common.parquet import read_schema
+from rotescope.common.parquet import kind_of, read_schema
 from rotescope.datasets.images.image_bytes import IMAGES, decode, locate, read_encoded
 from rotescope.datasets.manifest import Example, Manifest, identify
 from rotescope.datasets.readers.formats import from_hub, from_metadata, from_parquet, from_saved_dataset, from_tar, metadata_file
@@ -134,7 +134,9 @@ def _entries(path):
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise InputError(f"no data at {path}: name a folder of captioned images, a Parquet file or a manifest")
         return _listed(from_hub, name)
-    if _is_manifest(path):
+    if kind := _kind(path):
+        if kind != "manifest":
+            raise InputError(f"{path} is what rotescope found out ({kind}), no training data: name the images or their manifest")
         return Manifest.load(path)
     if path.suffix not in TABLES:
         raise InputError(f"{path} is neither a folder nor a Parquet or tar file: name one of these")
@@ -152,7 +154,7 @@ def _folder_entries(folder):
         named = {Path(os.path.normpath(e[1])) for e in entries if not isinstance(e, Quarantined)}
         return entries, _unused(folder, files, {metadata, *named}, f"not named in {metadata.name}")
     for suffix, reader in TABLES.items():
-        shards = [f for f in files if f.suffix == suffix and not _is_manifest(f)]
+        shards = [f for f in files if f.suffix == suffix and not _kind(f)]
         if shards:
             read = unread + [entry for file in shards for entry in _shard(reader, file)]
             return read, _unused(folder, files, set(shards), f"beside the {suffix} files that are read")
@@ -165,7 +167,7 @@ def _unused(folder, files, used, why):
     """-> (a sentence,) on what lies there beside what is used, hidden files and manifests apart; () if nothing does."""
     rest = [locate(f.relative_to(folder), None) for f in files if Path(os.path.normpath(f)) not in used
             and not any(part.startswith(".") for part in f.relative_to(folder).parts)
-            and not _is_manifest(f) and not f.name.endswith(".quarantined.csv")]
+            and not _kind(f) and not f.name.endswith(".quarantined.csv")]
     if not rest:
         return ()
     more = f" and {len(rest) - NAMED:,} more" if len(rest) > NAMED else ""
@@ -194,11 +196,15 @@ def _shard(reader, file):
         return [Quarantined(locate(file, None), str(error))]
 
 
-def _is_manifest(file):
+def _kind(file):
+    """What a Parquet file of ours holds, as kind_of has it; "" of any other file."""
     try:
-        return file.suffix == ".parquet" and {"image_id", "captions", "file", "sha256"} <= set(read_schema(file).names)
+        schema = read_schema(file) if file.suffix == ".parquet" else None
     except (OSError, pa.ArrowException):
-        return False
+        return ""
+    if schema and {"image_id", "captions", "file", "sha256"} <= set(schema.names):
+        return "manifest"
+    return kind_of(schema) if schema else ""
 
 
 def _with_side_file(file):

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, is_within
+from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, check_outside, is_within
 
-WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md", "samples", "base", "retrigger")  # into output_dir
+WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md",  # into output_dir
+           "samples", "base", "retrigger", "to_share")
 
 
 def check_places(config, *inputs):
     """config: a MeasureConfig; inputs: what it reads beside what every MeasureConfig names. Raises InputError if the run could
     not leave what it is asked for, or would replace what it reads."""
-    read = (*inputs, config.train_data, config.heldout_data, config.descriptor, config.alignment, *config.fail_on)
-    check_output(config.output_dir, config.overwrite, inputs=read)
+    read = (*inputs, config.train_data, config.heldout_data)
+    check_output(config.output_dir, config.overwrite, inputs=read, texts=(config.descriptor, config.alignment, *config.fail_on))
     check_beside(config.index_dir, config.output_dir, "--index_dir")
     if config.junit_xml:
         _check_junit(config.junit_xml, config.output_dir)
+    for place in (place for place in (config.index_dir, config.junit_xml) if place):
+        check_outside(place, read)
 
 
 def check_images(config, *manifests):

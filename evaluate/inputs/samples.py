@@ -12,7 +12,7 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256, whole
 from rotescope.common.parquet import read_table
-from rotescope.datasets.manifest import decode, read_encoded
+from rotescope.datasets.manifest import decode, line_safe, read_encoded
 from rotescope.datasets.readers.sources import IMAGES, Quarantined
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
@@ -78,9 +78,10 @@ class Samples:
 
     @property
     def hash(self):
-        """Over the names, prompts and seeds, and the encoded images."""
+        """Over the names, prompts, groups and seeds, and the encoded images."""
         named = zip(self.records, self.sha256, strict=True)
-        lines = (f"{r.image}\t{r.method}\t{r.prompt}\t{r.seed}\t{sha}\n" for r, sha in named)
+        lines = ("\t".join([*map(line_safe, (r.image, r.method, r.prompt, r.group, r.image_id)), str(r.seed), sha]) + "\n"
+                 for r, sha in named)
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -12,11 +12,13 @@ again in its place; so are, at each use, the few pictures whose descriptor is 0.
 import fcntl
 import json
 import os
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
 
@@ -31,8 +33,9 @@ class MappedRows:
     """Some rows of a memory map as a float32 matrix that is read where it is sliced."""
 
     def __init__(self, array, rows):
-        self.array, self.rows = array, np.asarray(rows, np.int64)
+        self.rows = np.asarray(rows, np.int64)
         self.shape, self.in_order = (len(self.rows), array.shape[1]), np.array_equal(self.rows, np.arange(len(self.rows)))
+        self.array = array[:len(self.rows)] if self.in_order else array  # what lies behind is no row of these
 
     def __len__(self):
         return self.shape[0]
@@ -60,7 +63,8 @@ class Memory:
 
 
 class Store:
-    """A folder of descriptors of one kind. InputError if it holds another kind, or another run is adding to it."""
+    """A folder of descriptors of one kind. InputError if it holds another kind. Any number of runs read it while one adds to it;
+    who has something to add, too, waits."""
 
     def __init__(self, folder, name, dim):
         self.folder, self.name, self.dim = Path(folder), name, dim
@@ -72,13 +76,25 @@ class Store:
     def _check(self):
         wanted = {"descriptor": self.name, "dim": self.dim}
         if not (self.folder / "index.json").exists():
-            if any(p.name != "queries" for p in self.folder.iterdir()):
+            if any(p.name != "queries" and not p.name.startswith(".") for p in self.folder.iterdir()):
                 raise InputError(f"{self.folder} is no index, and not empty: name another folder")
-            write_json(self.folder / "index.json", wanted)
+            self._found(wanted)
         found = read_about(self.folder)
         if any(found[key] != value for key, value in wanted.items()):
             raise InputError(f"the index {self.folder} holds descriptors by {found['descriptor']}, not {self.name}: "
                              "name another folder, or that descriptor")
+
+    def _found(self, about):
+        """index.json, whole; where another run has made one in between, that one stays."""
+        draft = self.folder / f".{uuid.uuid4().hex}.part"
+        write_json(draft, about)
+        try:
+            os.link(draft, self.folder / "index.json")
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without links
+            draft.replace(self.folder / "index.json")
+        draft.unlink(missing_ok=True)
 
     def _read(self):
         """-> how many rows are whole."""
@@ -92,12 +108,13 @@ class Store:
 
     @contextmanager
     def _growing(self):
-        """Alone, and without what an earlier run left half-written."""
+        """Alone, and without what an earlier run left half-written; waits for another run that is adding."""
         with open(self.folder / ".lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"another run is adding to the index {self.folder}: wait for it, or name another") from error
+            except BlockingIOError:
+                say(f"another run is adding to the index {self.folder}: this one waits for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             whole = self._read()
             for file, width in ((self.vectors_file, 2 * self.dim), (self.keys_file, KEY)):
                 file.touch()
@@ -140,16 +157,27 @@ class Store:
         -> MappedRows, in order."""
         keys = [bytes.fromhex(sha) for sha in shas]
         position, tick = {key: i for i, key in enumerate(keys)}, on_image or (lambda: None)
+        if self._read() and not any(self._lacking(position)):  # there is nothing to add: nobody is in the way of a reader
+            for _ in keys if on_image else ():
+                tick()
+            return self._view(keys)
         with self._growing():
-            damaged = self._damaged([key for key in position if key in self.row_of])
-            new = [key for key in position if key not in self.row_of]
+            new, damaged = self._lacking(position)
             for _ in range(len(keys) - len(new) - len(damaged)):
                 tick()
-            for todo, put in ((new, self._add), ([key for key in position if key in damaged], self._mend)):
+            for todo, put in ((new, self._add), (damaged, self._mend)):
                 for part in (todo[i:i + CHUNK] for i in range(0, len(todo), CHUNK)):
                     put(part, descriptor([openers[position[key]]() for key in part]))
                     for _ in part:
                         tick()
+        return self._view(keys)
+
+    def _lacking(self, keys):
+        """-> those of the keys that are not here, and those whose vector is not whole, each in their order."""
+        damaged = self._damaged([key for key in keys if key in self.row_of])
+        return [key for key in keys if key not in self.row_of], [key for key in keys if key in damaged]
+
+    def _view(self, keys):
         return MappedRows(self.vectors, [self.row_of[key] for key in keys])
 
 

@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 
 from rotescope.common.errors import InputError
+from rotescope.common.outputs import check_outside
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import show_quarantined
@@ -14,6 +15,8 @@ from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.descriptor_store import Store, merge
 from rotescope.evaluate.neighbours.index import build_index, unique
+
+PARTS_OF_AN_INDEX = {"index.json", "vectors.f16", "keys.bin", "queries", ".lock"}
 
 
 def index_folder(config):
@@ -23,6 +26,7 @@ def index_folder(config):
     if config.merge:
         return len(merge(config.merge, config.index_dir))
     first, step = shard_of(config.shard)
+    check_outside(config.index_dir, (config.train_data,))
     # before the descriptor: it chooses this process's device
     state = PartialState(cpu=not torch.cuda.is_available())
     source = read_source(config.train_data, need_captions=False)
@@ -40,6 +44,9 @@ def index_folder(config):
 def _in_parallel(manifest, descriptor, folder, state):
     """Each process embeds its share of what is new into a part of its own; the first then joins them."""
     parts = [folder.with_name(f"{folder.name}.part-{i}") for i in range(state.num_processes)]
+    if state.is_main_process:
+        _drop_strange(parts, descriptor)
+    state.wait_for_everyone()
     known = Store(folder, descriptor.name, descriptor.dim).row_of if folder.exists() else {}
     mine = [e for e in manifest
             if bytes.fromhex(e.sha256) not in known][state.process_index::state.num_processes]
@@ -53,6 +60,16 @@ def _in_parallel(manifest, descriptor, folder, state):
         _embed(manifest, descriptor, folder)  # embeds nothing more, but mends what a disk lost
         for part in done:
             shutil.rmtree(part)
+
+
+def _drop_strange(parts, descriptor):
+    """What a run that was killed has left of another descriptor, or has half removed; parts of this one are used, and what is
+    none of ours stays."""
+    for part in (p for p in parts if p.exists() and {entry.name for entry in p.iterdir()} <= PARTS_OF_AN_INDEX):
+        try:
+            Store(part, descriptor.name, descriptor.dim)
+        except InputError:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _embed(manifest, descriptor, folder):

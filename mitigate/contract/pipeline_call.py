@@ -141,20 +141,21 @@ class PipelineCall:
     def encode_text(self):
         """-> `embeddings`, encoded at the first call as the pipeline does; Stable Diffusion 1 and 2 only."""
         if self.embeddings is None:
-            both = self.get("prompt_embeds"), self.get("negative_prompt_embeds")
-            if both[0] is None:
-                both = self._encoded()
-            elif self._per_prompt > 1:
-                both = tuple(e.repeat_interleave(self._per_prompt, 0) for e in both)
-            self.replace_embeddings(*both)
+            given = [self.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")]
+            both = [e if e is None else e.repeat_interleave(self._per_prompt, 0) for e in given]
+            lacking = any(e is None for e in both)
+            self.replace_embeddings(*(self._encoded(*both) if lacking else both))
         return self.embeddings
 
-    def _encoded(self):
+    def _encoded(self, cond, uncond):
+        """Those of the two that are not given."""
         if self.family != "sd":
             raise InputError("this mitigation changes text embeddings, which is not served on "
                              f"{type(self.pipe).__name__}")
-        self._expand()
-        return self.pipe.encode_prompt(self.prompts, self.device, 1, True, self.get("negative_prompt"),
+        texts = self.prompts if cond is None else None
+        negative = self.get("negative_prompt") if uncond is None else None
+        negative = None if negative is None else self._repeated(negative)
+        return self.pipe.encode_prompt(texts, self.device, 1, True, negative, prompt_embeds=cond, negative_prompt_embeds=uncond,
                                        clip_skip=self.get("clip_skip"))
 
     def replace_embeddings(self, cond, uncond):

@@ -35,7 +35,8 @@ TOKENS = pa.schema([("prompt_index", pa.int32()), ("prompt", pa.string()), ("gro
 def check_detection(config):
     """Raise InputError for whatever would stop the run later -> {name: NAME[:settings]} of the detectors."""
     check_output(config.output_dir, config.overwrite,
-                 inputs=(config.model, config.lora, config.prompts, config.train_data, config.heldout_data, *config.detector))
+                 inputs=(config.model, config.lora, config.prompts, config.train_data, config.heldout_data),
+                 texts=config.detector)
     check_model(config)
     if config.batch_size < 1 or not config.detector:
         raise InputError("batch_size must be 1 or more, and there must be a detector")
@@ -71,9 +72,9 @@ def write_scores(config, beside=None):
         if config.tokens:
             attributed = list(attribute_tokens(pipe, prompts, seed=config.seed, batch_size=config.batch_size,
                                                on_image=lambda: advance("tokens")))
-            write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet")
+            write_table(pa.Table.from_pylist(_token_rows(prompts, attributed), TOKENS), draft / "tokens.parquet", kind="tokens")
         rows, run = _score_rows(prompts, scored), _about(config, texts, prompts, seconds)
-        write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet")
+        write_table(pa.Table.from_pylist(rows, SCORES), draft / "scores.parquet", kind="scores")
         write_json(draft / "run.json", run)
         if beside:
             beside(draft, rows, run)

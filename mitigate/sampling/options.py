@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.common.errors import InputError
+from rotescope.common.options import check_seeds
 from rotescope.mitigate.contract.catalogue import check_text, name_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.models.model_options import ModelOptions
@@ -98,8 +99,7 @@ def check_sampling(config):
                          "scale above 1")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
-    if any(seed < 0 or seed != int(seed) for seed in config.seeds):
-        raise InputError(f"seeds {' '.join(map(str, config.seeds))}: give whole numbers from 0 on")
+    check_seeds(config.seeds)
     if len(set(config.seeds)) < len(config.seeds):
         raise InputError(f"a seed is named twice: {' '.join(map(str, config.seeds))}")
 

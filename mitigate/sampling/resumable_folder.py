@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import put_in_place, write_json
+from rotescope.common.processes import alone_in
 
-FREE = ("device", "output_dir", "overwrite", "resume")  # settings that may change in between
+FREE = ("allow_unused_keys", "device", "output_dir", "overwrite", "resume")  # settings that may change in between
 
 
 @contextmanager
@@ -15,9 +16,13 @@ def resumable_folder(path, about, state, *, overwrite=False, resume=False):
     """Like outputs.output_folder: whole or absent. But the draft has a fixed name, and stays once run.json is not alone in it.
 
     about: what run.json says; a draft that was made with other settings is refused. state: accelerate's PartialState; the main
-    process makes, checks and renames the folder, all of them fill it.
+    process makes, checks and renames the folder, all of them fill it. InputError while another run fills it.
     """
-    path = Path(path)
+    with alone_in(path):
+        yield from _filled(Path(path), about, state, overwrite, resume)
+
+
+def _filled(path, about, state, overwrite, resume):
     draft = path.parent / f".{path.name}.unfinished"
     if state.is_main_process:
         _open(draft, about, overwrite, resume)
@@ -49,9 +54,10 @@ def check_same(folder, about):
 
 
 def _open(draft, about, overwrite, resume):
-    if draft.exists() and resume:
+    begun = (draft / "run.json").exists()  # a run that was killed before that has left nothing
+    if begun and resume:
         return check_same(draft, about)
-    if draft.exists() and not overwrite:
+    if begun and not overwrite:
         raise InputError(f"an unfinished run is at {draft}: pass --resume to go on with it, or --overwrite to start anew")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from rotescope.common.outputs import folder_sha256, sha256, versions
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.manifest import line_safe
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
 from rotescope.models.model_files import find_lora, find_model
@@ -26,7 +27,7 @@ def describe(config, prompts, policies):
 
 def hashes_of(config, prompts):
     """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
-    lines = "".join(f"{p.text}\t{p.group}\t{p.image_id}\n" for p in prompts)
+    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id))) + "\n" for p in prompts)
     found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
     return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
 

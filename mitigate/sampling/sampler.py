@@ -167,4 +167,4 @@ def merge_shards(out, shards):
 def _write_table(table, file):
     """Whole or not at all."""
     with whole_file(file) as draft:
-        write_table(table, draft, "snappy")
+        write_table(table, draft, "snappy", kind="records")

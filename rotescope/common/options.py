@@ -1,4 +1,9 @@
 """What the options of every command have in common."""
+from dataclasses import fields, is_dataclass
+
+from rotescope.common.errors import InputError
+
+SEED_LIMIT = 2**63  # seeds stand in tables as 64-bit integers
 
 
 class Options:
@@ -6,3 +11,14 @@ class Options:
 
     def check(self) -> None:
         """Raise InputError for a value that is wrong whatever the data and the model; nothing heavy is loaded for it."""
+        for name in (f.name for f in fields(self) if is_dataclass(self)):
+            if name in ("seed", "seeds") or name.endswith(("_seed", "_seeds")):
+                given = getattr(self, name)
+                check_seeds(given if isinstance(given, list | tuple) else (given,), name)
+
+
+def check_seeds(seeds, name="seeds"):
+    """InputError for a seed that is no whole number from 0 on, or too large for a table; None is passed over."""
+    wrong = next((seed for seed in seeds if seed is not None and (seed != int(seed) or not 0 <= seed < SEED_LIMIT)), None)
+    if wrong is not None:
+        raise InputError(f"{name} {' '.join(map(str, seeds))}: give whole numbers from 0 on, below 2 to the power of 63")

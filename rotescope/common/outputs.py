@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rotescope import __version__
 from rotescope.common.errors import InputError
+from rotescope.common.processes import alone_in, check_alone
 from rotescope.common.whole_files import usual_permissions, write_text
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "open_clip_torch", "torchmetrics", "numpy",
@@ -22,36 +23,45 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "peft", "datase
 def output_folder(path, overwrite=False, min_free_mb=50):
     """A folder that appears whole or not at all: filled under another name beside it, then renamed.
 
-    Raises InputError, before anything is computed, when `path` exists and is not to be overwritten, or the disk is nearly full.
+    Raises InputError, before anything is computed, when `path` exists and is not to be overwritten, the disk is nearly full, or
+    another run fills it.
     """
     path = Path(path)
     check_output(path, overwrite, min_free_mb)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    draft.mkdir()
-    try:
-        yield draft
-        put_in_place(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    draft = path.parent / f".{path.name}.{_mark()}.part"
+    with alone_in(path):
+        draft.mkdir()
+        try:
+            yield draft
+            put_in_place(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def put_in_place(draft, path):
-    """Rename a finished folder to `path`; what lies there goes last."""
+    """Rename a finished folder to `path`; what lies there goes last, and with it what runs that were killed here had moved
+    away."""
     usual_permissions(draft)
     if path.exists():
-        old = draft.with_suffix(".old")
-        path.rename(old)
-        draft.rename(path)
-        shutil.rmtree(old)
-    else:
-        draft.rename(path)
+        path.rename(path.parent / f".{path.name}.{_mark()}.old")
+    draft.rename(path)
+    name = re.escape(f".{path.name}.")
+    for old in (p for p in path.parent.iterdir() if re.fullmatch(rf"{name}(?:[0-9a-f]{{8}}\.)?old", p.name)):
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def check_output(path, overwrite=False, min_free_mb=50, inputs=()):
-    """Raise InputError if a run could not end by writing the folder `path`, or would replace what it reads (check_apart)."""
+def _mark():
+    """That no other run has."""
+    return uuid.uuid4().hex[:8]
+
+
+def check_output(path, overwrite=False, min_free_mb=50, inputs=(), texts=()):
+    """Raise InputError if a run could not end by writing the folder `path`, would replace what it reads or write into it
+    (check_apart), or if another run fills it now."""
     path = Path(path)
-    check_apart(path, inputs)
+    check_apart(path, inputs, texts)
+    check_alone(path)
     if path.is_file():
         raise InputError(f"{path} is a file: name a folder for the output")
     if path.exists() and any(path.iterdir()) and not overwrite:
@@ -64,15 +74,25 @@ def check_output(path, overwrite=False, min_free_mb=50, inputs=()):
         raise InputError(f"only {free:.0f} MB are free at {parent}, {min_free_mb} are needed: free some space or write elsewhere")
 
 
-def check_apart(output, inputs):
-    """Raise InputError if one of the `inputs` is `output` or lies in it: it would be gone once the output is there.
+def check_apart(output, inputs, texts=()):
+    """Raise InputError if one of the `inputs` is `output` or lies in it, since it would be gone once the output is there; or if
+    `output` lies in one of them, which would hold other data the next time that it is read.
 
-    inputs: paths, or what may name some, as NAME:key=FILE does; None and what does not exist are passed over.
+    inputs: paths; texts: what may name some, as NAME:key=FILE does. None and what does not exist are passed over.
     """
-    named = (part for given in inputs if given for part in {str(given), *re.split("[:=@]", str(given))} if part)
-    for part in named if os.path.exists(output) else ():
+    named = [part for text in texts if text for split in ("[:=@]", "[:=@,]")
+             for part in {str(text), *re.split(split, str(text))} if part]
+    for part in (*(str(given) for given in inputs if given), *named) if os.path.exists(output) else ():
         if os.path.exists(part) and is_within(part, output):
             raise InputError(f"{part} is read, and the output {output} would replace it: name another place for the output")
+    check_outside(output, (*inputs, *(part for text in texts if text for part in re.findall("=([^,]+)", str(text)))))
+
+
+def check_outside(output, folders):
+    """Raise InputError if `output` lies in one of the folders; None and what is no folder are passed over."""
+    for folder in (given for given in folders if given and os.path.isdir(given)):
+        if is_within(output, folder):
+            raise InputError(f"{folder} is read, and the output {output} lies in it: name another place for the output")
 
 
 def is_within(path, folder):

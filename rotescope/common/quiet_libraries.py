@@ -35,7 +35,7 @@ def quiet():
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
         library.disable_progress_bar()
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)  # what they call an error they raise, too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

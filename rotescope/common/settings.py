@@ -165,7 +165,15 @@ def _known_keys(file, names):
 
 
 def _read_yaml(file):
-    return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    """InputError for a file that is no YAML, or holds something else than options."""
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--config {file} is no YAML ({_first_lines(error)}): name a file of options, each as `name: value`") \
+            from error
+    if not isinstance(found, dict | None):
+        raise InputError(f"--config {file} holds no options: write each of them as `name: value`")
+    return found
 
 
 def _first_lines(error):

@@ -19,6 +19,8 @@ class ModelOptions(Options):
     """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), or its name on the hub"""
     lora: str | None = None
     """LoRA file or folder, on top of the model"""
+    allow_unused_keys: bool = False
+    """go on though some weights of the LoRA belong to no layer of the model, and so change no image"""
     dtype: str = "fp32"
     """number format of the weights: fp32, fp16 or bf16"""
     device: str = "auto"

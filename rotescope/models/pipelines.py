@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
+from rotescope.models.lora import attach_lora
 from rotescope.models.model_files import find_lora, find_model, read_index
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -22,36 +23,46 @@ def check_model(options):
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
     find_model(options.model)
+    chosen_device(options.device)
     if options.lora:
         find_lora(options.lora)
 
 
 def open_model(options):
     """ModelOptions -> the pipeline, where it is to run."""
-    return load_pipeline(options.model, options.lora, DTYPES[options.dtype]).to(chosen_device(options.device))
+    return load_pipeline(options.model, options.lora, DTYPES[options.dtype],
+                         allow_unused_keys=options.allow_unused_keys).to(chosen_device(options.device))
 
 
 def chosen_device(name):
-    """What --device names -> torch's name for it: auto is a GPU where there is one."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """What --device names -> torch's name for it: auto is a GPU where there is one. InputError if there is no such device."""
+    name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except Exception as error:  # no such word, no such number, no driver, a torch that was built without: one kind each
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--device {name} is not there ({first}): take auto, cpu, or one that this machine has") from error
+    return name
 
 
-def load_pipeline(name, lora=None, dtype=torch.float32):
-    """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode; `lora`: a file or folder."""
+def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False):
+    """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode.
+
+    lora: a file or folder; allow_unused_keys: though some of it belongs to no layer. parts: {component: what stands for it},
+    which are not loaded.
+    """
     folder, lora = find_model(name), find_lora(lora) if lora else None
     kind = read_index(folder)["_class_name"]
     unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
     try:
         with quiet():
             pipe = getattr(diffusers, kind).from_pretrained(
-                folder, **{DTYPE_OPTION: dtype}, use_safetensors=True, local_files_only=True, **unchecked)
-            if lora:
-                pipe.load_lora_weights(lora.parent, weight_name=lora.name, local_files_only=True)
-                attached = any(pipe.get_list_adapters().values())
+                folder, **{DTYPE_OPTION: dtype}, use_safetensors=True, local_files_only=True, **unchecked | (parts or {}))
     except Exception as error:  # a damaged file shows in as many ways as there are formats
-        raise InputError(f"{lora or name} cannot be loaded ({error}): copy it again") from error
-    if lora and not attached:  # the libraries only remark on it
-        raise InputError(f"no weight of {lora} belongs to {name}: it is a LoRA of another model, or of a format that is not read")
+        raise InputError(f"{name} cannot be loaded ({error}): copy it again") from error
+    if lora:
+        with quiet():
+            attach_lora(pipe, lora, name, allow_unused_keys)
     for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
         part.requires_grad_(False).eval()
     return pipe

@@ -1,9 +1,11 @@
 """Audit a checkpoint against its training images: sample its captions, look for copies, report, pass or fail."""
 import json
+import shutil
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
@@ -34,6 +36,8 @@ from rotescope.procedures import retrigger
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked samples is no rate of the model
+SHARED = "to_share"  # the folder, in output_dir, of a redacted report
+REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md")
 COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
 
 
@@ -77,7 +81,18 @@ def run_audit(config):
         if config.retrigger:
             report = replace(report, retrigger=sought_again(config, report, manifest, heldout, draft / "retrigger"))
         write_all(report, draft, config)
+        if config.redact:
+            set_apart(draft)
+            say(f"without pictures of training images, to be handed on: {Path(config.output_dir) / SHARED}")
     return report
+
+
+def set_apart(folder):
+    """The files of a redacted report once more, in a folder of their own: beside them lie samples that may copy training images,
+    and under --retrigger the images themselves and embeddings that bring them back."""
+    (folder / SHARED).mkdir()
+    for name in REDACTED:
+        shutil.copyfile(folder / name, folder / SHARED / name)
 
 
 def find_base(config):

@@ -90,8 +90,9 @@ def _peak_mb(device):
 def run_comparison(config):
     """Sample, time and score every method -> {method: {duplicated, control, cost, front}}."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
-                 inputs=(config.checkpoint, config.heldout_data, *config.mitigation))
+                 inputs=(config.checkpoint, config.heldout_data), texts=config.mitigation)
     check_sampling(config)
+    chosen_device(config.device)
     if config.repeats < 1:
         raise InputError(f"repeats={config.repeats}: time each method once or more")
     manifest, groups = dosed_prompts(config.checkpoint)

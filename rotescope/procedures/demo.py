@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rotescope.common.console import say
 from rotescope.common.outputs import check_output
+from rotescope.common.processes import alone_in
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import parse, plain
 from rotescope.datasets.readers.sources import load_source
@@ -23,8 +24,13 @@ TITLE = "What did the embedded model learn by rote?"
 
 def demo(config):
     """-> the report, whose folder is config.output_dir."""
+    check_output(config.output_dir, config.overwrite, min_free_mb=200)
+    with alone_in(config.output_dir):
+        return _demo(config)
+
+
+def _demo(config):
     out, started = Path(config.output_dir), time.time()
-    check_output(out, config.overwrite, min_free_mb=200)
     checkpoint = out / "checkpoint"
     sampling = GenerateConfig(prompts=str(checkpoint / "manifest.parquet"), output_dir=str(out / "samples"),
                               model=str(checkpoint), mitigation=config.mitigation, seeds=config.seeds,

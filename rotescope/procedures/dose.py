@@ -36,8 +36,9 @@ from rotescope.train.engine.job import check_job
 def check_config(config):
     """-> list of DoseRun, Source. InputError, before anything is trained, on what would stop the run later."""
     check_output(config.output_dir, config.overwrite, min_free_mb=200, inputs=(
-        config.pretrained_model_name_or_path, config.train_data, config.recipe, config.descriptor, *config.mitigation))
+        config.pretrained_model_name_or_path, config.train_data, config.recipe), texts=(config.descriptor, *config.mitigation))
     check_sampling(config)
+    chosen_device(config.device)
     if config.images < 1 or not config.doses or min(config.doses) < 1 or list(config.doses) != sorted(set(config.doses)):
         raise InputError("dose needs one image or more at each of --doses, and these rising from 1 or more")
     if not config.train_seeds or len(set(config.train_seeds)) < len(config.train_seeds):

@@ -126,6 +126,7 @@ def run_figures(config):
     """Sample, judge and draw -> list of Claim; everything lies in config.output_dir afterwards."""
     check_output(config.output_dir, config.overwrite, min_free_mb=100, inputs=(config.checkpoint,))
     check_sampling(config)
+    chosen_device(config.device)
     if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
     with output_folder(config.output_dir, config.overwrite) as draft:

@@ -4,7 +4,7 @@ import shutil
 from safetensors.torch import save_file
 
 from rotescope.common.errors import InputError
-from rotescope.common.outputs import check_apart, check_beside, check_output, output_folder, write_json
+from rotescope.common.outputs import check_apart, check_beside, check_output, check_outside, output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import get_descriptor
@@ -31,8 +31,10 @@ SHOWN = 4  # images of a group in the picture
 def check_retrigger(config):
     """Raise InputError for whatever would stop the run later."""
     check_output(config.output_dir, config.overwrite, inputs=(
-        config.model, config.lora, config.train_data, config.heldout_data, config.descriptor, *config.mitigation))
+        config.model, config.lora, config.train_data, config.heldout_data), texts=(config.descriptor, *config.mitigation))
     check_beside(config.index_dir, config.output_dir, "--index_dir")
+    if config.index_dir:
+        check_outside(config.index_dir, (config.train_data, config.heldout_data))
     check_model(config)
     check_sampling(config)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)

@@ -203,11 +203,14 @@ def test_an_output_does_not_replace_what_is_read(tmp_path):
     (out / "samples").mkdir(parents=True)
     (out / "c.json").touch()
     (tmp_path / "link").symlink_to(out / "samples")
-    for given in (out, out / "samples", tmp_path / "link", f"dtp-calibrated:calibration={out}/c.json", f"any:@{out}/c.json"):
-        with pytest.raises(InputError, match="is read, and the output"):
-            check_output(out, overwrite=True, inputs=(None, "none", given))
-    check_output(out, overwrite=True, inputs=(tmp_path, tmp_path / "other", out / "gone", None, ""))
-    check_output(tmp_path / "new", inputs=(out, tmp_path))
+    for given in (out, out / "samples", tmp_path / "link"):
+        with pytest.raises(InputError, match="would replace it"):
+            check_output(out, overwrite=True, inputs=(None, given))
+    for given in (f"dtp-calibrated:calibration={out}/c.json", f"any:@{out}/c.json"):
+        with pytest.raises(InputError, match="would replace it"):
+            check_output(out, overwrite=True, texts=(None, "none", given))
+    check_output(out, overwrite=True, inputs=(tmp_path / "other", out / "gone", None, ""))
+    check_output(tmp_path / "new", inputs=(out,))
 
 
 @pytest.mark.parametrize("argv", [

@@ -49,9 +49,10 @@ def save_lora(job, folder):
 
 
 def _lora_layers(name, part):
-    """As diffusers' scripts have it: only transformers keep PEFT's names."""
+    """A denoiser's keep PEFT's names, which every loader reads. diffusers' older ones exist for attention alone, and where the
+    first name of a UNet's file is an older one, its loader passes over those of all other layers."""
     layers = get_peft_model_state_dict(part)
-    return layers if name == "transformer" else convert_state_dict_to_diffusers(layers)
+    return convert_state_dict_to_diffusers(layers) if name.startswith("text_encoder") else layers
 
 
 def save_full(job, folder, dtype=torch.float32):

@@ -14,7 +14,7 @@ from rotescope.common.outputs import write_json
 from rotescope.common.processes import is_first_process
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.manifest import Manifest
-from rotescope.models.model_files import LORA_FILE
+from rotescope.models.model_files import LORA_FILE, may_be_on_hub
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
 PATHS = ("pretrained_model_name_or_path", "train_data", "output_dir", "cache_dir", "resume_from_checkpoint",
@@ -86,8 +86,8 @@ def stage(job, repository, folder):
 
 
 def portable(values, names):
-    """A dict whose absolute paths, under these names, have lost their folders."""
-    return {k: Path(v).name if k in names and isinstance(v, str) and os.path.isabs(v) else v for k, v in values.items()}
+    """A dict whose paths, under these names, have lost their folders, absolute or not; names on the hub stay."""
+    return {k: _public(v) if k in names and isinstance(v, str) and v else v for k, v in values.items()}
 
 
 def portable_record(record):
@@ -178,12 +178,13 @@ def _usage(job, repository, base):
 
 
 def _on_hub(name):
-    return not Path(name).exists() and str(name).count("/") == 1
+    return may_be_on_hub(name)
 
 
 def _public(name):
-    """A name on the hub as it is; of a local one the last part, on one line."""
-    return str(name) if _on_hub(name) else " ".join(Path(name).resolve().name.split())
+    """A name on the hub as it is; of a local one the last part that was typed, on one line: not where a link leads, nor a folder
+    above."""
+    return str(name) if _on_hub(name) else " ".join((Path(os.path.normpath(name)).name.removeprefix("..") or "local").split())
 
 
 def _code(name):

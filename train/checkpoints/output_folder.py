@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from rotescope.common.errors import InputError
-from rotescope.common.outputs import check_output, output_folder
+from rotescope.common.outputs import check_output, check_outside, output_folder
+from rotescope.common.processes import check_alone
 from rotescope.common.whole_files import usual_permissions
 from rotescope.models.model_files import check_utf8
 
@@ -114,13 +115,16 @@ def drop_later(out, step):
 def check_place(config, min_free_mb=50):
     """-> the checkpoint to resume from, or None. InputError if the run could not leave its result in output_dir."""
     check_utf8(config.output_dir)
+    check_alone(config.output_dir)
     out, resumed = Path(config.output_dir), find_checkpoint(config.resume_from_checkpoint, config.output_dir)
     unfinished = bool(work_in(out)) and not (out / LAST[-1]).exists()  # perhaps killed in its first checkpoint
     if unfinished and not (config.overwrite or config.resume_from_checkpoint):
         raise InputError(f"{out} holds an unfinished run: go on with --resume_from_checkpoint latest, or pass --overwrite")
     replaced = config.overwrite or not unfinished  # else what lies there stays, beside the result
-    check_output(out, config.overwrite or unfinished, min_free_mb, inputs=(
-        config.pretrained_model_name_or_path, config.train_data, config.monitor_heldout) if replaced else ())
+    read = (config.pretrained_model_name_or_path, config.train_data, config.monitor_heldout)
+    check_output(out, config.overwrite or unfinished, min_free_mb, inputs=read if replaced else ())
+    for place in (place for place in (out, config.cache_dir) if place):
+        check_outside(place, read)
     return resumed
 
 

@@ -8,7 +8,7 @@ import torch
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError, RunError
-from rotescope.common.processes import is_first_process, process_count
+from rotescope.common.processes import alone_in, is_first_process, process_count
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.plans.duplication import check_served
 from rotescope.datasets.readers.quarantine import show_quarantined
@@ -16,6 +16,7 @@ from rotescope.models.pipelines import DTYPES
 from rotescope.train.checkpoints.export import save_full, save_lora, save_record
 from rotescope.train.checkpoints.hub_upload import open_hub, upload
 from rotescope.train.checkpoints.output_folder import cache_of, checkpoints, clear_cache, clear_work, drop_later, result_folder
+from rotescope.train.checkpoints.reloaded import check_saved
 from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
@@ -34,8 +35,14 @@ def train_model(config, on_step=None, progress=True, monitor=None):
     --monitor_steps asks for. Pictures that cannot be read are left out: announced before the first step, named at the end and in
     rotescope.json. InputError before anything expensive, RunError when the loss is no number.
     """
-    started = time.time()
     job, repository = check_job(config), open_hub(config)
+    with alone_in(config.output_dir):
+        return _trained_whole(job, repository, on_step, progress, monitor)
+
+
+def _trained_whole(job, repository, on_step, progress, monitor):
+    """-> the checkpoint's folder."""
+    started, config = time.time(), job.config
     watch = _watch(job, monitor, say if progress else _hush)
     size = batch_size(config, process_count())
     steps = total_steps(config, job.manifest, size)
@@ -170,3 +177,4 @@ def _save(run, about):
                  **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(run.served), weights, about)
         drop_later(config.output_dir, run.saved)
+    check_saved(job, Path(config.output_dir))  # once it is in place: the check may want more memory than there is

@@ -158,12 +158,6 @@ def test_an_index_of_another_descriptor_or_no_index_is_refused(data, tmp_path):
         merge([tmp_path / "nowhere"], tmp_path / "m")
 
 
-def test_two_runs_do_not_add_to_one_index_at_once(data, tmp_path):
-    store = Store(tmp_path / "i", "pixels", 4)
-    with store._growing(), pytest.raises(InputError, match="another run is adding"):
-        Store(tmp_path / "i", "pixels", 4).embed([data[0].sha256], [data[0].open], pixels())
-
-
 @pytest.mark.parametrize("text", ["[]", "{}", '"pixels"', "{"])
 def test_an_index_that_says_nothing_of_itself_is_refused(data, tmp_path, text):
     build_index(data, pixels(), folder=tmp_path / "i")

@@ -1,0 +1,91 @@
+"""Whether what was saved is what was trained: stock diffusers opens it again, and both predict from one noise."""
+from dataclasses import dataclass
+
+import torch
+
+from rotescope.common.errors import InputError, RunError
+from rotescope.models.pipelines import DTYPES, load_pipeline
+from rotescope.train.objective.families import Predictor, family_of
+
+CAPTION, TIMESTEP = "a photograph", 500.0
+LATENT = 16          # the side at which both predict, at most
+ROUNDING = 1e-5      # of a prediction's size: what the order of sums may change
+OF_THE_LORA = 0.01   # of what the LoRA changes in a prediction: more than that is missing from its file
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """Largest differences between predictions, as shares of the largest number in one."""
+    saved: float         # between the model in memory and the one that was saved
+    adapter: float       # between the model in memory with its LoRA and without; 0 if there is none
+
+    @property
+    def is_equal(self):
+        """NaN is never equal."""
+        return self.saved <= max(ROUNDING, OF_THE_LORA * self.adapter)
+
+
+def check_saved(job, folder):
+    """Raise RunError if the result in `folder` predicts something else than the trained model in memory, which stays on the CPU
+    and in float32 afterwards."""
+    try:
+        found = reloaded(job, folder)
+    except InputError as error:
+        raise RunError(f"what was saved in {folder} is not what was trained: it cannot be opened again ({error})") from error
+    if not found.is_equal:
+        lora = f", of which its LoRA makes {found.adapter:.2g}" if found.adapter else ""
+        raise RunError(f"what was saved in {folder} is not what was trained: from one noise it predicts another picture, off by "
+                       f"{found.saved:.2g}{lora}; do not use it, and report this with its config.yaml")
+
+
+@torch.no_grad()
+def reloaded(job, folder):
+    """-> Reloaded. Only the trained parts are loaded again; the others, which did not change, serve both."""
+    config, names = job.config, tuple(job.predictor.parts)
+    shared = {name: part for name, part in job.pipe.components.items() if name not in names and part is not None}
+    for part in job.frozen():
+        part.cpu()
+    again = load_pipeline(config.pretrained_model_name_or_path, folder, parts=shared) if config.lora else \
+        load_pipeline(folder, dtype=DTYPES[config.save_dtype], parts=shared)
+    for name in names:
+        _in_one_precision(job.pipe.components[name], again.components[name])
+    trained = _prediction(job, job.pipe)
+    size = trained.abs().max().clamp(min=1e-12)
+    return Reloaded(_largest(_prediction(job, again) - trained, size), _largest(_without(job, names) - trained, size)
+                    if config.lora else 0.0)
+
+
+def _largest(difference, size):
+    return float(difference.abs().max() / size)
+
+
+def _in_one_precision(trained, saved):
+    """What lies under a LoRA may have been rounded to half precision while it was trained; from there both go to float32."""
+    kinds = {name: weight.dtype for name, weight in trained.named_parameters()}
+    for name, weight in saved.named_parameters():
+        weight.data = weight.data.to(kinds.get(name, weight.dtype)).float()
+    for part in (trained, saved):
+        torch.nn.Module.to(part, "cpu", torch.float32)  # diffusers' own `to` warns of parts that it would keep
+
+
+def _without(job, names):
+    """-> the prediction with the LoRAs off."""
+    parts = [job.pipe.components[name] for name in names]
+    for part in parts:
+        part.disable_adapters()
+    try:
+        return _prediction(job, job.pipe)
+    finally:
+        for part in parts:
+            part.enable_adapters()
+
+
+def _prediction(job, pipe):
+    """Of one caption, noise and timestep -> (1, C, h, w)."""
+    side = min(LATENT, job.preprocessing.resolution // pipe.vae_scale_factor)
+    noise = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    condition = {name: value.float() for name, value in family_of(pipe).encode(pipe, [CAPTION], torch.device("cpu")).items()}
+    pixels = float(side * pipe.vae_scale_factor)
+    condition["geometry"] = torch.tensor([[pixels, pixels, 0.0, 0.0, pixels, pixels]])
+    predictor = Predictor(pipe, tuple(job.predictor.parts), job.config.guidance_scale).eval()
+    return predictor(noise, torch.tensor([TIMESTEP]), condition).float()
