@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +82,14 @@ class KeptFeatures:
         return slice(self._starts[row], self._starts[row] + self.counts[row])
 
 
+def _extracted(openers, tick):
+    """Yields the LocalFeatures of each picture; several are extracted at a time."""
+    with ThreadPoolExecutor() as threads:
+        for features in threads.map(lambda opener: local_features(opener()), openers):
+            tick()
+            yield features
+
+
 class FeatureMemory:
     """The same for one run, in memory."""
 
@@ -88,11 +97,7 @@ class FeatureMemory:
         """shas: hexadecimal SHA-256 of each picture; openers: what opens it. Each picture is opened once."""
         position = {sha: i for i, sha in reversed(list(enumerate(shas)))}
         row_of = {sha: row for row, sha in enumerate(dict.fromkeys(shas))}
-        found = []
-        for sha in row_of:
-            found.append(local_features(openers[position[sha]]()))
-            if on_image:
-                on_image()
+        found = list(_extracted([openers[position[sha]] for sha in row_of], on_image or (lambda: None)))
         for _ in range(len(shas) - len(row_of) if on_image else 0):
             on_image()
         descriptors, places, thumbnails, records = _arrays(found, [bytes.fromhex(sha) for sha in row_of])
@@ -171,11 +176,7 @@ class FeatureStore:
             for _ in range(len(shas) - len(new)):
                 tick()
             for part in (new[i:i + CHUNK] for i in range(0, len(new), CHUNK)):
-                found = []
-                for key in part:
-                    found.append(local_features(openers[position[key]]()))
-                    tick()
-                self._add(_arrays(found, part))
+                self._add(_arrays(list(_extracted([openers[position[key]] for key in part], tick)), part))
         return self._kept([bytes.fromhex(sha) for sha in shas])
 
     def _add(self, arrays):

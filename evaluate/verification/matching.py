@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rotescope.evaluate.descriptors.registry import SMALL, typical_side
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.nulls.copy_threshold import tail_quantile
@@ -22,7 +23,7 @@ from rotescope.evaluate.verification.pixel_verifier import PixelVerifier
 from rotescope.evaluate.verification.point_verifier import PointVerifier
 from rotescope.evaluate.verification.shared_elements import elements_apart
 
-NEAREST = 4      # candidates by the descriptor, of each view of a picture
+NEAREST = 2      # candidates by the descriptor, of each view of a picture
 PROPOSED = 6     # candidates by each verifier's own retrieval
 NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
 FEW = 60         # scores below which no tail is drawn: the floor, or their highest
@@ -52,7 +53,7 @@ class Matcher:
     threads : int
     """
 
-    def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int = 2):
+    def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int | None = None):
         self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
         self.thresholds = {v.name: MatchThreshold(v.name, v.floor, "its floor", 0, 0.0) for v in verifiers}
 
@@ -169,5 +170,7 @@ def make_matcher(layer, how, on_image=None) -> Matcher | None:
         return None
     shas, openers = zip(*((e.sha256, e.open) for e in layer.index.examples), strict=True)
     folder = how.index_dir and Path(how.index_dir) / "geometry"
-    verifiers = [PointVerifier(shas, openers, folder, on_image), PixelVerifier(shas, openers, folder, on_image)]
+    verifiers: list[Verifier] = [PixelVerifier(shas, openers, folder, on_image)]
+    if typical_side(openers) > SMALL:  # smaller pictures hold too few features
+        verifiers.append(PointVerifier(shas, openers, folder, on_image))
     return Matcher(layer.index, layer.twins, verifiers)

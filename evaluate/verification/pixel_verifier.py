@@ -48,7 +48,7 @@ CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
-QUERIES, NEIGHBOURS, TAIL = 128, 10, 0.97  # of training pictures as generated ones; the quantile that scores 1
+QUERIES, NEIGHBOURS, TAIL = 96, 6, 0.97  # of training pictures as generated ones; the quantile that scores 1
 FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.12  # of these pictures; their median and spread where there are fewer
 SHARED, BEYOND = 0.3, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
 SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
@@ -64,7 +64,8 @@ class GeneratedFrame:
     """What is kept of a generated picture."""
     frame: Frame
     spectra: SearchSpectra
-    seen: dict = field(default_factory=dict)  # rows that were laid on it -> _Laid
+    seen: dict = field(default_factory=dict)    # rows that were laid on it -> _Laid
+    ranked: dict = field(default_factory=dict)  # rows that were left out -> the candidates among the others
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,10 @@ class PixelVerifier:
 
     def candidates(self, prepared: GeneratedFrame, k: int, without: Iterable[int] = ()) -> list[int]:
         """At most k rows, the likeliest first, none of `without`."""
-        return self._views.nearest_rows(prepared.frame, k, without)
+        without = frozenset(without)
+        if len(prepared.ranked.get(without, ())) < k:
+            prepared.ranked[without] = self._views.nearest_rows(prepared.frame, max(k, NEIGHBOURS), without)
+        return prepared.ranked[without][:k]
 
     def _laid(self, prepared, rows):
         """-> row -> _Laid, of the rows that hold structure, each laid once."""

@@ -8,7 +8,7 @@ matches. The score is the weight of its inliers at distinct places, less where t
 lays on one another differs: the same word in two pages, or the same roof twice, is a weaker sign than a copy.
 """
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class PreparedPoints:
     words."""
     sides: tuple[LocalFeatures, LocalFeatures]
     near: tuple[NearWords, NearWords]
+    ranked: dict = field(default_factory=dict)  # rows that were left out -> the candidates among the others
 
 
 class PointVerifier:
@@ -68,11 +69,13 @@ class PointVerifier:
     def candidates(self, prepared: PreparedPoints, k: int, without: Iterable[int] = ()) -> list[int]:
         """At most k rows of training pictures that share rare features with it, those with most votes
         first."""
-        without, both = tuple(without), zip(prepared.sides, prepared.near, strict=True)
-        sides = [self._votes.ranked(side, near, without) for side, near in both]
-        rows, agreement = (np.concatenate(part) for part in zip(*sides, strict=True))
-        ordered = rows[np.lexsort((rows, -agreement))]
-        return [int(row) for row in dict.fromkeys(ordered.tolist())][:k]
+        without = frozenset(without)
+        if without not in prepared.ranked:
+            both = zip(prepared.sides, prepared.near, strict=True)
+            sides = [self._votes.ranked(side, near, tuple(without)) for side, near in both]
+            rows, agreement = (np.concatenate(part) for part in zip(*sides, strict=True))
+            prepared.ranked[without] = list(dict.fromkeys(rows[np.lexsort((rows, -agreement))].tolist()))
+        return prepared.ranked[without][:k]
 
     def verify(self, prepared: PreparedPoints, rows: Sequence[int],
                without: Iterable[int] = ()) -> list[Match]:
