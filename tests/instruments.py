@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rotescope.datasets.emoji.scenes import scenes
+from rotescope.datasets.geometry.match import Match, MatchThreshold, VerifiedMatches
 from rotescope.datasets.readers.sources import load_source
-from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches
 
 STEPS = list(range(999, 0, -100))
 

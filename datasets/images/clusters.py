@@ -17,7 +17,12 @@ METHOD = (
     f"{similar.DUPLICATE}, pixels within {similar.RESIDUE} levels (RMS) and mean colours within {similar.SHADE}, or "
     f"{similar.WINDOW_SHADE} where one is a window of the other. The thresholds "
     "were set on composed scenes of 64 pixels with planted copies; on photographs, look before you delete. Pictures of one flat "
-    "colour match only exactly. A cluster joins what a chain of pairs links.")
+    "colour match only exactly. ")
+VERIFIED = (
+    "Copies that are cropped, framed, turned, mirrored or written over: by laying pictures on one another, by local features "
+    "and by pixels, as an audit verifies copies; a pair counts if it covers half of one and a third of the other, and its score "
+    "is three times the least that proves anything. ")
+CHAINS = "A cluster joins what a chain of pairs links."
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,12 @@ def look_at(image):
     return Look(image.size, similar.thumbnail(image), phash(image), pdq_hash(image))
 
 
-def find_pictures(hashes, looks):
-    """SHA-256 of each image, and a Look for each -> Pictures."""
+def find_pictures(hashes, looks, verified=()):
+    """SHA-256 of each image, and a Look for each -> PictureClusters. verified: pairs of positions among the looks that
+    geometry says are one picture."""
     row = {sha: i for i, sha in enumerate(looks)}
-    pairs = similar.near_duplicates(np.stack([look.thumbnail for look in looks.values()]))
+    coarse = similar.near_duplicates(np.stack([look.thumbnail for look in looks.values()]))
+    pairs = np.concatenate([coarse, np.array(list(verified), np.int64).reshape(-1, 2)])
     links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(row), len(row)))
     labels = connected_components(links, directed=False)[1]
     return PictureClusters(labels[[row[sha] for sha in hashes]], looks)

@@ -1,4 +1,5 @@
-"""The centre square of a picture, which every descriptor sees."""
+"""The centre square of a picture, which every descriptor sees; how large pictures are."""
+import numpy as np
 
 
 def square(image, side, resample):
@@ -6,3 +7,9 @@ def square(image, side, resample):
     edge = min(image.size)
     left, top = (image.width - edge) / 2, (image.height - edge) / 2
     return image.convert("RGB").resize((side, side), resample, box=(left, top, left + edge, top + edge))
+
+
+def typical_side(openers, at_most=32):
+    """Functions that open a picture -> the median of the shorter sides of at most so many of them, evenly spread, in pixels."""
+    picked = np.unique(np.linspace(0, len(openers) - 1, min(len(openers), at_most)).round().astype(int))
+    return int(np.median([min(openers[i]().size) for i in picked]))

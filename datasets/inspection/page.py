@@ -3,7 +3,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rotescope.datasets.images.clusters import METHOD
+from rotescope.datasets.images.clusters import CHAINS, METHOD, VERIFIED
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.inspection.risk import repeated
 
@@ -19,7 +19,8 @@ def preflight_page(found, title):
     return environment.get_template("page.html.j2").render(
         title=title, s=found.summary, riskiest=riskiest(found), clusters=[_cluster(found, c) for c in found.clusters[:CLUSTERS]],
         repeated=repeated(found.manifest, found.pictures.labels)[:CAPTIONS],
-        quarantined=[" ".join(q.reason.split()) for q in found.quarantined[:LEFT_OUT]], method=METHOD)
+        quarantined=[" ".join(q.reason.split()) for q in found.quarantined[:LEFT_OUT]], 
+        method=METHOD + (VERIFIED if found.verified else "") + CHAINS)
 
 
 def riskiest(found):

@@ -3,6 +3,7 @@ import csv
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rotescope.common.outputs import check_apart, check_output, output_folder, v
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.geometry.near_copies import copies_among, make_verifiers
 from rotescope.datasets.images.clusters import PictureClusters, find_pictures, look_at
 from rotescope.datasets.inspection.page import preflight_page
 from rotescope.datasets.inspection.risk import Risk, ranking, repeated, risks
@@ -30,6 +32,7 @@ class Preflight:
     risks: list[Risk]           # for each image
     order: list[int]            # positions, the riskiest first
     unused: tuple[str, ...] = ()  # sentences on files that are no part of the data
+    verified: bool = False      # whether pictures were laid on one another, too
 
     @property
     def clusters(self):
@@ -51,7 +54,8 @@ class Preflight:
                 "highest_risk": round(max(r.risk for r in self.risks), 3), "hash": self.manifest.hash}
 
 
-def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[], None] | None = None) -> Preflight:
+def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[str], None] | None = None, *,
+              verify: bool = True) -> Preflight:
     """Look at a data set before training; nothing is written.
 
     Parameters
@@ -59,7 +63,9 @@ def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[],
     train_data : str, Path, Source or Manifest
         What `rotescope prepare` takes: a folder of images, a Parquet file, a manifest, a Hugging Face data set.
     on_image : callable, optional
-        Called as images are looked at, each content once.
+        Called with "looking", and then with "features" and "verifying", for each content once.
+    verify : bool
+        Also lay pictures on one another, by the definition of a copy that an audit has: crops, frames, turns, texts.
 
     Returns
     -------
@@ -83,16 +89,24 @@ def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[],
     first = {e.sha256: e for e in reversed(manifest.examples)}
     with ThreadPoolExecutor() as threads:
         looks = dict(zip(first, threads.map(lambda e: _look(e, on_image), first.values()), strict=True))
-    pictures = find_pictures([e.sha256 for e in manifest], looks)
+    verified = _verified(first, on_image) if verify and len(first) > 1 else ()
+    pictures = find_pictures([e.sha256 for e in manifest], looks, verified)
     found = risks(manifest, pictures.labels)
-    return Preflight(manifest, source.quarantined, pictures, found, ranking(found), source.unused)
+    return Preflight(manifest, source.quarantined, pictures, found, ranking(found), source.unused, verify)
 
 
 def _look(example, on_image):
     look = look_at(example.open())
     if on_image:
-        on_image()
+        on_image("looking")
     return look
+
+
+def _verified(first, on_image):
+    """{SHA-256: Example} -> pairs of positions that are one picture by geometry."""
+    openers = [e.open for e in first.values()]
+    verifiers = make_verifiers(list(first), openers, on_image=on_image and partial(on_image, "features"))
+    return list(copies_among(openers, verifiers, on_image and partial(on_image, "verifying")))
 
 
 def superfluous(found):
@@ -158,8 +172,10 @@ def preflight_to_folder(config):
     check_output(config.output_dir, config.overwrite, inputs=(config.train_data,))
     source = read_source(config.train_data, need_captions=False)
     check_apart(config.output_dir, {e.file for e in source.manifest})
-    with progress_bars({"looking": len({e.sha256 for e in source.manifest})}) as advance:
-        found = preflight(source, lambda: advance("looking"))
+    different = len({e.sha256 for e in source.manifest})
+    steps = ("looking", "features", "verifying") if config.verify else ("looking",)
+    with progress_bars(dict.fromkeys(steps, different)) as advance:
+        found = preflight(source, advance, verify=config.verify)
     with output_folder(config.output_dir, config.overwrite) as folder:
         write(found, folder, config)
     return found

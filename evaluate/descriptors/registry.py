@@ -2,8 +2,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from rotescope.common.errors import InputError
 from rotescope.evaluate.descriptors.descriptor import pdq, pixels
 from rotescope.evaluate.descriptors.semantic import clip, dinov2
@@ -26,12 +24,6 @@ def choose(side):
     if has_onnx():
         return "sscd", "installed, and the best on photographs"
     return "pixels", "SSCD, in the extra sscd, is not installed; near-identical copies are found, edited ones may be missed"
-
-
-def typical_side(openers, at_most=32):
-    """Functions that open a picture -> the median of the shorter sides of at most so many of them, evenly spread, in pixels."""
-    picked = np.unique(np.linspace(0, len(openers) - 1, min(len(openers), at_most)).round().astype(int))
-    return int(np.median([min(openers[i]().size) for i in picked]))
 
 
 def get_descriptor(name="auto", side=SMALL, trust_sha256=()):

@@ -2,9 +2,9 @@
 import numpy as np
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.geometry.match import in_words, outlines
 from rotescope.evaluate.measurement.per_group import group_findings
 from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, PairMatch, SweepPoint
-from rotescope.evaluate.verification.match import in_words, outlines
 
 
 def pairs_of(samples, measured, layer):

@@ -2,7 +2,8 @@
 from functools import partial
 from pathlib import Path
 
-from rotescope.evaluate.descriptors.registry import get_descriptor, typical_side
+from rotescope.datasets.images.square import typical_side
+from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.index import build_index, check_engine, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_null, exact_layer, nulls_of, without
 from rotescope.evaluate.nulls.same_picture import Twins

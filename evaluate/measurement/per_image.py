@@ -4,9 +4,9 @@ from functools import cached_property
 
 import numpy as np
 
+from rotescope.datasets.geometry.match import VerifiedMatches, chance_of_match
 from rotescope.evaluate.neighbours.index import features
 from rotescope.evaluate.quality.alignment import caption_match
-from rotescope.evaluate.verification.match import VerifiedMatches, chance_of_match
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from rotescope.datasets.geometry.match import MatchThreshold, Point, chance_of_match
 from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
 from rotescope.evaluate.statistics.replication import GroupFindings
-from rotescope.evaluate.verification.match import MatchThreshold, Point, chance_of_match
 
 # ----- conditions
 

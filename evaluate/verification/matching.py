@@ -14,20 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rotescope.evaluate.descriptors.registry import SMALL, typical_side
+from rotescope.datasets.geometry.match import Match, MatchThreshold, VerifiedMatches, Verifier
+from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.nulls.copy_threshold import tail_quantile
-from rotescope.evaluate.verification.match import Match, MatchThreshold, VerifiedMatches, Verifier
-from rotescope.evaluate.verification.pixel_verifier import PixelVerifier
-from rotescope.evaluate.verification.point_verifier import PointVerifier
 from rotescope.evaluate.verification.shared_elements import elements_apart
 
 NEAREST = 2      # candidates by the descriptor, of each view of a picture
 PROPOSED = 6     # candidates by each verifier's own retrieval
 NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
 FEW = 60         # scores below which no tail is drawn: the floor, or their highest
-SAME = 3         # times a verifier's floor, from which two training pictures that are copies of each other are one picture
 QUERIES = 64     # pictures whose candidates are looked up together
 
 
@@ -80,8 +77,7 @@ class Matcher:
 
     def _apart(self, row, matches):
         """Matches of a training picture less those with pictures that it is a copy of."""
-        floors = {v.name: v.floor for v in self.verifiers}
-        same = {m.row for m in matches if m.is_copy and m.score >= SAME * floors[m.verifier]}
+        same = {m.row for m in matches if is_same_picture(m, self.verifiers)}
         for other in same:
             self.twins.join(row, other)
         return [m for m in matches if m.row not in same]
@@ -170,7 +166,4 @@ def make_matcher(layer, how, on_image=None) -> Matcher | None:
         return None
     shas, openers = zip(*((e.sha256, e.open) for e in layer.index.examples), strict=True)
     folder = how.index_dir and Path(how.index_dir) / "geometry"
-    verifiers: list[Verifier] = [PixelVerifier(shas, openers, folder, on_image)]
-    if typical_side(openers) > SMALL:  # smaller pictures hold too few features
-        verifiers.append(PointVerifier(shas, openers, folder, on_image))
-    return Matcher(layer.index, layer.twins, verifiers)
+    return Matcher(layer.index, layer.twins, make_verifiers(shas, openers, folder, on_image))

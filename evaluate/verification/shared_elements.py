@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rotescope.evaluate.verification.match import Match, MatchThreshold, SharedElement, outlines
+from rotescope.datasets.geometry.match import Match, MatchThreshold, SharedElement, outlines
 
 SEVERAL = 3      # training pictures, other than twins, that must share it
 COMPARABLE = 0.5  # of a match's excess over its threshold, that another match of the same region has at least

@@ -8,12 +8,12 @@ import pytest
 from instruments import finder, laid, samples_folder, training_set
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.geometry.match import WHOLE, SharedElement
 from rotescope.evaluate.measurement import findings
 from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.exports import junit, metadata, model_card, write_pairs
 from rotescope.evaluate.report.html import render_report
 from rotescope.evaluate.verdict.rules import Rule
-from rotescope.evaluate.verification.match import WHOLE, SharedElement
 
 FLIP = (-1, 0, 1, 0, 1, 0)
 HALF = (0.5, 0, 0.25, 0, 0.5, 0.25)  # pasted at half size into the middle

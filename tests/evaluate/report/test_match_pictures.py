@@ -9,6 +9,7 @@ import pytest
 from instruments import finder, laid, noise, training_set
 from PIL import Image, ImageOps
 
+from rotescope.datasets.geometry.match import outlines
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate.measurement import findings
@@ -16,7 +17,6 @@ from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.report.html import render_report
 from rotescope.evaluate.report.match_pictures import COMPARED, FRAMED, GAP, LINE, framed, joined, laid_on, sized, warp
 from rotescope.evaluate.report.page_pictures import THUMBNAIL, shown_pairs, shown_parts
-from rotescope.evaluate.verification.match import outlines
 
 HOSTILE = '"><script>alert(1)</script> & <b>bold</b>'
 CROP = (2, 0, -0.5, 0, 2, -0.5)      # the middle half of both sides, blown up

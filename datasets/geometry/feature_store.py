@@ -23,7 +23,7 @@ from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import write_json
-from rotescope.evaluate.verification.local_features import (
+from rotescope.datasets.geometry.local_features import (
     CONTRAST,
     DIM,
     SIDE,

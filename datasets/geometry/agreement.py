@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.structure import COLOURS, INSIDE, Whitening, less_mean
+from rotescope.datasets.geometry.structure import COLOURS, INSIDE, Whitening, less_mean
 
 EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel times a gain plus an offset; no colours
 OURS = 0.25         # what counts as texture: so much the generated picture's edges, the rest the training picture's

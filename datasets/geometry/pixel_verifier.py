@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rotescope.evaluate.verification.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
-from rotescope.evaluate.verification.alignment import (
+from rotescope.datasets.geometry.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.datasets.geometry.match import Match
+from rotescope.datasets.geometry.pose_search import (
     FREEDOM,
     STARTS,
     TIERS,
@@ -28,9 +29,8 @@ from rotescope.evaluate.verification.alignment import (
     corrected,
     search_spectra,
 )
-from rotescope.evaluate.verification.alignment import laid as laid_canvases
-from rotescope.evaluate.verification.match import Match
-from rotescope.evaluate.verification.structure import (
+from rotescope.datasets.geometry.pose_search import laid as laid_canvases
+from rotescope.datasets.geometry.structure import (
     INSIDE,
     ORIENTATIONS,
     Frame,
@@ -41,7 +41,7 @@ from rotescope.evaluate.verification.structure import (
     orientation_matrix,
     oriented,
 )
-from rotescope.evaluate.verification.view_index import CELLS_OF_STRUCTURE, ViewIndex
+from rotescope.datasets.geometry.view_index import CELLS_OF_STRUCTURE, ViewIndex
 
 AT_MOST = 400     # training pictures, each in eight orientations, from which correlations are learned
 CACHED = 4096     # training canvases that are held in memory: 28 kB each

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rotescope.evaluate.verification.borne_out import borne_out
-from rotescope.evaluate.verification.feature_store import FeatureMemory, FeatureStore, Opener
-from rotescope.evaluate.verification.feature_votes import FeatureVotes, NearWords, unit_rows
-from rotescope.evaluate.verification.local_features import (
+from rotescope.datasets.geometry.borne_out import borne_out
+from rotescope.datasets.geometry.feature_store import FeatureMemory, FeatureStore, Opener
+from rotescope.datasets.geometry.feature_votes import FeatureVotes, NearWords, unit_rows
+from rotescope.datasets.geometry.local_features import (
     GENERATED_MOST,
     THUMBNAIL,
     LocalFeatures,
@@ -25,8 +25,8 @@ from rotescope.evaluate.verification.local_features import (
     local_features,
     mirror_image,
 )
-from rotescope.evaluate.verification.match import Match
-from rotescope.evaluate.verification.point_transform import MatchedPoints, PointTransform, point_transform
+from rotescope.datasets.geometry.match import Match
+from rotescope.datasets.geometry.point_transform import MatchedPoints, PointTransform, point_transform
 
 RATIO, SURE = 0.92, 0.6   # of distances, to that to others: a match counts nothing, or fully
 SAMPLED = 0.08            # distance that resampling alone brings: what is nearer than another by less is no nearer

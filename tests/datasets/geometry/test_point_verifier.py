@@ -6,21 +6,21 @@ from drawings import drawing, keys, openers
 from instruments import noise
 from PIL import Image, ImageEnhance, ImageOps
 
-from rotescope.evaluate.verification.borne_out import borne_out
-from rotescope.evaluate.verification.local_features import (
+from rotescope.datasets.geometry.borne_out import borne_out
+from rotescope.datasets.geometry.local_features import (
     GENERATED_MOST,
     SIDE,
     local_features,
     mirror_image,
     working_size,
 )
-from rotescope.evaluate.verification.point_transform import (
+from rotescope.datasets.geometry.point_transform import (
     MatchedPoints,
     affine_transform,
     point_transform,
     similarity_transform,
 )
-from rotescope.evaluate.verification.point_verifier import PointVerifier
+from rotescope.datasets.geometry.point_verifier import PointVerifier
 
 TRAINING = [drawing(i, size=(300, 200) if i % 4 == 0 else (256, 256)) for i in range(8)]
 SURE = 15   # more than what chance brings among these pictures

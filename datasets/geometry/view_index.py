@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.structure import COLOURS, ORIENTATIONS, STRUCTURE, Frame, Whitening, less_mean, oriented
+from rotescope.datasets.geometry.structure import COLOURS, ORIENTATIONS, STRUCTURE, Frame, Whitening, less_mean, oriented
 
 CELLS_OF_STRUCTURE, CELLS_OF_COLOUR = 8, 4
 ROWS = 8192        # training pictures that are compared at a time

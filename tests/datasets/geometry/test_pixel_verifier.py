@@ -7,12 +7,12 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from places import ROOT
 
-from rotescope.evaluate.verification.alignment import Poses
-from rotescope.evaluate.verification.pixel_verifier import PixelVerifier
-from rotescope.evaluate.verification.structure import ORIENTATIONS, Whitening, frame_of, orientation_matrix, oriented
-from rotescope.evaluate.verification.view_index import KEPT, view_vectors
+from rotescope.datasets.geometry.pixel_verifier import PixelVerifier
+from rotescope.datasets.geometry.pose_search import Poses
+from rotescope.datasets.geometry.structure import ORIENTATIONS, Whitening, frame_of, orientation_matrix, oriented
+from rotescope.datasets.geometry.view_index import KEPT, view_vectors
 
-DRAWN = ROOT / "tests/evaluate/verification/drawn"
+DRAWN = ROOT / "tests/datasets/geometry/drawn"
 SIDE = 64
 
 

@@ -9,10 +9,10 @@ from drawings import drawing, keys, openers
 from places import ROOT
 
 from rotescope.common.errors import InputError
-from rotescope.evaluate.verification import feature_store
-from rotescope.evaluate.verification.feature_store import FeatureMemory, FeatureStore
-from rotescope.evaluate.verification.feature_votes import FeatureVotes
-from rotescope.evaluate.verification.local_features import local_features
+from rotescope.datasets.geometry import feature_store
+from rotescope.datasets.geometry.feature_store import FeatureMemory, FeatureStore
+from rotescope.datasets.geometry.feature_votes import FeatureVotes
+from rotescope.datasets.geometry.local_features import local_features
 
 PICTURES = [drawing(i, size=(96, 64 + 8 * i), n=30) for i in range(8)]
 
@@ -73,9 +73,9 @@ def test_pictures_that_were_cut_short_are_extracted_again(tmp_path, torn):
 def test_a_kill_inside_the_extraction_loses_only_a_part(tmp_path):
     """The process ends at its sixth picture, without a word, after parts of two."""
     code = f"""import os, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/evaluate/verification')!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
 from drawings import drawing, keys
-from rotescope.evaluate.verification import feature_store
+from rotescope.datasets.geometry import feature_store
 feature_store.CHUNK = 2
 made = [lambda i=i: os._exit(9) if i == 5 else drawing(i, size=(96, 64 + 8 * i), n=30) for i in range(8)]
 feature_store.FeatureStore(sys.argv[1]).keep(keys(8), made)"""

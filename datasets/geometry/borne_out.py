@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from rotescope.datasets.geometry.local_features import THUMBNAIL
 from rotescope.datasets.images.near_duplicates import Y_CB_CR
-from rotescope.evaluate.verification.local_features import THUMBNAIL
 
 BLUR = 0.8           # pixels of the thumbnail, against aliasing
 WINDOW = 9           # pixels a side, around a place

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from rotescope.evaluate.verification.feature_store import KeptFeatures
-from rotescope.evaluate.verification.local_features import DIM, LENGTH, LocalFeatures, feature_numbers
+from rotescope.datasets.geometry.feature_store import KeptFeatures
+from rotescope.datasets.geometry.local_features import DIM, LENGTH, LocalFeatures, feature_numbers
 
 WORDS = 8192
 SHORTLIST = 150       # pictures with most votes whose features' places are compared

@@ -1,6 +1,6 @@
 """Draw the set anew: a small model learns photographs, eight of them sixty times an epoch, and redraws them.
 
-    python tests/evaluate/verification/drawn/build.py WORK
+    python tests/datasets/geometry/drawn/build.py WORK
 
 WORK is a folder for the checkpoint and the images; about six minutes on one core. The sheets land beside this file. The
 labels are made by eye afterwards: labels.json says which images redraw their training picture.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rotescope.evaluate.verification.structure import (
+from rotescope.datasets.geometry.structure import (
     INSIDE,
     ORIENTATIONS,
     SIDE_OF_FRAME,

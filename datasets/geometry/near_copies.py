@@ -1,0 +1,66 @@
+"""Which pictures of one set are copies of each other: cropped, mirrored, framed, written over, encoded anew.
+
+One definition for a look before training (preflight) and for the twins that an audit sets apart.
+"""
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from rotescope.datasets.geometry.match import Match, Verifier
+from rotescope.datasets.geometry.pixel_verifier import PixelVerifier
+from rotescope.datasets.geometry.point_verifier import PointVerifier
+from rotescope.datasets.images.square import typical_side
+
+POINTS_FROM = 128  # pixels of the typical shorter side; smaller pictures hold too few local features
+SAME = 3           # times a verifier's floor, from which a copy is the same picture
+CANDIDATES = 6     # pictures that each is laid on, by either verifier
+
+
+def make_verifiers(shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]], folder=None,
+                   on_image: Callable[[], None] | None = None) -> list[Verifier]:
+    """The verifiers that serve pictures of this size.
+
+    Parameters
+    ----------
+    shas : sequence of str
+        SHA-256 of each picture, by which features are kept.
+    openers : sequence of callable
+        What opens each, as RGB.
+    folder : str or Path, optional
+        Keeps the features.
+    on_image : callable, optional
+        Called once for each picture.
+    """
+    if typical_side(openers) < POINTS_FROM:
+        return [PixelVerifier(shas, openers, folder, on_image)]
+    return [PixelVerifier(shas, openers, folder), PointVerifier(shas, openers, folder, on_image)]
+
+
+def is_same_picture(match: Match, verifiers: Sequence[Verifier]) -> bool:
+    """Whether a match is so sure and covers so much that the two are one picture."""
+    floor = next(v.floor for v in verifiers if v.name == match.verifier)
+    return match.is_copy and match.score >= SAME * floor
+
+
+def copies_among(openers: Sequence[Callable[[], Image.Image]], verifiers: Sequence[Verifier],
+                 on_image: Callable[[], None] | None = None) -> Iterator[tuple[int, int]]:
+    """Yields the pairs i < j of the verifiers' own pictures that are the same picture, each once.
+
+    on_image: called once for each picture.
+    """
+    def partners(row):
+        image, found = openers[row](), set()
+        for verifier in verifiers:
+            prepared = verifier.prepare(image)
+            matches = verifier.verify(prepared, verifier.candidates(prepared, CANDIDATES, (row,)), (row,))
+            found |= {m.row for m in matches if is_same_picture(m, verifiers)}
+        return found
+    seen: set[tuple[int, int]] = set()
+    with ThreadPoolExecutor() as threads:
+        for row, found in enumerate(threads.map(partners, range(len(openers)))):
+            new = {(min(row, other), max(row, other)) for other in found} - seen
+            seen |= new
+            yield from sorted(new)
+            if on_image:
+                on_image()
