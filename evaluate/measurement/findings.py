@@ -104,7 +104,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
                            copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
                            measured.match_chance if measured.verified else None),
-        notes=(*left_out_notes(left_out), *warnings(layer), *_match_notes(how, measured)), left_out=left_out,
+        notes=(*left_out_notes(left_out), *warnings(layer), *_match_notes(how, measured), *_featureless_notes(samples, measured)), left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
         **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
@@ -171,6 +171,15 @@ def _match_notes(how, measured):
         n = len(element.images)
         found_in = f"{n:,} {'image' if n == 1 else 'images'}"
         yield f"An element that {len(element.rows):,} training pictures share was found in {found_in}: counted for none."
+
+
+def _featureless_notes(samples, measured):
+    """Images that nothing can be compared with: a flat colour, a single pixel."""
+    flat = [r.image for r, vector in zip(samples.records, measured.vectors[:], strict=True) if not vector.any()]
+    if flat:
+        yield (f"{len(flat):,} generated {'image shows' if len(flat) == 1 else 'images show'} nothing that could be compared with "
+               f"a training image, for instance {flat[0]}: no finding covers {'it' if len(flat) == 1 else 'them'}. "
+               "Look at what the model draws.")
 
 
 def copied_ids(samples, measured, index):

@@ -20,7 +20,7 @@ class Matched:
 
     @property
     def copied(self):
-        return self.top1 >= self.threshold
+        return (self.top1 >= self.threshold) & (self.top1 > 0)  # a vector of 0 resembles nothing
 
     @property
     def own_copied(self):

@@ -96,14 +96,15 @@ def calibrated(index, nulls, quantile=0.999, null="train", threshold=None, twins
     """
     if threshold is not None:
         return Layer(index, float(threshold), "given by the user", nulls, twins)
-    check_null(null, {name for name, values in nulls.items() if len(values)})
+    empty_but_published = null == "train" and len(index) > 1 and _kind(index.descriptor) in PUBLISHED
+    check_null(null, {name for name, values in nulls.items() if len(values) or name == null and empty_but_published})
     drawn, rule = _drawn_threshold(index.descriptor, nulls[null], quantile, null, twins)
     return Layer(index, drawn, rule, nulls, twins)
 
 
 def _drawn_threshold(descriptor, values, quantile, null, twins):
     """-> the threshold, and where it comes from."""
-    kind = descriptor.name.partition("-")[0]
+    kind = _kind(descriptor)
     if len(values) < FEW and kind in PUBLISHED:
         threshold, whose = PUBLISHED[kind]
         return threshold, (f"too few pictures for a calibrated threshold ({len(values)} of at least {FEW}): {threshold:.3g}, "
@@ -117,6 +118,10 @@ def _drawn_threshold(descriptor, values, quantile, null, twins):
     if drawn > EDITED:
         return EDITED, f"{rule}; that is {drawn:.3f}, and no threshold is above {EDITED:g}"
     return drawn, rule
+
+
+def _kind(descriptor):
+    return descriptor.name.partition("-")[0]
 
 
 def check_null(null, known):

@@ -105,7 +105,7 @@ def run_comparison(config):
             _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
         with progress_bars(totals(draft / "samples", manifest, heldout)) as on_image:
-            report = score_samples(draft / "samples", manifest, heldout, verify=False, on_image=on_image)
+            report = score_samples(draft / "samples", manifest, heldout, on_image=on_image)
         rows = _rows(report, costs)
         draw_pareto(rows, draft / "pareto.png")
         (draft / "table.md").write_text(comparison_table(rows, report).markdown(), encoding="utf-8")

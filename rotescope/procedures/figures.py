@@ -131,7 +131,7 @@ def run_figures(config):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
     with output_folder(config.output_dir, config.overwrite) as draft:
         manifest = sample_curves(config, draft)
-        with progress_bars(totals(draft / "samples", manifest)) as on_image:
+        with progress_bars(totals(draft / "samples", manifest, verify=False)) as on_image:
             report = score_samples(draft / "samples", manifest, verify=False, on_image=on_image)
         curves = Curves(draft)
         found, drawn = assess_claims(curves, report, config)
