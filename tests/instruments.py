@@ -101,7 +101,7 @@ class KnownMatches:
     def draw_thresholds(self, *_):
         pass
 
-    def verified(self, pictures, on_image=None):
+    def verified(self, pictures, expected=(), on_image=None):
         openers = [opener for _, opener in pictures]  # Samples.pictures: partial(samples.open, record)
         return VerifiedMatches(tuple(tuple(self.of(opener.func.__self__, opener.args[0].image)) for opener in openers),
                                {"points": self.threshold}, self.shared)

@@ -92,7 +92,8 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         matcher.draw_thresholds([(e.sha256, e.open) for e in heldout or ()], how.copy_quantile, ticker(on_image, "chance"))
 
     def matches(some):
-        return matcher and matcher.verified(some.pictures, ticker(on_image, "verifying"))
+        own = [index.rows.get(r.image_id) for r in some.records]
+        return matcher and matcher.verified(some.pictures, own, ticker(on_image, "verifying"))
     measured = measure(samples, layers, manifest, aligner, ticker(on_image, "generated"), watched, matches(samples))
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)

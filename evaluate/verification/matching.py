@@ -5,6 +5,7 @@ picture, of its mirror image and of the squares of a long one, and what each ver
 verifier then lays them on the picture. Training pictures, against the others, and held-out ones go the same way: their
 best scores are the null that a match must exceed.
 """
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Asked:
     opener: Callable[[], Image.Image]
     sha256: str
     without: frozenset[int] = frozenset()  # rows that it is not laid on: itself and its twins
+    expected: int | None = None            # the row that its prompt belongs to, a candidate always
 
 
 class Matcher:
@@ -54,9 +56,11 @@ class Matcher:
         self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
         self.thresholds = {v.name: MatchThreshold(v.name, v.floor, "its floor", 0, 0.0) for v in verifiers}
 
-    def verified(self, pictures, on_image=None) -> VerifiedMatches:
-        """Generated pictures as [(SHA-256, what opens the picture)] -> VerifiedMatches above the thresholds."""
-        asked = [Asked(opener, sha) for sha, opener in pictures]
+    def verified(self, pictures, expected=(), on_image=None) -> VerifiedMatches:
+        """Generated pictures as [(SHA-256, what opens the picture)], and the row that the prompt of each belongs to, None where
+        that is unknown -> VerifiedMatches above the thresholds."""
+        asked = [Asked(opener, sha, expected=row)
+                 for (sha, opener), row in zip(pictures, expected or [None] * len(pictures), strict=True)]
         found = [surest(matches, self.thresholds) for matches in self._matches(asked, on_image)]
         matches, shared = elements_apart(found, self.thresholds, self.twins.clusters)
         return VerifiedMatches(matches, self.thresholds, shared)
@@ -86,7 +90,7 @@ class Matcher:
 
     def _matches(self, asked, on_image=None):
         """-> for each picture its raw matches, in order."""
-        with ThreadPoolExecutor(self.threads) as threads:
+        with ThreadPoolExecutor(self.threads or os.cpu_count()) as threads:
             for i in range(0, len(asked), QUERIES):
                 part = asked[i:i + QUERIES]
                 for matches in threads.map(self._of_one, part, self._nearest(part)):
@@ -98,7 +102,8 @@ class Matcher:
         image, found = asked.opener(), []
         for verifier in self.verifiers:
             prepared = verifier.prepare(image)
-            rows = dict.fromkeys([*near, *verifier.candidates(prepared, PROPOSED, asked.without)])
+            own = [] if asked.expected is None else [asked.expected]
+            rows = dict.fromkeys([*own, *near, *verifier.candidates(prepared, PROPOSED, asked.without)])
             found += verifier.verify(prepared, list(rows), asked.without)
         return found
 
