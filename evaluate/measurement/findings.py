@@ -13,6 +13,7 @@ from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
 from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
+from rotescope.evaluate.measurement.notes import featureless_notes, match_notes
 from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
 from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.neighbours.index import features, unique
@@ -105,7 +106,9 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
                            copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
                            measured.match_chance if measured.verified else None),
-        notes=(*left_out_notes(left_out), *warnings(layer), *_match_notes(how, measured), *_featureless_notes(samples, measured)), left_out=left_out,
+        notes=(*left_out_notes(left_out), *warnings(layer), *match_notes(how, measured),
+               *featureless_notes(samples, measured)),
+        left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,
         shuffled_pairing=shuffled_pairing(samples, measured, layer), **_conditions(samples, manifest, index),
         **_metrics(index, aligner, seen, max(map(len, samples.cells.values()))),
@@ -162,25 +165,6 @@ def _verification(measured, index):
     return Verification(measured.verified.thresholds, tuple(
         SharedPart(tuple(index.examples[row].image_id for row in element.rows), len(element.images), element.region)
         for element in measured.verified.shared))
-
-
-def _match_notes(how, measured):
-    if how.verify and measured.verified is None:
-        yield ("No match was verified by geometry, for nothing could be calibrated on these training images: copies that are "
-               "cropped, shifted or mirrored, and copies of a part, may be missed.")
-    for element in measured.verified.shared if measured.verified else ():
-        n = len(element.images)
-        found_in = f"{n:,} {'image' if n == 1 else 'images'}"
-        yield f"An element that {len(element.rows):,} training pictures share was found in {found_in}: counted for none."
-
-
-def _featureless_notes(samples, measured):
-    """Images that nothing can be compared with: a flat colour, a single pixel."""
-    flat = [r.image for r, vector in zip(samples.records, measured.vectors[:], strict=True) if not vector.any()]
-    if flat:
-        yield (f"{len(flat):,} generated {'image shows' if len(flat) == 1 else 'images show'} nothing that could be compared with "
-               f"a training image, for instance {flat[0]}: no finding covers {'it' if len(flat) == 1 else 'them'}. "
-               "Look at what the model draws.")
 
 
 def copied_ids(samples, measured, index):
