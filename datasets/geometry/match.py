@@ -39,7 +39,8 @@ class Match:
 class Verifier(Protocol):
     """One way to lay pictures on one another. It is made from the training pictures, in the order of the index."""
     name: str
-    floor: float  # the least threshold: a score below it proves nothing, whatever the null
+    floor: float                 # a score below it proves nothing, whatever the pictures are
+    usual: tuple[float, float]   # what one in ten pictures that copy nothing exceeds, and how much more divides that by e
 
     def prepare(self, image: Image.Image) -> Any:
         """All that is kept of a generated picture, RGB, in its own shape."""
@@ -80,8 +81,8 @@ class VerifiedMatches:
 
 
 def chance_of_match(thresholds: Iterable[MatchThreshold]) -> float:
-    """At most this share of pictures that copy nothing has a verified match: the chances of all verifiers together."""
-    return min(sum(t.chance for t in thresholds), 1.0)
+    """Such a share of pictures that copy nothing has a verified match. Verifiers are judged together, so each says the same."""
+    return max((t.chance for t in thresholds), default=0.0)
 
 
 def outlines(transform) -> tuple[tuple[Point, ...], tuple[Point, ...]]:

@@ -47,7 +47,7 @@ def match_p_values(measured, prompts):
     has one. Of N null pictures of which k match, (k + 1) / (N + 1) is taken for the chance, so a p is never below what N allow.
     """
     thresholds = measured.verified.thresholds.values() if measured.verified else ()
-    chance = min(sum((t.chance * t.n + 1) / (t.n + 1) for t in thresholds), 1)
+    chance = max(((t.chance * t.n + 1) / (t.n + 1) for t in thresholds), default=1.0)
     return np.array([_any_of(len(at), chance) if any(measured.matches[i] for i in at) else 1.0 for at in prompts])
 
 
@@ -58,7 +58,7 @@ def _any_of(n, chance):
 
 def _match_null_suffices(measured, prompts):
     """Whether one of these PromptFindings alone could be significant by its verified matches."""
-    smallest = min(sum(1 / (t.n + 1) for t in measured.verified.thresholds.values()), 1) if measured.verified else 0
+    smallest = max((1 / (t.n + 1) for t in measured.verified.thresholds.values()), default=1.0) if measured.verified else 0
     return not prompts or _any_of(min(p.n for p in prompts), smallest) * len(prompts) <= FDR
 
 

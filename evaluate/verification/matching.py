@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rotescope.datasets.geometry.match import Match, MatchThreshold, VerifiedMatches, Verifier
+from rotescope.datasets.geometry.match import VerifiedMatches, Verifier
 from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
-from rotescope.evaluate.nulls.copy_threshold import tail_quantile
+from rotescope.evaluate.verification.evidence import Evidence, drawn_evidence
 from rotescope.evaluate.verification.shared_elements import elements_apart
 
 NEAREST = 2      # candidates by the descriptor, of each view of a picture
 PROPOSED = 6     # candidates by each verifier's own retrieval
+CROSSED = 2      # of each verifier's best matches, those that the others look at, too
 NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
-FEW = 60         # scores below which no tail is drawn: the floor, or their highest
 QUERIES = 64     # pictures whose candidates are looked up together
 
 
@@ -54,16 +54,16 @@ class Matcher:
 
     def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int | None = None):
         self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
-        self.thresholds = {v.name: MatchThreshold(v.name, v.floor, "its floor", 0, 0.0) for v in verifiers}
+        self.evidence = Evidence({v.name: v.usual for v in verifiers})
 
     def verified(self, pictures, expected=(), on_image=None) -> VerifiedMatches:
         """Generated pictures as [(SHA-256, what opens the picture)], and the row that the prompt of each belongs to, None where
         that is unknown -> VerifiedMatches above the thresholds."""
         asked = [Asked(opener, sha, expected=row)
                  for (sha, opener), row in zip(pictures, expected or [None] * len(pictures), strict=True)]
-        found = [surest(matches, self.thresholds) for matches in self._matches(asked, on_image)]
-        matches, shared = elements_apart(found, self.thresholds, self.twins.clusters)
-        return VerifiedMatches(matches, self.thresholds, shared)
+        found = [self.evidence.surest(matches) for matches in self._matches(asked, on_image)]
+        matches, shared = elements_apart(found, self.evidence.threshold, self.twins.clusters)
+        return VerifiedMatches(matches, self.evidence.thresholds, shared)
 
     # ----- what chance brings
 
@@ -77,7 +77,7 @@ class Matcher:
         of_training = [self._apart(int(row), matches)
                        for row, matches in zip(rows, self._matches(trained, on_image), strict=True)]
         of_heldout = list(self._matches(held, on_image))
-        self.thresholds = {v.name: _threshold(v, of_training, of_heldout, quantile) for v in self.verifiers}
+        self.evidence = drawn_evidence({v.name: v.usual for v in self.verifiers}, of_training, of_heldout, quantile)
 
     def _apart(self, row, matches):
         """Matches of a training picture less those with pictures that it is a copy of."""
@@ -99,13 +99,17 @@ class Matcher:
                         on_image()
 
     def _of_one(self, asked, near):
-        image, found = asked.opener(), []
-        for verifier in self.verifiers:
-            prepared = verifier.prepare(image)
-            own = [] if asked.expected is None else [asked.expected]
-            rows = dict.fromkeys([*own, *near, *verifier.candidates(prepared, PROPOSED, asked.without)])
-            found += verifier.verify(prepared, list(rows), asked.without)
-        return found
+        image, own = asked.opener(), [] if asked.expected is None else [asked.expected]
+        prepared = {v.name: v.prepare(image) for v in self.verifiers}
+        found = []
+        for v in self.verifiers:
+            rows = dict.fromkeys([*own, *near, *v.candidates(prepared[v.name], PROPOSED, asked.without)])
+            found.append(v.verify(prepared[v.name], list(rows), asked.without))
+        best = dict.fromkeys(m.row for matches in found for m in sorted(matches, key=lambda m: -m.score)[:CROSSED])
+        for v, matches in zip(self.verifiers, found, strict=True):
+            seen = {m.row for m in matches}
+            matches += v.verify(prepared[v.name], [row for row in best if row not in seen], asked.without)
+        return [m for matches in found for m in matches]
 
     def _nearest(self, asked):
         """-> for each picture the rows that are nearest by the descriptor, of any of its views."""
@@ -119,35 +123,6 @@ class Matcher:
             if vector.any():
                 found[k] += [int(row) for row in line if int(row) not in asked[k].without][:NEAREST]
         return found
-
-
-def surest(matches: Sequence[Match], thresholds: dict[str, MatchThreshold]) -> tuple[Match, ...]:
-    """Those at or above their verifier's threshold, one for each training picture; whole copies first, then by how far
-    they exceed it."""
-    def how_sure(m):
-        return m.is_copy, m.score / thresholds[m.verifier].threshold, m.verifier
-    best: dict[int, Match] = {}
-    for m in matches:
-        if m.score >= thresholds[m.verifier].threshold and (m.row not in best or how_sure(m) > how_sure(best[m.row])):
-            best[m.row] = m
-    return tuple(sorted(best.values(), key=lambda m: (*(-v for v in how_sure(m)[:2]), m.row)))
-
-
-def _threshold(verifier, of_training, of_heldout, quantile):
-    """Raw matches of training and of held-out pictures -> MatchThreshold."""
-    training, heldout = (np.array([max((m.score for m in matches if m.verifier == verifier.name), default=0.0)
-                                   for matches in several]) for several in (of_training, of_heldout))
-    null = np.concatenate([training, heldout])
-    drawn = tail_quantile(null, quantile) if len(null) >= FEW else float(null.max(initial=0.0))
-    threshold = max(verifier.floor, drawn)
-    what = f"each of {len(training):,} training images against the others" + (
-        f", and of {len(heldout):,} held-out pictures" if len(heldout) else "")
-    rule = (f"{quantile:g} quantile of the best score of {what}" if len(null) >= FEW else
-            f"highest score of {what}, too few to draw a tail through")
-    rule += f"; that is {drawn:.3g}, and no threshold is below {verifier.floor:.3g}" if drawn < verifier.floor else ""
-    judged = heldout if len(heldout) else training
-    chance = float((judged >= threshold).mean()) if len(judged) else 0.0
-    return MatchThreshold(verifier.name, threshold, rule, len(judged), chance)
 
 
 def _view(opener, name):

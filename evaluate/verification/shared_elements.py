@@ -4,24 +4,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rotescope.datasets.geometry.match import Match, MatchThreshold, SharedElement, outlines
+from rotescope.datasets.geometry.match import Match, SharedElement, outlines
 
 SEVERAL = 3      # training pictures, other than twins, that must share it
 COMPARABLE = 0.5  # of a match's excess over its threshold, that another match of the same region has at least
 OVERLAP = 0.5    # intersection over union of two regions' boxes, from which they are the same region
 
 
-def elements_apart(found: Sequence[Sequence[Match]], thresholds: Mapping[str, MatchThreshold],
+def elements_apart(found: Sequence[Sequence[Match]], threshold: float,
                    twins: Mapping[int, set[int]]) -> tuple[tuple[tuple[Match, ...], ...], tuple[SharedElement, ...]]:
     """Verified matches of each image, the surest first -> those that are of one picture alone; the elements shared.
 
-    twins: row -> the rows of the same picture, which count as one.
+    threshold: the least score that counts; twins: row -> the rows of the same picture, which count as one.
     """
     kept, shared = [], {}
     for position, matches in enumerate(found):
         own = []
         for m in matches:
-            rows = _sharing(m, matches, thresholds, twins)
+            rows = _sharing(m, matches, threshold, twins)
             if len(rows) < SEVERAL:
                 own.append(m)
             else:
@@ -31,18 +31,14 @@ def elements_apart(found: Sequence[Sequence[Match]], thresholds: Mapping[str, Ma
                               for rows, (images, m) in shared.items())
 
 
-def _sharing(m, matches, thresholds, twins):
+def _sharing(m, matches, threshold, twins):
     """-> rows of different pictures, its own among them, that match the same region of the generated picture about as well."""
     rows = {m.row}
     for other in matches:
-        close = _strength(other, thresholds) >= COMPARABLE * _strength(m, thresholds)
+        close = other.score >= threshold + COMPARABLE * (m.score - threshold)
         if close and not rows & (twins.get(other.row, set()) | {other.row}) and _overlap(m, other) >= OVERLAP:
             rows.add(other.row)
     return rows
-
-
-def _strength(m, thresholds):
-    return m.score / thresholds[m.verifier].threshold
 
 
 def _overlap(one, other):
