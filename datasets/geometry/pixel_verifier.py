@@ -134,7 +134,9 @@ class PixelVerifier:
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):
-        self._openers, self._frames, self._null, self._lock = list(openers), OrderedDict(), None, Lock()
+        self._openers, self._frames, self._lock = list(openers), OrderedDict(), Lock()
+        self._null: np.ndarray | None = None
+        self._learning = Lock()
         n = len(self._openers)
         known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
         self._whitening = learned(known, RARE_CELLS, SHRUNK)
@@ -191,18 +193,22 @@ class PixelVerifier:
 
     def _chance(self):
         """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
-        if self._null is None:
-            best = []
-            for row in sampled_rows(len(self._openers), QUERIES):
-                one = self.prepare(self._openers[row]())
-                rows = self.candidates(one, NEIGHBOURS, (row,))
-                if rows:
-                    best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows).values()], 0))
-            self._null = np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
-            if len(best) >= FEWEST:
-                middle = np.median(best, 0)
-                self._null = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
-        return self._null
+        with self._learning:  # one thread learns, the others wait
+            if self._null is None:
+                self._null = self._learned_chance()
+            return self._null
+
+    def _learned_chance(self):
+        best = []
+        for row in sampled_rows(len(self._openers), QUERIES):
+            one = self.prepare(self._openers[row]())
+            rows = self.candidates(one, NEIGHBOURS, (row,))
+            if rows:
+                best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows).values()], 0))
+        if len(best) < FEWEST:
+            return np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
+        middle = np.median(best, 0)
+        return np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
 
     def _match(self, prepared, row, sureness, shared):
         """The surest way of one training picture -> Match."""
@@ -212,9 +218,9 @@ class PixelVerifier:
         agrees = agreeing(one.agreement, one.first + pose)
         matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
         filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
-        transform = tuple(map(float, (*matrix[0], offset[0], *matrix[1], offset[1])))
+        a, b, c, d, e, f = map(float, (*matrix[0], offset[0], *matrix[1], offset[1]))
         magnified = max(abs(float(np.linalg.det(matrix))), 1e-9)
-        return Match(row, self.name, float(sureness.max()) - shared, transform,
+        return Match(row, self.name, float(sureness.max()) - shared, (a, b, c, d, e, f),
                      training_share=float(min(filled / magnified, 1.0)), generated_share=float(min(filled, 1.0)),
                      mirrored=bool(np.linalg.det(matrix) < 0), recoloured=not same_colours(one.agreement, one.first + pose))
 

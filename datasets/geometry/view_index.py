@@ -112,7 +112,7 @@ def _asked(frame, whitening):
         views = [whole[o] for o in UPRIGHT]
         if kept in SHIFTED:
             opposite = OPPOSITE[kept] - 1
-            views.append(tuple(x[opposite:opposite + 1] for x in upright))
+            views.append((upright[0][opposite:opposite + 1], upright[1][opposite:opposite + 1]))
             views.append(look(turned[UPRIGHT[1]], (width, height), (KEPT[OPPOSITE[kept]],)))
         asked.append(_joined(views))
     return asked

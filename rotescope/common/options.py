@@ -11,7 +11,7 @@ class Options:
 
     def check(self) -> None:
         """Raise InputError for a value that is wrong whatever the data and the model; nothing heavy is loaded for it."""
-        for name in (f.name for f in fields(self) if is_dataclass(self)):
+        for name in (f.name for f in (fields(self) if is_dataclass(self) else ())):
             if name in ("seed", "seeds") or name.endswith(("_seed", "_seeds")):
                 given = getattr(self, name)
                 check_seeds(given if isinstance(given, list | tuple) else (given,), name)
