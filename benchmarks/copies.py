@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from copy_cases.pictures import PictureSets, emoji_scenes, photographs
+from copy_cases.pictures import PictureSets, emoji_scenes, photographs, wide_photographs
+from copy_cases.sheet import chance_sheet, sheet
 from PIL import Image
 from rich.console import Console
 
@@ -29,6 +30,9 @@ from rotescope.datasets.images.edits import EDITS, Edit
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.pictures_in_memory import data_of
 from rotescope.evaluate.measurement.evaluation import score
+from rotescope.evaluate.measurement.layers import make_layers
+from rotescope.evaluate.options import Measuring
+from rotescope.evaluate.verification.matching import make_matcher
 
 SETS: dict[str, Callable[[], PictureSets]] = {"photographs": photographs, "scenes": emoji_scenes}
 
@@ -43,6 +47,8 @@ class CopiesConfig:
     """training pictures that are changed by each edit"""
     edits: tuple[str, ...] = ()
     """names of edits, if not all"""
+    pictures: tuple[int, ...] = ()
+    """draw every edit of these training pictures, as PICTURE-SET.png, and the held-out ones that come closest by chance"""
     overwrite: bool = False
     """replace output_dir"""
 
@@ -135,6 +141,43 @@ def figures(name: str, config: CopiesConfig) -> tuple[list[dict], dict]:
     return rows, about
 
 
+def side_crops() -> dict[str, int]:
+    """Squares from either end of wide photographs, among whole ones in their own shape -> how many are found."""
+    wide, ends = wide_photographs()
+    sets = photographs()
+    report = score(ends, [*wide, *sets.train], heldout_data=list(sets.heldout), alignment="none")
+    position = {image_id: i for i, image_id in enumerate(_ids([*wide, *sets.train]))}
+    right = [p for p in report.pairs if position.get(p.nearest) == int(p.image.split()[-1]) // 2]
+    return {"n": len(ends), "copies": sum(p.is_copy for p in right), "copies or parts": sum(
+        p.is_copy or p.is_partial for p in right)}
+
+
+def draw_sheet(name: str, source: int, file) -> None:
+    """Every edit of one training picture, as `score` tells it, into a PNG."""
+    sets = SETS[name]()
+    pictures = [p for p in planted(sets, source + 1) if p.source == source]
+    report = score([p.image for p in pictures], list(sets.train), heldout_data=list(sets.heldout), alignment="none")
+    pairs = sorted(report.pairs, key=lambda p: p.image)
+    own = _ids(sets.train)[source]
+    both = list(zip(pictures, pairs, strict=True))
+    right = {p.edit.name: (pair.is_copy or pair.is_partial) and pair.nearest == own for p, pair in both}
+    sheet(sets.train[source], [(p.edit, p.image, pair) for p, pair in both], right).save(file)
+
+
+def draw_chance(name: str, file) -> None:
+    """The eight held-out pictures that come closest to a training picture, above it, with their evidence, into a PNG."""
+    sets = SETS[name]()
+    training, heldout, _ = data_of(list(sets.train), list(sets.heldout))
+    how = Measuring()
+    layer = make_layers(min(sets.train[0].size), training, heldout, None, how)["descriptor"]
+    matcher = make_matcher(layer, how)
+    pictures = [(e.sha256, e.open) for e in heldout]
+    matcher.draw_thresholds(pictures)
+    found = zip(matcher.most_evident(pictures), sets.heldout, strict=True)
+    closest = sorted(((m, image) for m, image in found if m), key=lambda pair: -pair[0].score)[:8]
+    chance_sheet([(image, sets.train[m.row], m.score - matcher.evidence.threshold) for m, image in closest]).save(file)
+
+
 def table(rows: list[dict], title: str) -> TextTable:
     columns = [c for c in rows[0] if c not in ("edit", "partial", "n")]
     lines = [(r["edit"], "part" if r["partial"] else "whole" if r["partial"] is False else "", str(r["n"]),
@@ -151,7 +194,12 @@ def main(argv: list[str] | None = None) -> None:
     with output_folder(config.output_dir, config.overwrite) as folder:
         found = {name: figures(name, config) for name in config.sets}
         tables = [table(rows, name) for name, (rows, _) in found.items()]
-        write_json(folder / "copies.json", {"config": plain(config), "versions": versions(), "sets": {
+        for name in config.sets:
+            for source in config.pictures:
+                draw_sheet(name, source, folder / f"{source}-{name}.png")
+            if config.pictures:
+                draw_chance(name, folder / f"chance-{name}.png")
+        write_json(folder / "copies.json", {"config": plain(config), "versions": versions(), "side_crops": side_crops(), "sets": {
             name: {"rows": rows} | about for name, (rows, about) in found.items()}})
         text = "\n".join(f"## {t.title}\n{t.markdown()}" for t in tables)
         (folder / "copies.md").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.emoji.scenes import scenes
+from rotescope.evaluate.descriptors.square_views import square_view
 
 FILES = {"skimage": ("data", (
     "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "hubble_deep_field.jpg", "ihc.png",
@@ -37,6 +38,17 @@ def photographs(train=96, heldout=35):
     order = np.random.default_rng(0).permutation(len(regions))
     dealt = [regions[i] for i in order]
     return PictureSets(tuple(dealt[:train]), tuple(dealt[train:train + heldout]), tuple(dealt[train + heldout:]))
+
+
+def wide_photographs(at_least=1.3):
+    """-> whole photographs in their own shape, long side 400 pixels, that are so much longer than high or higher than long;
+    and the square at either end of each, which a centre square hardly shows."""
+    whole = [Image.open(file).convert("RGB") for file in photograph_files()]
+    wide = [image for image in whole if max(image.size) >= at_least * min(image.size)]
+    for image in wide:
+        image.thumbnail((400, 400), Image.LANCZOS)
+    ends = [square_view(image, end) for image in wide for end in ("start", "end")]
+    return wide, ends
 
 
 def emoji_scenes(train=1000, heldout=800, fresh=400):

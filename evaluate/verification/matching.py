@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rotescope.datasets.geometry.match import VerifiedMatches, Verifier
+from rotescope.datasets.geometry.match import Match, VerifiedMatches, Verifier
 from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
@@ -64,6 +64,11 @@ class Matcher:
         found = [self.evidence.surest(matches) for matches in self._matches(asked, on_image)]
         matches, shared = elements_apart(found, self.evidence.threshold, self.twins.clusters)
         return VerifiedMatches(matches, self.evidence.thresholds, shared)
+
+    def most_evident(self, pictures) -> list[Match | None]:
+        """Of each picture its surest match with any training picture, whether it counts or not."""
+        asked = [Asked(opener, sha) for sha, opener in pictures]
+        return [max(self.evidence.weighed(matches), key=lambda m: m.score, default=None) for matches in self._matches(asked)]
 
     # ----- what chance brings
 
