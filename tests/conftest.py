@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in unasked]
 
 
+@pytest.fixture(autouse=True)
+def few_null_pictures(request, monkeypatch):
+    """What chance brings is learned from a dozen pictures, but in slow tests: they try how good it is."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("rotescope.datasets.geometry.pixel_verifier.QUERIES", 12)
+        monkeypatch.setattr("rotescope.evaluate.verification.matching.NULL", 12)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of six captioned images."""

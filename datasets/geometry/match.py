@@ -39,7 +39,7 @@ class Match:
 class Verifier(Protocol):
     """One way to lay pictures on one another. It is made from the training pictures, in the order of the index."""
     name: str
-    floor: float                 # a score below it proves nothing, whatever the pictures are
+    same: float                  # the score from which two pictures that are copies of each other are one picture
     usual: tuple[float, float]   # what one in ten pictures that copy nothing exceeds, and how much more divides that by e
 
     def prepare(self, image: Image.Image) -> Any:

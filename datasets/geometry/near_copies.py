@@ -13,7 +13,6 @@ from rotescope.datasets.geometry.point_verifier import PointVerifier
 from rotescope.datasets.images.square import typical_side
 
 POINTS_FROM = 128  # pixels of the typical shorter side; smaller pictures hold too few local features
-SAME = 3           # times a verifier's floor, from which a copy is the same picture
 CANDIDATES = 6     # pictures that each is laid on, by either verifier
 
 
@@ -39,8 +38,7 @@ def make_verifiers(shas: Sequence[str], openers: Sequence[Callable[[], Image.Ima
 
 def is_same_picture(match: Match, verifiers: Sequence[Verifier]) -> bool:
     """Whether a match is so sure and covers so much that the two are one picture."""
-    floor = next(v.floor for v in verifiers if v.name == match.verifier)
-    return match.is_copy and match.score >= SAME * floor
+    return match.is_copy and match.score >= next(v.same for v in verifiers if v.name == match.verifier)
 
 
 def copies_among(openers: Sequence[Callable[[], Image.Image]], verifiers: Sequence[Verifier],

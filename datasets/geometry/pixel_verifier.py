@@ -130,7 +130,7 @@ class PixelVerifier:
     folder : where a later release may keep the views
     on_image : called after every picture that was read
     """
-    name, floor, usual = "pixels", 1.0, (1.0, 0.25)
+    name, same, usual = "pixels", 4.0, (1.0, 0.25)
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):

@@ -49,7 +49,7 @@ class PreparedPoints:
 class PointVerifier:
     """A Verifier of training pictures, in the order of the index. Their features are kept in folder/points,
     if any."""
-    name, floor, usual = "points", 5.0, (1.0, 1.5)
+    name, same, usual = "points", 15.0, (1.0, 1.5)
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Opener], folder=None, on_image=None):
         """shas: hexadecimal SHA-256 of each picture; openers: what opens it as RGB; on_image: called once for

@@ -21,7 +21,7 @@ METHOD = (
 VERIFIED = (
     "Copies that are cropped, framed, turned, mirrored or written over: by laying pictures on one another, by local features "
     "and by pixels, as an audit verifies copies; a pair counts if it covers half of one and a third of the other, and its score "
-    "is three times the least that proves anything. ")
+    "lies far above what chance brings. ")
 CHAINS = "A cluster joins what a chain of pairs links."
 
 

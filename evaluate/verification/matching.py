@@ -26,6 +26,7 @@ NEAREST = 2      # candidates by the descriptor, of each view of a picture
 PROPOSED = 6     # candidates by each verifier's own retrieval
 CROSSED = 2      # of each verifier's best matches, those that the others look at, too
 NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
+MATCHED = 2.5    # times as many matches as likenesses of whole pictures may be chance: at .999 one picture in 400
 QUERIES = 64     # pictures whose candidates are looked up together
 
 
@@ -82,7 +83,8 @@ class Matcher:
         of_training = [self._apart(int(row), matches)
                        for row, matches in zip(rows, self._matches(trained, on_image), strict=True)]
         of_heldout = list(self._matches(held, on_image))
-        self.evidence = drawn_evidence({v.name: v.usual for v in self.verifiers}, of_training, of_heldout, quantile)
+        usual = {v.name: v.usual for v in self.verifiers}
+        self.evidence = drawn_evidence(usual, of_training, of_heldout, 1 - MATCHED * (1 - quantile))
 
     def _apart(self, row, matches):
         """Matches of a training picture less those with pictures that it is a copy of."""

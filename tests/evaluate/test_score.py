@@ -122,12 +122,18 @@ def test_images_needed_is_the_smallest_number_that_suffices(bar):
     assert clopper_pearson(0, n)[1] <= bar < clopper_pearson(0, n - 1)[1]
 
 
-def test_threshold_is_one_of_the_background_and_few_lie_above():
-    background = np.random.default_rng(0).random(3000)
-    threshold = copy_threshold(background)
-    assert threshold in background
-    assert 0.005 < (background > threshold).mean() <= 0.01
-    assert copy_threshold([0.1, 0.7, 0.3]) == 0.7
+def test_the_threshold_is_the_quantile_of_a_power_law():
+    """The distance of the nearest other picture is x with probability x^k: its 0.001 quantile is 0.001^(1/k)."""
+    for k in (1, 4, 12):
+        background = 1 - np.random.default_rng(0).random(100_000) ** (1 / k)
+        assert copy_threshold(background) == pytest.approx(1 - 0.001 ** (1 / k), abs=0.01)
+        assert copy_threshold(background, 0.9) in background
+        one_pair = np.concatenate([background[:300], [0.99, 0.99]])
+        assert copy_threshold(one_pair) == pytest.approx(copy_threshold(background[:300]), abs=0.05)
+    assert copy_threshold([0.1, 0.7, 0.3], 0.5) == pytest.approx(0.3)
+
+
+def test_the_field_s_percentile():
     assert sim95(np.arange(101) / 100) == pytest.approx(0.95)
 
 
