@@ -60,7 +60,7 @@ class MatchThreshold:
     threshold: float
     rule: str                    # where the threshold comes from, in plain words
     n: int                       # pictures that copy nothing, of which chance is a share
-    chance: float                # for such a share some match is verified: of held-out pictures, or else of training ones
+    chance: float                # for such a share of them some match is verified
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,8 @@ def drawn_evidence(usual: Mapping[str, tuple[float, float]], training: Sequence[
         what = f"each of {len(training):,} training images against the others" + (
             f", and of {len(heldout):,} held-out pictures" if len(heldout) else "")
         drawn = Evidence(tails, tail_quantile(most, quantile), f"{quantile:g} quantile of the most evidence for {what}")
-    judged = _most(drawn, heldout or training)
-    chance = float((judged >= drawn.threshold).mean()) if len(judged) else 0.0
-    return replace(drawn, n=len(judged), chance=chance)
+    reached = _most(drawn, null) >= drawn.threshold
+    return replace(drawn, n=len(null), chance=float(reached.mean()) if null else 0.0)
 
 
 def _tail(null, verifier, usual_spread):
