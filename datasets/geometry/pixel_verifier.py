@@ -127,7 +127,7 @@ class PixelVerifier:
     ----------
     shas : names of the training pictures' contents, in the order of the index
     openers : as many functions that open a training picture
-    folder : where a later release may keep the views
+    folder : unused: a picture takes a few milliseconds to prepare, so nothing is kept
     on_image : called after every picture that was read
     """
     name, same, usual = "pixels", 4.0, (1.0, 0.25)
