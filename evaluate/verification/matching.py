@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rotescope.datasets.geometry.match import Match, VerifiedMatches, Verifier
-from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers
+from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers, one_torch_thread
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.verification.evidence import Evidence, drawn_evidence
@@ -97,7 +97,7 @@ class Matcher:
 
     def _matches(self, asked, on_image=None):
         """-> for each picture its raw matches, in order."""
-        with ThreadPoolExecutor(self.threads or os.cpu_count()) as threads:
+        with one_torch_thread(), ThreadPoolExecutor(self.threads or os.cpu_count()) as threads:
             for i in range(0, len(asked), QUERIES):
                 part = asked[i:i + QUERIES]
                 for matches in threads.map(self._of_one, part, self._nearest(part)):
