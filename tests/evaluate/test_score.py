@@ -83,11 +83,12 @@ def test_a_copy_of_another_training_image_is_a_copy_but_not_of_the_own(data, tmp
     assert found.own_copy_rate.value < 0.2
 
 
-def test_figures_do_not_depend_on_the_order_of_records_or_training_images(data, tmp_path):
+@pytest.mark.parametrize("verify", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_figures_do_not_depend_on_the_order_of_records_or_training_images(data, tmp_path, verify):
     folder = samples_folder(tmp_path / "s", data, lambda method, i, seed: i % 3 == seed, groups=("duplicated", "control"))
-    first = score_samples(folder, data)
+    first = score_samples(folder, data, verify=verify)
     pq.write_table(pa.Table.from_pylist(rows_of(folder)[::-1]), folder / "records.parquet")
-    second = score_samples(folder, Manifest(data.examples[::-1]))
+    second = score_samples(folder, Manifest(data.examples[::-1]), verify=verify)
     for key in ("methods", "copy_threshold", "background", "histogram"):
         one, other = first.as_json()[key], second.as_json()[key]
         assert one == pytest.approx(other, abs=2e-6) if key == "copy_threshold" else one == other
