@@ -67,15 +67,16 @@ def drawn_evidence(usual: Mapping[str, tuple[float, float]], training: Sequence[
     quantile : float
         Of the null, that the threshold is.
     """
-    null = [*training, *heldout]
+    null, least = [*training, *heldout], math.log((1 - INNER) / (1 - quantile))  # what one verifier alone must reach
     if len(null) < FEW:
-        drawn = Evidence(usual, math.log((1 - INNER) / (1 - quantile)))
+        drawn = Evidence(usual, least)
     else:
         tails = {name: _tail(null, name, spread) for name, (_, spread) in usual.items()}
         most = _most(Evidence(tails), null)
         what = f"each of {len(training):,} training images against the others" + (
             f", and of {len(heldout):,} held-out pictures" if len(heldout) else "")
-        drawn = Evidence(tails, tail_quantile(most, quantile), f"{quantile:g} quantile of the most evidence for {what}")
+        drawn = Evidence(tails, max(tail_quantile(most, quantile), least),
+                         f"{quantile:g} quantile of the most evidence for {what}, and at least {least:.2f}")
     reached = _most(drawn, null) >= drawn.threshold
     return replace(drawn, n=len(null), chance=float(reached.mean()) if null else 0.0)
 

@@ -60,6 +60,13 @@ def test_with_few_pictures_the_usual_tail_is_taken():
     assert drawn_evidence(USUAL, [], (), 0.999).chance == 0.0
 
 
+def test_a_null_without_any_match_does_not_let_everything_count():
+    """Where no null picture matches anything, the quantile is as low as evidence gets."""
+    drawn = drawn_evidence(USUAL, [[]] * 80, (), 0.999)
+    assert drawn.threshold == pytest.approx(math.log(100))
+    assert drawn.surest([match(0, "points", 2.0)]) == ()
+
+
 def test_chance_is_a_share_of_training_and_heldout_pictures():
     null = [[match(0, "points", score)] for score in np.linspace(0, 3, 96)]
     held = [[match(0, "points", 30.0)], [], [], []]
