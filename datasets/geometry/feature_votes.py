@@ -17,6 +17,7 @@ from scipy import sparse
 
 from rotescope.datasets.geometry.feature_store import KeptFeatures
 from rotescope.datasets.geometry.local_features import DIM, LENGTH, LocalFeatures, feature_numbers
+from rotescope.datasets.images.sampling import evenly_spread
 
 WORDS = 8192
 SHORTLIST = 150       # pictures with most votes whose features' places are compared
@@ -167,7 +168,7 @@ def _sample(kept):
     """-> words (w, 128) float32 and (w,) the row that each is of: every so-manyth feature of all."""
     ends = np.cumsum(kept.counts)
     total = int(ends[-1]) if len(ends) else 0
-    chosen = np.unique(np.linspace(0, max(total - 1, 0), min(WORDS, total)).round().astype(np.int64))
+    chosen = evenly_spread(total, WORDS)
     rows = np.searchsorted(ends, chosen, "right")
     words = np.zeros((len(chosen), DIM), np.float32)
     for row in np.unique(rows):

@@ -1,6 +1,8 @@
 """The centre square of a picture, which every descriptor sees; how large pictures are."""
 import numpy as np
 
+from rotescope.datasets.images.sampling import evenly_spread
+
 
 def square(image, side, resample):
     """The centre square of an image, as training crops it, at side × side."""
@@ -11,5 +13,4 @@ def square(image, side, resample):
 
 def typical_side(openers, at_most=32):
     """Functions that open a picture -> the median of the shorter sides of at most so many of them, evenly spread, in pixels."""
-    picked = np.unique(np.linspace(0, len(openers) - 1, min(len(openers), at_most)).round().astype(int))
-    return int(np.median([min(openers[i]().size) for i in picked]))
+    return int(np.median([min(openers[i]().size) for i in evenly_spread(len(openers), at_most)]))

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.images.sampling import evenly_spread
 from rotescope.evaluate.neighbours import int8_prefilter as coarse
 
 QUERIES, REFERENCES = 2048, 4096  # vectors in one product
@@ -97,7 +98,7 @@ def nearest_other(reference, at_most=10_000, block=(QUERIES, REFERENCES)):
     more than `at_most` pictures that many, evenly spread, are compared with all others."""
     if len(reference) < 2:
         return np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64)
-    rows = np.unique(np.linspace(0, len(reference) - 1, min(len(reference), at_most)).round().astype(np.int64))
+    rows = evenly_spread(len(reference), at_most)
     similarity, row = nearest(reference[rows], reference, own=rows, block=block)
     return rows, similarity[:, 0], row[:, 0]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from rotescope.datasets.geometry.match import Match, VerifiedMatches, Verifier
 from rotescope.datasets.geometry.near_copies import is_same_picture, make_verifiers, one_torch_thread
+from rotescope.datasets.images.sampling import evenly_spread
 from rotescope.evaluate.descriptors.square_views import square_view, square_views, view_sha256
 from rotescope.evaluate.neighbours.nearest import nearest
 from rotescope.evaluate.verification.evidence import Evidence, drawn_evidence
@@ -76,10 +76,10 @@ class Matcher:
     def draw_thresholds(self, heldout=(), quantile=0.999, on_image=None) -> None:
         """Calibrate each verifier on training pictures, against the others, and on held-out ones, [(SHA-256, what opens
         the picture)]; learn which training pictures are copies of each other."""
-        rows, examples = _spread(len(self.index), NULL), self.index.examples
+        rows, examples = evenly_spread(len(self.index), NULL), self.index.examples
         trained = [Asked(examples[row].open, examples[row].sha256, frozenset(self.twins.clusters.get(row, {row})) | {row})
                    for row in rows]
-        held = [Asked(heldout[i][1], heldout[i][0]) for i in _spread(len(heldout), NULL)]
+        held = [Asked(heldout[i][1], heldout[i][0]) for i in evenly_spread(len(heldout), NULL)]
         of_training = [self._apart(int(row), matches)
                        for row, matches in zip(rows, self._matches(trained, on_image), strict=True)]
         of_heldout = list(self._matches(held, on_image))
@@ -139,11 +139,6 @@ def _view(opener, name):
 def null_size(n: int) -> int:
     """How many of n pictures make a null."""
     return min(n, NULL)
-
-
-def _spread(n, at_most):
-    """At most so many of 0 … n − 1, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(int)) if n else np.zeros(0, int)
 
 
 def make_matcher(layer, how, on_image=None) -> Matcher | None:
