@@ -1,7 +1,7 @@
 """Intervals of a share whose images are drawn prompt by prompt: the images of one prompt are alike. Pure."""
 import numpy as np
 
-from rotescope.evaluate.statistics.estimate import LEVEL
+from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
 
 
 def clustered_interval(hits, sizes, level=LEVEL):
@@ -29,7 +29,7 @@ def clustered_interval(hits, sizes, level=LEVEL):
     """
     n_effective = effective_images(hits, sizes, level)
     share = float(np.sum(hits) / np.sum(sizes))
-    return beta_interval(share * n_effective, n_effective, level)
+    return clopper_pearson(share * n_effective, n_effective, level)
 
 
 def effective_images(hits, sizes, level=LEVEL):
@@ -44,12 +44,3 @@ def effective_images(hits, sizes, level=LEVEL):
     tail = (1 + level) / 2
     n_effective = p * (1 - p) / v * (t.ppf(tail, n - 1) / t.ppf(tail, c - 1)) ** 2 if v > 0 else n
     return float(np.clip(n_effective, c, n))
-
-
-def beta_interval(k, n, level=LEVEL):
-    """Clopper and Pearson's interval, of numbers that need not be whole."""
-    from scipy.stats import beta
-    tail = (1 - level) / 2
-    low = beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
-    high = beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
-    return float(low), float(high)

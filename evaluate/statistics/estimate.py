@@ -19,10 +19,12 @@ class Estimate(NamedTuple):
 def clopper_pearson(k, n, level=LEVEL):
     """Exact two-sided interval for a share of k in n (Clopper and Pearson 1934).
 
+    The ends are quantiles of Beta(k, n − k + 1) and Beta(k + 1, n − k), which need no whole numbers.
+
     Parameters
     ----------
-    k, n : int
-        Successes and trials, 0 ≤ k ≤ n, n ≥ 1.
+    k, n : int or float
+        Successes and trials, 0 ≤ k ≤ n, n ≥ 1; of an effective number of trials, not whole.
     level : float
         Coverage.
 
@@ -31,9 +33,11 @@ def clopper_pearson(k, n, level=LEVEL):
     tuple of float
         Lower and upper end.
     """
-    from scipy.stats import binomtest  # loads slowly, and rules are read before the arguments are right
-    interval = binomtest(int(k), int(n)).proportion_ci(level, method="exact")
-    return float(interval.low), float(interval.high)
+    from scipy.stats import beta  # loads slowly, and rules are read before the arguments are right
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
+    high = beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
+    return float(low), float(high)
 
 
 def share_estimate(k, n, n_prompts):
