@@ -168,16 +168,22 @@ class FeatureStore:
 
     def keep(self, shas, openers, on_image=None) -> KeptFeatures:
         """As FeatureMemory.keep; what lies in the folder already is not opened."""
-        position = {bytes.fromhex(sha): i for i, sha in reversed(list(enumerate(shas)))}
-        tick = on_image or (lambda: None)
-        with self._growing():
-            known = {key.tobytes() for key in self._records()["key"]}
-            new = [key for key in dict.fromkeys(map(bytes.fromhex, shas)) if key not in known]
-            for _ in range(len(shas) - len(new)):
-                tick()
-            for part in (new[i:i + CHUNK] for i in range(0, len(new), CHUNK)):
-                self._add(_arrays(list(_extracted([openers[position[key]] for key in part], tick)), part))
-        return self._kept([bytes.fromhex(sha) for sha in shas])
+        keys, tick = [bytes.fromhex(sha) for sha in shas], on_image or (lambda: None)
+        position = {key: i for i, key in reversed(list(enumerate(keys)))}
+        new = self._lacking(keys)
+        if new:  # else there is nothing to add: a reader is in nobody's way
+            with self._growing():
+                new = self._lacking(keys)
+                for part in (new[i:i + CHUNK] for i in range(0, len(new), CHUNK)):
+                    self._add(_arrays(list(_extracted([openers[position[key]] for key in part], tick)), part))
+        for _ in range(len(keys) - len(new)):
+            tick()
+        return self._kept(keys)
+
+    def _lacking(self, keys):
+        """-> those of the keys that are not here, each once, in order."""
+        known = {key.tobytes() for key in self._records()["key"]}
+        return [key for key in dict.fromkeys(keys) if key not in known]
 
     def _add(self, arrays):
         for name, array in zip((*WIDTHS, "pictures.bin"), arrays, strict=True):

@@ -94,6 +94,15 @@ def test_two_runs_do_not_add_at_once(tmp_path):
         FeatureStore(tmp_path / "f").keep(keys(1), openers(PICTURES[:1]))
 
 
+def test_who_has_nothing_to_add_reads_while_another_run_adds(tmp_path):
+    told, store = [], FeatureStore(tmp_path / "f")
+    first = store.keep(keys(2), openers(PICTURES[:2]))
+    with store._growing():
+        again = FeatureStore(tmp_path / "f").keep(keys(2), openers(PICTURES[:2]), lambda: told.append(1))
+    assert same(first, again)
+    assert len(told) == 2
+
+
 def test_another_folder_or_another_release_is_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("do not touch")
