@@ -27,7 +27,7 @@ PROPOSED = 6     # candidates by each verifier's own retrieval
 CROSSED = 2      # of each verifier's best matches, those that the others look at, too
 NULL = 200       # training pictures, and held-out ones, whose scores make the null, at most
 MATCHED = 2.5    # times as many matches as likenesses of whole pictures may be chance: at .999 one picture in 400
-QUERIES = 64     # pictures whose candidates are looked up together
+QUERIES = 8      # pictures that are held, and whose candidates are looked up, together
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,10 @@ class Matcher:
         Which training pictures are the same in other bytes.
     verifiers : sequence of Verifier
         Made from the pictures of the index, in its order.
-    threads : int
     """
 
-    def __init__(self, index, twins, verifiers: Sequence[Verifier], threads: int | None = None):
-        self.index, self.twins, self.verifiers, self.threads = index, twins, verifiers, threads
+    def __init__(self, index, twins, verifiers: Sequence[Verifier]):
+        self.index, self.twins, self.verifiers = index, twins, verifiers
         self.evidence = Evidence({v.name: v.usual for v in verifiers})
 
     def verified(self, pictures, expected=(), on_image=None) -> VerifiedMatches:
@@ -97,16 +96,17 @@ class Matcher:
 
     def _matches(self, asked, on_image=None):
         """-> for each picture its raw matches, in order."""
-        with one_torch_thread(), ThreadPoolExecutor(self.threads or os.cpu_count()) as threads:
+        with one_torch_thread(), ThreadPoolExecutor(os.cpu_count()) as threads:
             for i in range(0, len(asked), QUERIES):
                 part = asked[i:i + QUERIES]
-                for matches in threads.map(self._of_one, part, self._nearest(part)):
+                images = list(threads.map(lambda one: one.opener(), part))  # each is decoded once
+                for matches in threads.map(self._of_one, part, images, self._nearest(part, images)):
                     yield matches
                     if on_image:
                         on_image()
 
-    def _of_one(self, asked, near):
-        image, own = asked.opener(), [] if asked.expected is None else [asked.expected]
+    def _of_one(self, asked, image, near):
+        own = [] if asked.expected is None else [asked.expected]
         prepared = {v.name: v.prepare(image) for v in self.verifiers}
         found = []
         for v in self.verifiers:
@@ -118,10 +118,10 @@ class Matcher:
             matches += v.verify(prepared[v.name], [row for row in best if row not in seen], asked.without)
         return [m for matches in found for m in matches]
 
-    def _nearest(self, asked):
+    def _nearest(self, asked, images):
         """-> for each picture the rows that are nearest by the descriptor, of any of its views."""
-        views = [(k, name) for k, one in enumerate(asked) for name in square_views(one.opener().size)]
-        vectors = self.index.embed([(view_sha256(asked[k].sha256, name), partial(_view, asked[k].opener, name))
+        views = [(k, name) for k, image in enumerate(images) for name in square_views(image.size)]
+        vectors = self.index.embed([(view_sha256(asked[k].sha256, name), partial(square_view, images[k], name))
                                     for k, name in views])
         most = NEAREST + max((len(one.without) for one in asked), default=0)
         _, rows = nearest(vectors, self.index.vectors, k=min(most, len(self.index)))
@@ -130,10 +130,6 @@ class Matcher:
             if vector.any():
                 found[k] += [int(row) for row in line if int(row) not in asked[k].without][:NEAREST]
         return found
-
-
-def _view(opener, name):
-    return square_view(opener(), name)
 
 
 def null_size(n: int) -> int:
