@@ -14,6 +14,7 @@ EVIDENCE = ("kept", "mapped", "structure")  # colours as they are; each channel 
 OURS = 0.25         # what counts as texture: so much the generated picture's edges, the rest the training picture's
 TEXTURED = 0.10     # edge magnitude of a cell that shows something
 NEAR = (5 / 255, 12 / 255)  # difference of colours that two cells may well have under noise or compression: from, to,
+LEVELS = 2 / 255    # the least such difference where a training picture's contrast is made less
 CONTRAST = 0.25     # and between these, so much of the standard deviation of the generated picture's colours
 SLACK = 0.25        # of an edge's magnitude, that a shift of half a cell may add to it
 GROUND = 5 / 255    # difference of two grounds at which their agreement has fallen to 1/e
@@ -38,7 +39,7 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     """A generated canvas (7, s, s), training ones as laid (n, 7, s, s); the whitened length of these as they were (n,); whether
     the generated one is grey."""
     overlap = made[INSIDE] * moved[:, INSIDE]
-    edges = OURS * made[0] + (1 - OURS) * moved[:, 0]
+    edges = _edges(made, moved)
     overlap = _eroded(overlap)
     textured = (edges / TEXTURED).clamp(max=1) * overlap
     ours, theirs = made[COLOURS].expand(len(moved), -1, -1, -1), moved[:, COLOURS]
@@ -47,7 +48,9 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     kept, kept_closeness = _in_colours(ours, theirs, edges, textured, overlap, near)
     if grey:
         theirs = torch.einsum("c,ncyx->nyx", theirs.new_tensor(LUMINANCE), theirs)[:, None].expand(-1, 3, -1, -1)
-    mapped, mapped_closeness = _in_colours(ours, _mapped(ours, theirs, overlap, near), edges, textured, overlap, near)
+    fitted, gain = _mapped(ours, theirs, overlap, near)
+    still_near = (near * gain.clamp(max=1)).clamp(min=LEVELS)[:, None, None]  # so that a faint copy is no copy of anything faint
+    mapped, mapped_closeness = _in_colours(ours, fitted, _edges(made, moved, gain), textured, overlap, still_near)
     a, b = less_mean(made), less_mean(moved)
     cut = b * _soft(made[INSIDE] * moved[:, INSIDE])[:, None]
     structure = _rare_correlation(whitened(a, whitening), whitened(cut, whitening), before)
@@ -55,6 +58,12 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     return Agreement(torch.stack([kept, mapped, structure], 1),
                      torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1),
                      made[INSIDE] * moved[:, INSIDE], textured)
+
+
+def _edges(made, moved, gain=1.0):
+    """-> (n, s, s): edge magnitudes of both, the training pictures' as they are under a gain (n,) of contrast; they are roots."""
+    theirs = moved[:, 0] * torch.as_tensor(gain).sqrt().reshape(-1, 1, 1)
+    return OURS * made[0] + (1 - OURS) * theirs
 
 
 def whitened(structure: torch.Tensor, whitening: Whitening) -> torch.Tensor:
@@ -95,18 +104,19 @@ def _in_colours(ours, theirs, edges, textured, overlap, near):
 
 
 def _mapped(ours, theirs, weights, near):
-    """Each channel of `theirs` times a gain plus an offset, by weighted least squares; cells that differ much count little
-    in the second of two rounds."""
+    """Each channel of `theirs` times a gain plus an offset, by weighted least squares, and the mean gain (n,); cells that
+    differ much count little in the second of two rounds."""
     fitted, weight = theirs, weights[:, None]
     for _ in range(2):
         total = weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
         mean_a, mean_b = ((x * weight).sum((2, 3), keepdim=True) / total for x in (ours, theirs))
         spread = (weight * (theirs - mean_b) ** 2).sum((2, 3), keepdim=True) / total
         gain = (weight * (ours - mean_a) * (theirs - mean_b)).sum((2, 3), keepdim=True) / total / (spread + 1e-4)
-        fitted = mean_a + gain.clamp(LEAST_GAIN, 3.0) * (theirs - mean_b)
+        gain = gain.clamp(LEAST_GAIN, 3.0)
+        fitted = mean_a + gain * (theirs - mean_b)
         difference = ((ours - fitted) ** 2).mean(1, keepdim=True).sqrt()
         weight = weights[:, None] / (1 + (difference / near) ** 2)
-    return fitted
+    return fitted, gain.mean((1, 2, 3))
 
 
 def _local_correlation(a, b):

@@ -15,7 +15,7 @@ from threading import Lock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rotescope.datasets.geometry.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
 from rotescope.datasets.geometry.match import Match
@@ -37,13 +37,16 @@ from rotescope.datasets.geometry.structure import (
     Whitening,
     frame_of,
     learned,
+    learned_apart,
     less_mean,
     orientation_matrix,
     oriented,
 )
 from rotescope.datasets.geometry.view_index import CELLS_OF_STRUCTURE, ViewIndex
+from rotescope.datasets.images.sampling import evenly_spread
 
 AT_MOST = 400     # training pictures, each in eight orientations, from which correlations are learned
+PARTS, GOLDEN = 8, (5 ** 0.5 - 1) / 2  # of these pictures: a whitening is learned without each
 CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
@@ -114,10 +117,9 @@ def _judged(poses, found, first):
     return _Laid(np.take_along_axis(evidence, best, 0), poses, best, found, first)
 
 
-def sampled_rows(n: int, at_most: int) -> list[int]:
-    """Rows spread evenly over n, at most so many."""
-    step = max(n / at_most, 1.0)
-    return [int(i * step) for i in range(min(n, at_most))]
+def _part_of(row):
+    """Which of the PARTS a training picture belongs to: as evenly as can be, whichever rows are sampled (Fibonacci hashing)."""
+    return int(row * GOLDEN % 1 * PARTS)
 
 
 class PixelVerifier:
@@ -135,12 +137,13 @@ class PixelVerifier:
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):
         self._openers, self._frames, self._lock = list(openers), OrderedDict(), Lock()
-        self._null: np.ndarray | None = None
+        self._null: dict[bool, np.ndarray] = {}
         self._learning = Lock()
         n = len(self._openers)
-        known = [self._frame(row).channels for row in sampled_rows(n, AT_MOST) if self._frame(row).holds_structure]
-        self._whitening = learned(known, RARE_CELLS, SHRUNK)
-        self._views = ViewIndex(n, learned(known, CELLS_OF_STRUCTURE, SHRUNK_VIEWS))
+        known = {row: f.channels for row in evenly_spread(n, AT_MOST).tolist() if (f := self._frame(row)).holds_structure}
+        parts = [[canvas for row, canvas in known.items() if _part_of(row) == part] for part in range(PARTS)]
+        self._whitenings = learned_apart(parts, RARE_CELLS, SHRUNK)
+        self._views = ViewIndex(n, learned(list(known.values()), CELLS_OF_STRUCTURE, SHRUNK_VIEWS))
         for row in range(n):
             self._views.put(row, self._frame(row))
             if on_image:
@@ -171,13 +174,16 @@ class PixelVerifier:
             prepared.ranked[without] = self._views.nearest_rows(prepared.frame, max(k, NEIGHBOURS), without)
         return prepared.ranked[without][:k]
 
-    def _laid(self, prepared, rows):
-        """-> row -> _Laid, of the rows that hold structure, each laid once."""
+    def _laid(self, prepared, rows, without):
+        """-> row -> _Laid, of the rows that hold structure, each laid once. Two pictures correlate less under a whitening that
+        has seen both than under one that has seen one of them. So a picture that is not to be laid on itself, being a training
+        picture, is compared under a whitening that has not seen it, as a generated one is."""
+        whitening = self._whitenings[_part_of(min(without, default=0))]
         rows = [r for r in rows if r not in prepared.seen]
         for i in range(0, len(rows), TOGETHER):
             some = rows[i:i + TOGETHER]
             canvases = torch.stack([self._frame(r).channels for r in some])
-            prepared.seen.update(zip(some, lay(prepared, canvases, self._whitening), strict=True))
+            prepared.seen.update(zip(some, lay(prepared, canvases, whitening), strict=True))
         return prepared.seen
 
     def verify(self, prepared: GeneratedFrame, rows: Sequence[int], without: Iterable[int] = ()) -> list[Match]:
@@ -185,26 +191,28 @@ class PixelVerifier:
         rows = [r for r in rows if self._frame(r).holds_structure]
         if not rows or not prepared.frame.holds_structure:
             return []
-        levels, others = self._chance(), self.candidates(prepared, NEIGHBOURS, without)
-        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])))
+        levels, others = self._chance(prepared.frame.grey), self.candidates(prepared, NEIGHBOURS, without)
+        laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])), without)
         found = {row: _sureness(laid[row], levels) for row in {*rows, *others}}
         best = {row: max((found[r].max() for r in others if r != row), default=0.0) for row in rows}
         return [self._match(prepared, row, found[row], SHARED * max(float(best[row]), 0.0)) for row in rows]
 
-    def _chance(self):
-        """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones."""
+    def _chance(self, grey):
+        """-> (2, tiers, kinds): median and spread of the best that chance brings, over training pictures as generated ones; for a
+        grey picture, over training pictures without their colours, since one channel agrees more easily than three."""
         with self._learning:  # one thread learns, the others wait
-            if self._null is None:
-                self._null = self._learned_chance()
-            return self._null
+            if grey not in self._null:
+                self._null[grey] = self._learned_chance(grey)
+            return self._null[grey]
 
-    def _learned_chance(self):
+    def _learned_chance(self, grey):
         best = []
-        for row in sampled_rows(len(self._openers), QUERIES):
-            one = self.prepare(self._openers[row]())
+        for row in evenly_spread(len(self._openers), QUERIES).tolist():
+            image = self._openers[row]()
+            one = self.prepare(ImageOps.grayscale(image).convert("RGB") if grey else image)
             rows = self.candidates(one, NEIGHBOURS, (row,))
             if rows:
-                best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows).values()], 0))
+                best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows, (row,)).values()], 0))
         if len(best) < FEWEST:
             return np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
         middle = np.median(best, 0)

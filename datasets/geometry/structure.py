@@ -122,15 +122,14 @@ def less_mean(channels: torch.Tensor) -> torch.Tensor:
 
 
 class Whitening:
-    """A linear map of vectors of d numbers, made from m vectors (m, d). `shrunk`: of the largest variance, added to each."""
+    """A linear map of vectors of d numbers, made from their covariance (d, d). `shrunk`: of the largest variance, added to
+    each."""
 
-    def __init__(self, vectors: torch.Tensor, shrunk: float):
-        x = vectors
-        x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-9)
-        covariance = x.T @ x / max(len(x), 1)
-        largest = float(torch.linalg.matrix_norm(covariance, 2)) if len(x) else 1.0
-        root = torch.linalg.cholesky(covariance + (shrunk * largest + 1e-9) * torch.eye(x.shape[1]))
-        inverse = torch.linalg.solve_triangular(root, torch.eye(x.shape[1]), upper=False)
+    def __init__(self, covariance: torch.Tensor, shrunk: float):
+        largest = float(torch.linalg.matrix_norm(covariance, 2)) or 1.0
+        one = torch.eye(len(covariance))
+        root = torch.linalg.cholesky(covariance + (shrunk * largest + 1e-9) * one)
+        inverse = torch.linalg.solve_triangular(root, one, upper=False)
         self.matrix = (inverse.T * (shrunk * largest) ** 0.5)  # (d, d): at most 1 times a vector's length
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -140,5 +139,19 @@ class Whitening:
 
 def learned(canvases: list[torch.Tensor], cells: int, shrunk: float) -> Whitening:
     """Canvases (7, 32, 32) -> the Whitening of structure at cells × cells, over all eight orientations."""
+    return Whitening(_squares(canvases, cells) / max(len(canvases), 1), shrunk)
+
+
+def learned_apart(parts: list[list[torch.Tensor]], cells: int, shrunk: float) -> list[Whitening]:
+    """For each part of the canvases the Whitening that is `learned` from all others."""
+    of_each = [_squares(part, cells) for part in parts]
+    whole, n = torch.stack(of_each).sum(0), sum(map(len, parts))
+    return [Whitening((whole - own) / max(n - len(part), 1), shrunk) for own, part in zip(of_each, parts, strict=True)]
+
+
+def _squares(canvases, cells):
+    """-> (d, d): products of the numbers of each canvas's structure, at length 1, its mean over orientations; summed."""
     seen = [pooled(less_mean(oriented(c, o)), cells).flatten() for c in canvases for o in ORIENTATIONS]
-    return Whitening(torch.stack(seen) if seen else torch.zeros(0, 3 * cells ** 2), shrunk)
+    x = torch.stack(seen) if seen else torch.zeros(0, 3 * cells ** 2)
+    x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    return x.T @ x / len(ORIENTATIONS)

@@ -11,7 +11,7 @@ from rotescope.evaluate.nulls.copy_threshold import INNER, OUTER, tail_quantile
 
 ABSENT = -2.3    # evidence of a verifier that finds no match, and the least of one that does: about log(0.1)
 FEW = 60         # null pictures below which no tail is drawn: each verifier's usual one is taken
-NARROWEST = 0.5  # of the usual spread, that a drawn one has at least
+PRIOR = 30       # null scores beyond the level that the usual spread stands for, when a spread is drawn from others
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def drawn_evidence(usual: Mapping[str, tuple[float, float]], training: Sequence[
 
 
 def _tail(null, verifier, usual_spread):
-    """-> (level, spread) of a verifier's best scores on the null; from the level on the tail falls by half up to the
-    quantile 0.95, so the spread is that distance over log 2."""
+    """-> (level, spread) of a verifier's best scores on the null. From the level on the tail falls by half up to the
+    quantile 0.95, so a spread is that distance over log 2. Few scores lie there, so it is drawn to the usual one: the mean of
+    an exponential distribution under its conjugate prior."""
     best = [max((m.score for m in matches if m.verifier == verifier), default=0.0) for matches in null]
     inner, outer = np.quantile(best, (INNER, OUTER), method="higher")
-    return float(inner), float(max((outer - inner) / math.log(2), NARROWEST * usual_spread))
+    beyond = (1 - INNER) * len(null)
+    return float(inner), float((beyond * (outer - inner) / math.log(2) + PRIOR * usual_spread) / (beyond + PRIOR))
 
 
 def _most(evidence, several):

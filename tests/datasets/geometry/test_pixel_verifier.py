@@ -141,7 +141,7 @@ def test_whitened_vectors_vary_alike_in_every_direction():
     angles = torch.linspace(0, 2 * np.pi, 101)[:-1]
     vectors = torch.stack([angles.cos(), angles.cos() * 0.8 + angles.sin() * 0.6], 1)  # of unequal lengths, correlated
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    white = Whitening(vectors, 1e-6)(vectors)
+    white = Whitening(vectors.T @ vectors / len(vectors), 1e-6)(vectors)
     covariance = white.T @ white / len(white)
     assert torch.allclose(covariance / covariance[0, 0], torch.eye(2), atol=1e-2)
 
@@ -172,6 +172,20 @@ def test_what_many_share_is_no_copy_of_each():
     fresh = verifier.prepare(disc((120, 20, 240)))
     best = max(m.score for m in verifier.verify(fresh, verifier.candidates(fresh, 10)))
     assert match_of(verifier, training[5], 5).score > best + 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_training_picture_scores_as_a_fresh_one_does(grey):
+    """Else what training pictures reach is not what chance brings: a whitening sets apart the pictures that it was learned from."""
+    known = [drawing(seed) for seed in range(24)]
+    verifier = verifier_of(known)
+    def most(image, without=()):
+        prepared = verifier.prepare(ImageOps.grayscale(image).convert("RGB") if grey else image)
+        return max(m.score for m in verifier.verify(prepared, verifier.candidates(prepared, 6, without), without))
+    trained = np.sort([most(image, (row,)) for row, image in enumerate(known)])
+    fresh = np.median([most(drawing(100 + seed)) for seed in range(24)])
+    assert trained[4] < fresh < trained[19]
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (64, 64), (90, 20, 200)), Image.new("RGB", (1, 1)),

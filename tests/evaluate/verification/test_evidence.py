@@ -51,6 +51,14 @@ def test_one_look_alike_among_many_moves_nothing():
         drawn_evidence(USUAL, null, (), 0.999).threshold, rel=0.1)
 
 
+def test_a_spread_from_few_scores_is_drawn_to_the_usual_one():
+    """Of 100 scores from 0.01 to 1 ten lie beyond the quantile 0.90, and 0.05 / log 2 is their spread: 10 against 30 of 0.25."""
+    null = [[match(0, "pixels", (i + 1) / 100)] for i in range(100)]
+    level, spread = drawn_evidence({"pixels": USUAL["pixels"]}, null, (), 0.999).tails["pixels"]
+    assert level == pytest.approx(0.91)
+    assert spread == pytest.approx((10 * 0.05 / math.log(2) + 30 * 0.25) / 40)
+
+
 def test_with_few_pictures_the_usual_tail_is_taken():
     drawn = drawn_evidence(USUAL, [[]] * 12, (), 0.999)
     assert drawn.tails == USUAL
