@@ -177,7 +177,7 @@ def test_what_many_share_is_no_copy_of_each():
 @pytest.mark.slow
 @pytest.mark.parametrize("grey", [False, True])
 def test_a_training_picture_scores_as_a_fresh_one_does(grey):
-    """Else what training pictures reach is not what chance brings: a whitening sets apart the pictures that it was learned from."""
+    """Else what training pictures reach is not what chance brings: a whitening sets apart those that it was learned from."""
     known = [drawing(seed) for seed in range(24)]
     verifier = verifier_of(known)
     def most(image, without=()):
