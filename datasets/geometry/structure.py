@@ -126,7 +126,7 @@ class Whitening:
     each."""
 
     def __init__(self, covariance: torch.Tensor, shrunk: float):
-        largest = float(torch.linalg.matrix_norm(covariance, 2)) or 1.0
+        largest = float(torch.linalg.eigvalsh(covariance)[-1]) or 1.0
         one = torch.eye(len(covariance))
         root = torch.linalg.cholesky(covariance + (shrunk * largest + 1e-9) * one)
         inverse = torch.linalg.solve_triangular(root, one, upper=False)
