@@ -134,7 +134,7 @@ def test_commands_refuse_it_before_they_sample(command, bases, loras, images, tm
     weights = load_file(loras("sd1"))
     save_file({f"x.{k}" if n < 2 else k: w for n, (k, w) in enumerate(weights.items())}, tmp_path / "part.safetensors")
     (tmp_path / "prompts.txt").write_text("a cat")
-    given = ["--prompts", tmp_path / "prompts.txt"] + ["--train_data", images] * (command == "audit")
+    given = ["--prompts", tmp_path / "prompts.txt"] + ["--train_data", images, "--verify", "false"] * (command == "audit")
     argv = [command, "--model", bases("sd1"), "--lora", tmp_path / "part.safetensors", *given, "--output_dir", tmp_path / "out",
             "--device", "cpu", "--num_inference_steps", "1", "--seeds", "0"]
     assert leave(cli.main, argv) == 2

@@ -122,7 +122,9 @@ def test_it_leaves_a_line_a_measurement_a_picture_and_a_record(watched):
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
-@pytest.mark.parametrize("changes", [{"use_ema": True}, {"lora": True, "cached": True}], ids=["ema", "lora"])
+@pytest.mark.parametrize("changes", [
+    {"use_ema": True, "lora": True, "cached": True},
+    pytest.param({"use_ema": True}, marks=pytest.mark.slow)], ids=["lora", "whole"])
 def test_training_feels_nothing_of_it(changes, base, images, heldout, tmp_path):
     """Weights, optimizer, average, random states: bit by bit. Shared generators of Python and numpy stay as they are, too."""
     changes = {"cache_dir": str(tmp_path / "cache") if changes.pop("cached", False) else None, **changes}
