@@ -47,8 +47,8 @@ def outputs_of(pipe):
                 generator=torch.Generator().manual_seed(0)).images
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize(("name", "dtype"), [
+    ("sd1", torch.float32), ("sdxl", torch.float16), ("sd3", torch.float16), ("flux", torch.float32)], ids=str)
 def test_a_lora_of_which_all_is_used_is_taken(name, dtype, bases, loras):
     pipe = load_pipeline(bases(name), loras(name), dtype)
     assert any(pipe.get_list_adapters().values())
@@ -73,7 +73,7 @@ def test_another_format_is_taken_and_its_keys_are_told_by_its_own_names(bases, l
         load_pipeline(bases("sd1"), tmp_path / "stray.safetensors")
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow), "sd3", "flux"])
 def test_keys_that_attach_to_nothing_are_named(name, bases, loras, tmp_path, capsys):
     weights = load_file(loras(name))
     lost = [key for key in weights if not key.startswith("text_encoder")][:4]

@@ -83,7 +83,7 @@ def test_it_measures_what_score_does_on_the_average_that_is_saved(watched, tmp_p
     manifest, last = Manifest.load(out / "manifest.parquet"), lines_of(out)[-1]
     prompts = caption_prompts(manifest) + [Prompt(text, "heldout") for text in HELDOUT]
     sample_to_folder(load_pipeline(out), prompts, {"none": PLAIN}, (0, 1), tmp_path, num_inference_steps=2)
-    report = score_samples(tmp_path, manifest)
+    report = score_samples(tmp_path, manifest, verify=False)
     assert (last["descriptor"], last["threshold_rule"]) == (report.descriptor, report.threshold_rule)
     assert last["copy_threshold"] == report.copy_threshold
     for group in GROUPS:

@@ -125,7 +125,8 @@ def test_two_in_a_chain_are_the_one_by_hand_and_then_the_other(pipe, name):
 
 
 @pytest.mark.parametrize(("one", "other"), [
-    ("rta", "attention-mask"), ("rta", "probe"), ("attention-mask", "probe"), ("spike-attenuation", "probe")])
+    ("rta", "attention-mask"), ("spike-attenuation", "probe"),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("rta", "probe"), ("attention-mask", "probe")))])
 def test_a_chain_is_the_same_in_either_order(pipe, one, other):
     """The end of a prompt is looked up, and a probe is sent, when all the others have done what they do."""
     named = RIVALS | {"probe": ProbeTransition()}
