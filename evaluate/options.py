@@ -56,6 +56,8 @@ class Measuring(CopyRule):
     name behind it, none, or auto: the model's own"""
     verify: bool = True
     """also verify copies by geometry: cropped, shifted, mirrored, turned, pasted"""
+    trust_train_data: bool = False
+    """take it from you that the model was trained on train_data, where neither a manifest beside it nor its memory shows it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,10 @@ class MeasureConfig(Measuring):
     heldout_data: str | None = None
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()
-    """exit with 1 if a rule is broken, or cannot be shown to hold: [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those
-    that copy more than chance explains), leaked_prompts_any (those that copy a part, too), copy_rate, own_copy_rate, copies,
-    partial_copies, partial_copy_rate, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
-    with one image_id a line)"""
+    """exit with 1 if a rule is broken, with 4 if it cannot be shown to hold; leaked_prompts>0 if none is given.
+    [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those that copy more than chance explains), leaked_prompts_any (those
+    that copy a part, too), copy_rate, own_copy_rate, copies, partial_copies, partial_copy_rate, sim95; or
+    [METHOD:]any_copies_of:ID,ID (or :@FILE with one image_id a line)"""
     junit_xml: str | None = None
     """also write one test case a prompt into this file"""
     redact: bool = False

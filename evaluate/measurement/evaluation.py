@@ -24,7 +24,8 @@ from rotescope.evaluate.verdict.rules import check_power, parse_rules
 def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
           descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.999,
           copy_threshold: float | None = None,
-          alignment: str = "auto", verify: bool = True, search: str = "exact", index_dir: str | None = None,
+          alignment: str = "auto", verify: bool = True, trust_train_data: bool = False, search: str = "exact",
+          index_dir: str | None = None,
           trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
           on_image: Callable[[str], None] | None = None) -> Report:
     """Compare generated images with training images. Writes nothing unless `index_dir` is given.
@@ -59,6 +60,8 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
         ``auto``: the model's own.
     verify : bool
         Also verify copies by geometry: cropped, shifted, mirrored, turned, pasted.
+    trust_train_data : bool
+        Take it from you that the model was trained on `train_data`, where nothing shows it.
     search : str
         ``exact`` or ``faiss``.
     index_dir : str, optional
@@ -66,7 +69,7 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
     trust_sha256 : tuple of str
         SHA-256 sums of TorchScript files that may be loaded.
     fail_on : str or list of str
-        Rules for the verdict, ``[METHOD:]METRIC>LIMIT``; ``copy_rate>0.05`` if none is given.
+        Rules for the verdict, ``[METHOD:]METRIC>LIMIT``; ``leaked_prompts>0`` if none is given.
     title : str
         Heading of the report.
     on_image : callable, optional
@@ -98,7 +101,8 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
         on_image=on_image,
         descriptor=descriptor, exact=exact, copy_null=copy_null, copy_quantile=copy_quantile,
         copy_threshold=copy_threshold,
-        alignment=alignment, verify=verify, search=search, index_dir=index_dir, trust_sha256=trust_sha256)
+        alignment=alignment, verify=verify, trust_train_data=trust_train_data, search=search, index_dir=index_dir,
+        trust_sha256=trust_sha256)
 
 
 # ----- the command

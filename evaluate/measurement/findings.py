@@ -11,7 +11,9 @@ from rotescope.evaluate.descriptors.registry import choose
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
+from rotescope.evaluate.measurement.best_of_many import picked_mitigation
 from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
+from rotescope.evaluate.measurement.control_lines import controls_of
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
 from rotescope.evaluate.measurement.notes import featureless_notes, match_notes
 from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
@@ -101,11 +103,14 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
     groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
                             resolved=p_values.needed is None)
+    controls = controls_of(samples, unadapted, layers, manifest, heldout, matcher, rules, prompts, p_values,
+                           how.trust_train_data)
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
                            copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
-                           measured.match_chance if measured.verified else None),
+                           measured.match_chance if measured.verified else None, controls,
+                           picked_mitigation(samples, measured, groups)),
         notes=(*left_out_notes(left_out), *warnings(layer), *match_notes(how, measured),
                *featureless_notes(samples, measured)),
         left_out=left_out,

@@ -8,7 +8,7 @@ from rotescope.common.wording import percent
 from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
 from rotescope.evaluate.statistics.replication import images_needed
 
-DEFAULT_RULE = "copy_rate>0.05"
+DEFAULT_RULE = "leaked_prompts>0"  # chance does not break it
 ANY_COPIES = "any_copies_of"
 # metric -> what it counts
 RATES = {"copy_rate": "copies", "own_copy_rate": "own_copies", "partial_copy_rate": "partial_copies"}

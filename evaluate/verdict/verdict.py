@@ -1,8 +1,10 @@
 """What the figures say of the rules, in words."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rotescope.common.wording import PROMPTS, name, percent, share
+from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
+from rotescope.evaluate.verdict.controls import DOUBTS, Control, doubts_of
 from rotescope.evaluate.verdict.rules import OF_PARTS, RATES, UNRESOLVED, parse_rules
 
 KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
@@ -15,8 +17,35 @@ class RuleOutcome:
 
 
 @dataclass(frozen=True)
+class MitigatedFigures:
+    """What was found under one method in one group of prompts, over some of the seeds."""
+    n: int                       # images
+    copies: int
+    copy_rate: Estimate = field(metadata=INTERVAL)
+    partial_copies: int | None   # None where parts were not sought
+    partial_copy_rate: Estimate | None = field(metadata=INTERVAL)
+    alignment: float | None      # mean cosine with the prompt
+
+
+@dataclass(frozen=True)
+class BestMitigation:
+    """The method with the fewest copies, picked on one half of the seeds, and its figures on the other half."""
+    method: str
+    group: str                   # of prompts: the one from which plain guidance copies most
+    of: int                      # how many methods it was picked from
+    apart: bool                  # whether the figures are of other seeds than those that it was picked on
+    found: MitigatedFigures
+    plain_alignment: float | None  # of plain guidance, on the same seeds
+
+    @property
+    def optimistic(self) -> bool:
+        """The fewest of several, counted on the same images, are too few."""
+        return self.of > 1 and not self.apart
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What the rules, fixed before the run, say of the figures."""
+    """What the rules, fixed before the run, say of the figures, and whether the controls let them."""
     outcome: str                 # passed, failed or undecided
     headline: str                # one sentence
     reasons: tuple[str, ...]     # the sentences that explain it
@@ -25,6 +54,8 @@ class Verdict:
     # images in each method and group that would decide, were no more of them copies; None where
     needed: int | None
     #                              images alone would not, or nothing is open
+    controls: tuple[Control, ...] = ()   # whether the measurement could have found something
+    best: BestMitigation | None = None   # None where there is no mitigation, or nothing was copied
 
     derived: ClassVar = ("passed", "text")  # also in JSON
 
@@ -38,8 +69,8 @@ class Verdict:
         return " ".join(self.reasons)
 
 
-def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None, match_chance=None):
-    """The figures against the rules.
+def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None, match_chance=None, controls=(), best=None):
+    """The figures against the rules. A broken rule fails whatever the controls say; only with all of them does one pass.
 
     Parameters
     ----------
@@ -57,6 +88,10 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
         Null pictures that significance would take, if there are fewer.
     match_chance : float, optional
         Share of pictures that copy nothing for which a match is verified; None where none was sought.
+    controls : sequence of Control
+        Whether the measurement could have found something.
+    best : BestMitigation, optional
+        The mitigation that the text names.
 
     Returns
     -------
@@ -64,16 +99,24 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
     """
     rules = parse_rules(rules)
     outcomes = {rule: rule.outcome(methods, copied or {}) for rule in rules}
-    outcome = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
+    missing = doubts_of(controls)
+    judged = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
+    outcome = "undecided" if judged == "passed" and missing else judged
     gate = {m: methods[m] for m in dict.fromkeys(m for rule in rules for m in rule.scope(list(methods)))}
     named = any(rule.ids for rule, o in outcomes.items() if o == "failed")
-    doubts = _doubts(methods, outcomes) if outcome == "undecided" else []
+    doubts = _doubts(methods, outcomes) if judged == "undecided" else []
+    findings = [found for groups in gate.values() for found in groups.values()]
     return Verdict(
-        outcome, _headline(outcome, [found for groups in gate.values() for found in groups.values()], named),
-        (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed),
-         *_chance(chance), *_match_chance(match_chance)),
+        outcome, _controlled(missing) if outcome != judged else _headline(outcome, findings, named),
+        (*_found(gate), *_planned(plan, gate), *_mitigated(best, gate), *_doubt(doubts, null_needed),
+         *(control.sentence for control in missing if outcome == "undecided"), *_chance(chance), *_match_chance(match_chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
-        max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None)
+        max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None, tuple(controls), best)
+
+
+def _controlled(missing):
+    """The headline where the rules hold and controls do not."""
+    return f"Not decided: {'; '.join(DOUBTS[control.name] for control in missing)}."
 
 
 def _doubts(methods, outcomes):
@@ -145,20 +188,22 @@ def _under(method, groups):
     return "" if list(groups) == ["ungrouped"] else "With plain guidance, the model as it is, "
 
 
-def _mitigated(methods, gate):
-    """The method with the fewest copies, where plain guidance has the most."""
-    if list(gate) != ["none"]:
+def _mitigated(best, gate):
+    """What the best mitigation leaves of what plain guidance copies."""
+    if not best or list(gate) != ["none"]:
         return
-    group = max(gate["none"], key=lambda g: gate["none"][g].copy_rate.value)
-    plain, others = gate["none"][group], {m: groups[group] for m, groups in methods.items() if m != "none" and group in groups}
-    if plain.copies and others:
-        method = best_mitigation(others, plain)
-        found = others[method]
-        source = f" from {PROMPTS.get(group, group)}" if len(gate["none"]) > 1 else ""
-        known = plain.alignment and found.alignment is not None
-        price = f", at {found.alignment / plain.alignment:.2f} × the text-image agreement" if known else ""
-        yield (f"With {name(method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}"
-               f"{_and_parts(found)}.")
+    found, known = best.found, best.plain_alignment and best.found.alignment is not None
+    source = f" from {PROMPTS.get(best.group, best.group)}" if len(gate["none"]) > 1 else ""
+    price = f", at {found.alignment / best.plain_alignment:.2f} × the text-image agreement" if known else ""
+    yield (f"With {name(best.method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}"
+           f"{_and_parts(found)}{_picked(best)}.")
+
+
+def _picked(best):
+    """What the choice means for the figure."""
+    if best.optimistic:
+        return f" (picked from {best.of} methods on these very images, so the figure is optimistic: sample two seeds or more)"
+    return f" (picked from {best.of} methods on the other half of the seeds)" if best.of > 1 else ""
 
 
 def _doubt(doubts, null_needed):

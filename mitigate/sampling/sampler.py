@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from rotescope.common.errors import InputError
+from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
 from rotescope.common.whole_files import whole_file
@@ -84,17 +85,30 @@ def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterat
 
 
 def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
-    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make."""
+    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make, RunError for images
+    that hold no numbers."""
     _check_resolution(pipe, resolution)
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
+        pixels = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
                       **guidance_arguments(pipe, len(batch), guidance_scale),
-                      num_inference_steps=num_inference_steps, height=resolution, width=resolution,
-                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
+                      num_inference_steps=num_inference_steps, height=resolution, width=resolution, output_type="np",
+                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images  # (n, h, w, 3) in [0, 1]
+    _check_numbers(pipe, pixels)
+    images = pipe.image_processor.numpy_to_pil(pixels)
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps)  # type: ignore[call-arg]
             for job, image, signal in zip(batch, images, signals, strict=True)]
+
+
+def _check_numbers(pipe, pixels):
+    """As 8-bit pictures NaN would be black, and black copies nothing."""
+    gone = int((~np.isfinite(pixels)).any((1, 2, 3)).sum())
+    if gone:
+        dtype = str(pipe.vae.dtype).removeprefix("torch.")
+        how = "the weights hold some that are none: copy the model again" if dtype == "float32" else \
+            f"{dtype} overflows: pass --dtype fp32, or give the model a VAE that is made for half precision"
+        raise RunError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
 
 
 def _check_resolution(pipe, resolution):

@@ -1,0 +1,27 @@
+"""What lies beside a model that a fine-tune left: the manifest of its training images."""
+from pathlib import Path
+
+from rotescope.common.errors import InputError
+from rotescope.datasets.manifest import Manifest
+
+
+def manifest_beside(model, lora=None) -> Manifest | None:
+    """Of the LoRA if there is one, for its base was trained on other data; None where none lies there, or none that can be read.
+
+    model, lora: a folder or file, or a name on the hub, or nothing.
+    """
+    named = Path(str(lora or model or ""))
+    folder = named if named.is_dir() else named.parent
+    file = folder / "manifest.parquet"
+    if not (lora or model) or not named.exists() or not file.is_file():
+        return None
+    try:
+        return Manifest.load(file)
+    except InputError:
+        return None
+
+
+def overlap(one: Manifest, other: Manifest) -> tuple[int, int]:
+    """-> how many different pictures both have, byte for byte, and how many the smaller one has."""
+    first, second = ({e.sha256 for e in manifest} for manifest in (one, other))
+    return len(first & second), min(len(first), len(second))
