@@ -62,8 +62,9 @@ def _drawn(samples, gate, real):
 
 def _right_set(samples, manifest, index, prompts, trusted):
     named = {r.image_id for r in samples.records} - {""}
+    leaked = {(p.prompt_index, p.prompt, "" if p.prompt else p.image) for p in prompts if p.copies and p.leaked}
     return right_set_control(_evidence(samples.run, manifest, trusted), len(named & index.rows.keys()) if named else None,
-                             len(named), len({(p.group, p.prompt, p.image if p.prompt_index is None else "") for p in prompts if p.copies and p.leaked}))
+                             len(named), len(leaked))
 
 
 def _evidence(run, manifest, trusted):
