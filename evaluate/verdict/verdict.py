@@ -170,8 +170,9 @@ def _doubt(doubts, null_needed):
             prompts = getattr(found, rule.metric).n_prompts
             copied = f"{getattr(found, RATES[rule.metric]):,} copied{part}"
             some = "1 prompt" if prompts == 1 else f"{prompts:,} prompts"
-            yield (f"With {found.n:,} images of {some} and {copied}, the true rate may be as high as {percent(rule.highest(found))}: it takes "
-                   f"{needs:,} prompts in each group, {needs - prompts:,} more, and no more copies, to decide.")
+            yield (f"With {found.n:,} images of {some} and {copied}, the true rate may be as high as "
+                   f"{percent(rule.highest(found))}: it takes {needs:,} prompts in each group, {needs - prompts:,} more, "
+                   "and no more copies, to decide.")
         elif rule.metric in UNRESOLVED:
             needs = f"{null_needed:,}" if null_needed else "more"
             yield (f"{getattr(found, UNRESOLVED[rule.metric]):,} prompts copy, and with so few pictures to compare with nothing "
