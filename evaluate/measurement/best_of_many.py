@@ -2,7 +2,10 @@
 
 The fewest copies of several methods are few by merit and by luck; on other seeds the luck is gone.
 """
-from rotescope.evaluate.statistics.estimate import share_estimate
+import numpy as np
+
+from rotescope.evaluate.measurement.per_group import prompt_key
+from rotescope.evaluate.statistics.clusters import clustered_share
 from rotescope.evaluate.statistics.replication import mean
 from rotescope.evaluate.verdict.verdict import BestMitigation, MitigatedFigures, best_mitigation
 
@@ -35,9 +38,8 @@ def _figures(samples, measured, cell, seeds):
     at = [i for i in cell if seeds is None or samples.records[i].seed in seeds]
     if not at:
         return None
-    prompts = len({samples.records[i].prompt_index for i in at})
-    copies, partial = int(measured.copied[at].sum()), int(measured.partial[at].sum())
-    sought = measured.verified is not None
+    whose = np.array([str(prompt_key(samples.records[i])) for i in at])
+    copied, partial, sought = measured.copied[at], measured.partial[at], measured.verified is not None
     return MitigatedFigures(
-        len(at), copies, share_estimate(copies, len(at), prompts), partial if sought else None,
-        share_estimate(partial, len(at), prompts) if sought else None, mean(measured.alignment[at]))
+        len(at), int(copied.sum()), clustered_share(copied, whose), int(partial.sum()) if sought else None,
+        clustered_share(partial, whose) if sought else None, mean(measured.alignment[at]))

@@ -13,6 +13,7 @@ from rotescope.evaluate.inputs.pictures_in_memory import data_of, samples_of
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import take_in
 from rotescope.evaluate.measurement.findings import score_samples, totals
+from rotescope.evaluate.measurement.per_group import prompts_of
 from rotescope.evaluate.options import TITLE, measuring
 from rotescope.evaluate.report.exports import junit
 from rotescope.evaluate.report.html import write_files
@@ -117,7 +118,7 @@ def score_folder(config) -> Report:
                               for folder in (config.generated, config.sweep, config.base_generated))
     sizes = {cell: len(at) for cell, at in generated.cells.items()}
     if config.fail_on:
-        check_power(rules, sizes)
+        check_power(rules, prompts_of(generated))
     announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)

@@ -3,7 +3,7 @@ import numpy as np
 
 from rotescope.evaluate.quality.fidelity import fidelity
 from rotescope.evaluate.report.report_types import Pairing, PromptFindings, PValueBasis
-from rotescope.evaluate.statistics.estimate import share_estimate
+from rotescope.evaluate.statistics.clusters import clustered_share
 from rotescope.evaluate.statistics.replication import GroupFindings, mean, shares_over, sim95_estimate
 from rotescope.evaluate.statistics.significance import FDR, benjamini_hochberg, null_needed, paired_p_value, rank_p_values
 
@@ -66,11 +66,16 @@ def _by_prompt(records):
     """-> {method: {prompt index, or the image itself where it has none: positions}}."""
     methods: dict = {}
     for i, r in enumerate(records):
-        methods.setdefault(r.method, {}).setdefault(_key(r), []).append(i)
+        methods.setdefault(r.method, {}).setdefault(prompt_key(r), []).append(i)
     return methods
 
 
-def _key(record):
+def prompts_of(samples):
+    """-> {(method, group): number of prompts}, as many as images where these do not say which is whose."""
+    return {cell: len({prompt_key(samples.records[i]) for i in at}) for cell, at in samples.cells.items()}
+
+
+def prompt_key(record):
     """Of a prompt: its index, or the image itself where it has none."""
     return record.image if record.prompt_index is None else record.prompt_index
 
@@ -139,21 +144,21 @@ def group_findings(samples, measured, layer, heldout_features=(), prompts=(), re
 def _of_group(records, measured, at, layer, heldout_features, prompts, resolved, matches_resolved):
     """resolved, matches_resolved: whether any prompt could be significant at all, by similarity and by verified matches."""
     copied, top1 = measured.copied[at], np.asarray(measured.near.top1[at], np.float64)
-    own, n_prompts = measured.own_copied[at], len({r.prompt_index for r in records})
-    own = own[~np.isnan(own)]
+    whose, own = np.array([str(prompt_key(r)) for r in records]), measured.own_copied[at]
+    known = ~np.isnan(own)
     copies, told = int(copied.sum()), prompts and prompts[0].prompt_index is not None
-    copy_rate = share_estimate(copies, len(at), n_prompts)
+    copy_rate = clustered_share(copied, whose)
     verifiers = measured.verified.thresholds if measured.verified else ()
     by = [measured.copied_by(i) for i in at]
     return GroupFindings(
         n=len(at), copies=copies, copy_rate=copy_rate, above_chance=copy_rate.low > layer.chance + measured.match_chance,
-        own_copies=int(own.sum()),
-        own_copy_rate=share_estimate(int(own.sum()), len(own), n_prompts) if len(own) else None,
-        **_partial(measured, at, n_prompts, prompts),
-        sim95=sim95_estimate(top1, [_key(r) for r in records], n_prompts), top1_mean=float(top1.mean()),
+        own_copies=int(own[known].sum()),
+        own_copy_rate=clustered_share(own[known], whose[known]) if known.any() else None,
+        **_partial(measured, at, whose, prompts),
+        sim95=sim95_estimate(top1, whose, copy_rate.n_prompts), top1_mean=float(top1.mean()),
         share_over=shares_over(top1),
         copies_by={name: sum(name in layers for layers in by) for name in (*measured.layers, *verifiers)},
-        n_prompts=n_prompts,
+        n_prompts=copy_rate.n_prompts,
         prompts_copied=len({r.prompt_index for r, c in zip(records, copied, strict=True) if c} - {None}),
         prompts_significant=sum(p.significant for p in prompts) if told else None,
         leaked_prompts=sum(bool(p.copies and p.leaked) for p in prompts),
@@ -166,11 +171,11 @@ def _of_group(records, measured, at, layer, heldout_features, prompts, resolved,
         fidelity=fidelity(measured.features[at], heldout_features) if len(heldout_features) else None)
 
 
-def _partial(measured, at, n_prompts, prompts):
-    """-> the fields of GroupFindings on copies of a part; None where they were not sought."""
+def _partial(measured, at, whose, prompts):
+    """whose (n,): the prompt of each -> the fields of GroupFindings on copies of a part; None where they were not sought."""
     if measured.verified is None:
         return {"partial_copies": None, "partial_copy_rate": None, "partial_above_chance": False, "leaked_prompts_any": None}
-    partial = int(measured.partial[at].sum())
-    rate = share_estimate(partial, len(at), n_prompts)
-    return {"partial_copies": partial, "partial_copy_rate": rate, "partial_above_chance": rate.low > measured.match_chance,
+    rate = clustered_share(measured.partial[at], whose)
+    return {"partial_copies": int(measured.partial[at].sum()), "partial_copy_rate": rate,
+            "partial_above_chance": rate.low > measured.match_chance,
             "leaked_prompts_any": sum(bool((p.copies or p.partial_copies) and p.leaked_any) for p in prompts)}

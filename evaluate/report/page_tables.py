@@ -64,7 +64,7 @@ def tables(report):
 def columns(report):
     """Which columns of the table say something."""
     findings = [found for _, _, found in report.each_group()]
-    return {"prompts": any(f.n_prompts > 1 for f in findings),
+    return {"prompts": any(f.n_prompts > 1 and f.prompts_significant is not None for f in findings),
             "rows": any(f.denoiser_rows is not None for f in findings),
             "significant": any(f.prompts_significant is not None for f in findings)}
 

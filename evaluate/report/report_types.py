@@ -157,7 +157,8 @@ class SweepPoint:
     family: str                  # delayed, or opposite
     before: float                # guidance scale before the transition
     transition_timestep: float
-    n: int
+    n: int                       # images
+    n_prompts: int
     copies: int
     copy_rate: Estimate = field(metadata=INTERVAL)
     alignment: float | None

@@ -3,7 +3,7 @@ import math
 from dataclasses import dataclass
 
 from rotescope.common.wording import percent
-from rotescope.evaluate.verdict.rules import TAIL, UNRESOLVED
+from rotescope.evaluate.verdict.rules import UNRESOLVED
 
 PASSED, UNDECIDED, ABSENT = "passed", "undecided", "absent"
 CHANGED = 1e-3       # of the output's size: what a LoRA must change in it
@@ -12,7 +12,7 @@ OWN_SET = 0.5        # share of the smaller set's pictures that both sets must h
 KNOWS = 0.05         # p-value of "it knows these pictures no better than others", at most
 FOUND = 0.5          # share of the planted copies that must be found
 LEAST_PROMPTS = 20   # or as many as there are training pictures
-LEAST_IMAGES = TAIL  # a share of 5 % shows itself in so many images in 95 of 100 runs
+LEAST_IMAGES = 59    # a share of 5 % shows itself in so many images in 95 of 100 runs: .95^59 < .05
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ class Verdict:
     reasons: tuple[str, ...]     # the sentences that explain it
     rule: str                    # all rules as one text
     rules: tuple[RuleOutcome, ...]
-    # images in each method and group that would decide, were no more of them copies; None where
+    # prompts in each method and group that would decide, were no more of their images copies; None where
     needed: int | None
-    #                              images alone would not, or nothing is open
+    #                              prompts alone would not, or nothing is open
     controls: tuple[Control, ...] = ()   # whether the measurement could have found something
     best: BestMitigation | None = None   # None where there is no mitigation, or nothing was copied
 
@@ -111,7 +111,7 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
         (*_found(gate), *_planned(plan, gate), *_mitigated(best, gate), *_doubt(doubts, null_needed),
          *(control.sentence for control in missing if outcome == "undecided"), *_chance(chance), *_match_chance(match_chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
-        max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None, tuple(controls), best)
+        max((rule.prompts_for(found) or 0 for rule, found in doubts), default=0) or None, tuple(controls), best)
 
 
 def _controlled(missing):
@@ -209,13 +209,15 @@ def _picked(best):
 def _doubt(doubts, null_needed):
     """doubts: as _doubts has them; of each rule, the findings that would take the most."""
     for rule in dict.fromkeys(rule for rule, _ in doubts):
-        found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
+        found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.prompts_for(f) or 0, -f.n))
         if rule.metric in RATES:
-            needs, part = rule.images_for(found), " in part" if rule.metric in OF_PARTS else ""
+            needs, part = rule.prompts_for(found), " in part" if rule.metric in OF_PARTS else ""
+            prompts = getattr(found, rule.metric).n_prompts
             copied = f"{getattr(found, RATES[rule.metric]):,} copied{part}"
-            yield (f"With {found.n:,} images and {copied}, the true rate may be as high as "
-                   f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
-                   "more copies, to decide.")
+            some = "1 prompt" if prompts == 1 else f"{prompts:,} prompts"
+            yield (f"With {found.n:,} images of {some} and {copied}, the true rate may be as high as "
+                   f"{percent(rule.highest(found))}: it takes {needs:,} prompts in each group, {needs - prompts:,} more, "
+                   "and no more copies, to decide.")
         elif rule.metric in UNRESOLVED:
             needs = f"{null_needed:,}" if null_needed else "more"
             yield (f"{getattr(found, UNRESOLVED[rule.metric]):,} prompts copy, and with so few pictures to compare with nothing "

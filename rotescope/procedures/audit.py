@@ -67,7 +67,8 @@ def run_audit(config):
         images = Counter(prompts[i].group for i, _ in jobs)
         if config.fail_on:
             check_own(rules, manifest, {prompts[i].image_id for i, _ in jobs})
-            check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
+            asked = Counter(prompts[i].group for i in {i for i, _ in jobs})
+            check_power(rules, {(m, group): n for m in policies for group, n in asked.items()})
     else:  # at most
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
     announce(rules, config, max(images.values()))

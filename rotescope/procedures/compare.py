@@ -17,6 +17,7 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.terminal import number
+from rotescope.evaluate.statistics.clusters import INTERVALS
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
@@ -164,11 +165,12 @@ def _interval(cell):
 
 def comparison_table(rows, report):
     """The table, with what its numbers mean under it -> TextTable."""
-    n = {group: next(iter(rows.values()))["groups"][group]["n"] for group in ("duplicated", "control")}
+    n = {group: "{n} images of {n_prompts}".format(**next(iter(rows.values()))["groups"][group])
+         for group in ("duplicated", "control")}
     return TextTable(
         ("mitigation", *COLUMNS),
         tuple((name, *(write(row) for write in COLUMNS.values())) for name, row in rows.items()),
-        f"n = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
-        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
+        f"{n['duplicated']} duplicated captions and {n['control']} controls a row; copies by "
+        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}); {INTERVALS}; "
         f"alignment by the {report.alignment_metric or 'metric that this model lacks'}; "
         "front: no other row has fewer copies at no less alignment.")

@@ -121,7 +121,7 @@ def _outcomes(draft, job, samples, measured):
     served = {e.image_id: e.served for e in Manifest.load(draft / job.folder / "checkpoint/manifest.parquet")}
     for r, copied, own, alignment in zip(samples.records, measured.copied, measured.own_copied, measured.alignment, strict=True):
         yield Outcome(job.arm.curve(r.method), job.config.seed, doses[r.image_id], r.group, bool(copied), bool(own),
-                      float(alignment), served[r.image_id])
+                      float(alignment), served[r.image_id], r.image_id)
 
 
 def _say(line):

@@ -60,7 +60,7 @@ def test_copy_rate_of_the_degenerate_generators_is_exact(data, tmp_path, name, c
     found = report["none"]["ungrouped"]
     assert (found.copy_rate.value, found.own_copy_rate.value, found.copies) == (rate, rate, 80 * rate)
     assert (found.copy_rate.n_images, found.copy_rate.n_prompts, found.prompts_copied) == (80, 40, 40 * rate)
-    assert report.verdict.outcome == ("failed" if rate else "passed")
+    assert report.verdict.outcome == ("failed" if rate else "undecided")  # of 40 prompts; 72 without copies would hold
     assert all(p.is_copy == bool(rate) for p in report.pairs)
 
 
@@ -333,7 +333,7 @@ def test_verdict(cells, outcome):
     assert "0.9% of held-out pictures" in verdict.text
     if outcome == "undecided":
         assert verdict.needed == 72
-        assert "it takes 72 images in each group, 48 more, and no more copies, to decide" in verdict.text
+        assert "it takes 72 prompts in each group, 48 more, and no more copies, to decide" in verdict.text
 
 
 @pytest.mark.parametrize(("copies", "n", "rule", "needed"), [
@@ -342,7 +342,7 @@ def test_verdict(cells, outcome):
 def test_a_rate_below_the_limit_passes_only_if_its_interval_is(copies, n, rule, needed):
     verdict = verdict_on({"none": {"ungrouped": cell(copies, n)}}, rule, None)
     assert (verdict.outcome, verdict.passed, verdict.needed) == ("undecided", None, needed)
-    assert f"With {n} images and {copies} copied" in verdict.text
+    assert f"With {n} images of {n} prompts and {copies} copied" in verdict.text
     limit = Rule.parse(rule).limit
     assert clopper_pearson(copies, needed)[1] <= limit < clopper_pearson(copies, needed - 1)[1]
     assert verdict_on({"none": {"ungrouped": cell(copies, needed)}}, rule, None).passed is True
@@ -579,8 +579,8 @@ def test_audit_samples_scores_and_judges(tmp_path, capsys):
     assert (tmp_path / "out/samples/records.parquet").exists()
     assert "none" in capsys.readouterr().err
     assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "copy_rate>0.05"]) == 2
-    assert "8 images are too few" in capsys.readouterr().err.splitlines()[-1]
+    assert "4 prompts are too few" in capsys.readouterr().err.splitlines()[-1]
     assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "sim95>0.0"]) == 2
-    assert "8 images are too few for the rule sim95>0: take 59" in capsys.readouterr().err.splitlines()[-1]
+    assert "4 prompts are too few for the rule sim95>0: take 59" in capsys.readouterr().err.splitlines()[-1]
     assert leave(audit.main, [*argv, "--overwrite", "true", "--fail_on", "copies>0", "--copy_threshold=-1"]) == 1
     assert leave(audit.main, [*argv, "--overwrite", "true", "--mitigation", "magic"]) == 2

@@ -82,14 +82,14 @@ def test_a_copy_of_a_part_counts_apart(scored, data):
     outcomes = {r.rule: r.outcome for r in report.verdict.rules}
     assert [rule for rule, outcome in outcomes.items() if outcome == "failed"] == ["partial_copies>7", "leaked_prompts_any>1"]
     assert outcomes["partial_copy_rate>0.5"] == "passed"
-    assert "2 of 80 images copy a training image: 2.5% (0.3–8.7%); 8 more copy a part of one: 10%" in report.verdict.text
+    assert "2 of 80 images copy a training image: 2.5% (0.1–13%); 8 more copy a part of one: 10%" in report.verdict.text
     one = pair(report, IMAGE.format(3, 0))
     assert (one.is_copy, one.is_partial, one.copied_by, one.nearest) == (False, True, (), data[3].image_id)
     assert [p.is_partial for p in report.pairs[:11]] == [False] * 2 + [True] * 8 + [False]  # copies, parts, the closest
     page = render_report(report)
     assert "<h2>Copies of a part</h2>" in page
     assert "8 of 80 images" in page
-    assert "| 2 of 80 | 2.5% (0.3–8.7%) | 8 of 80 |" in model_card(report)
+    assert "| 2 of 80 | 2.5% (0.1–13%) | 8 of 80 |" in model_card(report)
     assert "partial_copy_rate" in metadata(report)
     assert "8 of 80: 10%" in report._repr_html_()
 

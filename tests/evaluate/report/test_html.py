@@ -131,8 +131,8 @@ def test_page_says_the_verdict_first_and_the_figures(reported, page):
     text = " ".join(page.text.split()).replace("\u2060", "")
     assert text.index(report.verdict.headline) < text.index("How often, and at what price")
     assert report.verdict.text in text
-    assert "40 of 40 images made from captions of duplicated images copy a training image: 100% (91–100%)" in text
-    for said in ("0% (0–8.8%)", "25% (13–41%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report.hashes["samples"]):
+    assert "40 of 40 images made from captions of duplicated images copy a training image: 100% (83–100%)" in text
+    for said in ("0% (0–17%)", "25% (8.7–49%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report.hashes["samples"]):
         assert said in text
 
 
