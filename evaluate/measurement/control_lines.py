@@ -4,6 +4,7 @@ from collections import Counter
 from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap
 from rotescope.evaluate.inputs.samples import pixels_sha256
 from rotescope.evaluate.measurement.drawn import empty_pictures, real_pictures
+from rotescope.evaluate.measurement.per_group import prompt_key
 from rotescope.evaluate.measurement.planted import plant
 from rotescope.evaluate.verdict.controls import (
     AdapterEffect,
@@ -42,7 +43,7 @@ def _attached(samples, unadapted):
 
 def _equal_images(samples, unadapted):
     """-> how many plain images are the base model's to the bit, of how many that both made."""
-    ours, theirs = ({(r.group, r.prompt_index, r.seed): i for i, r in enumerate(some.records) if r.method == BASELINE}
+    ours, theirs = ({(prompt_key(r), r.seed): i for i, r in enumerate(some.records) if r.method == BASELINE}
                     for some in (samples, unadapted))
     both = [(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()]
     alike = bool(samples.folder) == bool(unadapted.folder)  # else one has hashes of files, the other of pixels

@@ -12,7 +12,7 @@ SCALES = 4         # whole size, a half, a quarter, an eighth
 SIDE = 32          # pixels below which a side is not halved again
 FLAT = 4.0         # of 255: a picture whose pixels spread less than that, and than a quarter of real ones', is flat
 LEVELS = 0.5       # of 255: less than that is rounding
-NOISE = 0.85       # roughness from which on a picture is noise, if no real one is as rough
+NOISE = 0.75       # roughness from which on a picture is noise, if no real one is as rough
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, k))
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
-            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--verify", "false"]
-    assert leave(audit_command.main, argv) == (1 if k else 0)
+            "--output_dir", tmp_path / "out", "--fail_on", "copies>0", "--device", "cpu", "--verify", "false"]
+    assert leave(audit_command.main, argv) == (1 if k else 4)  # without geometry planted copies are missed
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
@@ -69,8 +69,8 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "--num_inference_steps", "2", "--device", "cpu",
             "--mitigation", "none", "og-stp"]
-    assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 0
-    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 0
+    assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 4
+    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 4
     base, plain, tuned = (pictures(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
     assert list(base) == list(plain) == list(tuned)
     assert all(np.array_equal(base[name], plain[name]) for name in plain)
@@ -78,7 +78,11 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
     report = json.loads((tmp_path / "lora/report.json").read_text(encoding="utf-8"))
     assert report["base"]["n"] == 4
     assert report["background"]["base"]["n"] == 4
-    same = json.loads((tmp_path / "plain/report.json").read_text(encoding="utf-8"))["base"]
+    attached = {c["name"]: c for c in report["verdict"]["controls"]}["attached"]
+    assert (attached["outcome"], attached["figure"] > 1e-3) == ("passed", True)
+    told = json.loads((tmp_path / "plain/report.json").read_text(encoding="utf-8"))
+    assert told["verdict"]["controls"][0]["sentence"].startswith("All 4 images are the base model's to the bit")
+    same = told["base"]
     assert all(p["difference"] == 0 for p in same["prompts"])
     assert (same["became_memorized"], same["p"]) == (0, 1)
 
