@@ -10,6 +10,7 @@ from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.geometry.match import Match, MatchThreshold, VerifiedMatches
 from rotescope.datasets.readers.sources import load_source
 
+JUDGED = (0, 1, 4)  # exit codes of a command that judges: passed, failed, undecided
 STEPS = list(range(999, 0, -100))
 
 

@@ -76,7 +76,7 @@ def test_an_option_of_any_value_ends_in_one_line(command, option, value, place, 
     code = leave(cli.main, [command, *(f"{name}={text}" for name, text in given.items())])
     said = capsys.readouterr().err
     assert "Traceback" not in said
-    assert code in (0, 1, 2)  # 1: a rule is broken, as it may be
+    assert code in (0, 1, 2, 4)  # 1: a rule is broken, as it may be; 4: too little is there for a verdict
     assert (code == 2) == ("error: " in said)
     assert not list(place.glob(".*.lock"))
     for left in place.glob("o*"):

@@ -189,7 +189,8 @@ def test_junit_has_a_case_for_each_prompt_and_rule(report):
     root = ET.fromstring(junit(report))
     suites = {s.get("name"): s for s in root}
     assert {name: (s.get("tests"), s.get("failures"), s.get("skipped")) for name, s in suites.items()} == {
-        "rules": ("1", "1", "0"), "controls": ("5", "0", "3"), "none": ("40", "9", "0"), "stp": ("40", "0", "2")}  # the rule is on plain guidance
+        "rules": ("1", "1", "0"), "controls": ("5", "0", "3"),
+        "none": ("40", "9", "0"), "stp": ("40", "0", "2")}  # the rule is on plain guidance
     assert all(len(s) == int(s.get("tests")) for s in root)
     message = suites["none"][0].find("failure").get("message")
     assert message.startswith("2 of 2 images copy a training image; highest similarity 1.000, threshold 0.")
