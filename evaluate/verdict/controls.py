@@ -146,7 +146,8 @@ def enough_control(rules, looked, training_images, null_needed=None, null_n=0):
     leak to be significant, if there are fewer, null_n -> Control."""
     least = min(LEAST_PROMPTS, training_images)
     few = min(looked.values(), key=lambda one: (one.prompts, one.images))
-    told = f"{few.images:,} images{f' of {few.prompts:,} prompts' if few.named else ''} were looked at"
+    whose = f" of {_counted(few.prompts, 'prompt')}" if few.named else ""
+    told = f"{_counted(few.images, 'image')}{whose} {'was' if few.images == 1 else 'were'} looked at"
     missing = [*_more_prompts(few, least), *_more_images(few, least)]
     if null_needed and any(rule.metric in UNRESOLVED for rule in rules):
         missing.append(f"{null_needed - null_n:,} more held-out pictures, for among {null_n:,} no likeness is significant")
@@ -157,15 +158,19 @@ def enough_control(rules, looked, training_images, null_needed=None, null_n=0):
 
 def _more_prompts(few, least):
     if few.prompts < least and few.named:
-        yield f"{least - few.prompts:,} more prompts (at least {least:,})"
+        yield f"{_counted(least - few.prompts, 'more prompt')} (at least {least:,})"
 
 
 def _more_images(few, least):
     """Images of one prompt are alike, so more seeds serve only where there are prompts enough."""
     if few.images < LEAST_IMAGES:
-        seeds = math.ceil(LEAST_IMAGES / max(few.prompts, least))
-        yield (f"{LEAST_IMAGES - few.images:,} more images (at least {LEAST_IMAGES}; with {max(few.prompts, least):,} prompts "
-               f"that is {seeds:,} seeds), for among fewer a share of 5% may not show itself")
+        prompts = max(few.prompts, least)
+        yield (f"{_counted(LEAST_IMAGES - few.images, 'more image')} (at least {LEAST_IMAGES}; with {prompts:,} prompts that is "
+               f"{math.ceil(LEAST_IMAGES / prompts):,} seeds), for among fewer a share of 5% may not show itself")
+
+
+def _counted(n, what):
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 # ----- together

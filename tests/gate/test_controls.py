@@ -78,7 +78,7 @@ def test_a_control_passes_or_says_what_to_do(control, outcome, says):
 @pytest.mark.parametrize(("looked", "there", "null", "outcome", "says"), [
     (Looked(24, 96), 3000, None, "passed", "96 images of 24 prompts were looked at."),
     (Looked(1, 1), 3000, None, "undecided", "19 more prompts (at least 20); and 58 more images (at least 59; with 20 prompts"),
-    (Looked(19, 96), 3000, None, "undecided", "It takes 1 more prompts (at least 20)."),
+    (Looked(19, 96), 3000, None, "undecided", "It takes 1 more prompt (at least 20)."),
     (Looked(12, 48), 12, None, "undecided", "11 more images (at least 59; with 12 prompts that is 5 seeds)"),
     (Looked(12, 60), 12, None, "passed", "60 images of 12 prompts"),
     (Looked(59, 59, named=False), 3000, None, "passed", "59 images were looked at."),
@@ -95,7 +95,7 @@ def test_null_pictures_are_asked_for_where_the_rule_needs_them():
 # ----- one image, or too few
 
 @pytest.mark.parametrize(("given", "says"), [
-    (["--max_prompts", "1", "--seeds", "0"], "1 images of 1 prompts were looked at. It takes 5 more prompts"),
+    (["--max_prompts", "1", "--seeds", "0"], "1 image of 1 prompt was looked at. It takes 5 more prompts"),
     (["--seeds", "0", "1", "--verify", "false"], "12 images of 6 prompts were looked at. It takes 47 more images")])
 def test_one_image_is_no_verdict(given, says, model, tmp_path, capsys):
     train = image_folder(tmp_path / "train")
