@@ -4,7 +4,7 @@ The fewest copies of several methods are few by merit and by luck; on other seed
 """
 import numpy as np
 
-from rotescope.evaluate.measurement.per_group import prompt_key
+from rotescope.evaluate.measurement.per_prompt import prompt_key
 from rotescope.evaluate.statistics.clusters import clustered_share
 from rotescope.evaluate.statistics.replication import mean
 from rotescope.evaluate.verdict.verdict import BestMitigation, MitigatedFigures, best_mitigation

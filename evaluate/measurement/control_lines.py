@@ -4,7 +4,7 @@ from collections import Counter
 from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap
 from rotescope.evaluate.inputs.samples import pixels_sha256
 from rotescope.evaluate.measurement.drawn import empty_pictures, real_pictures
-from rotescope.evaluate.measurement.per_group import prompt_key
+from rotescope.evaluate.measurement.per_prompt import prompt_key
 from rotescope.evaluate.measurement.planted import plant
 from rotescope.evaluate.verdict.controls import (
     AdapterEffect,

@@ -13,7 +13,7 @@ from rotescope.evaluate.inputs.pictures_in_memory import data_of, samples_of
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import take_in
 from rotescope.evaluate.measurement.findings import score_samples, totals
-from rotescope.evaluate.measurement.per_group import prompts_of
+from rotescope.evaluate.measurement.per_prompt import prompts_of
 from rotescope.evaluate.options import TITLE, measuring
 from rotescope.evaluate.report.exports import junit
 from rotescope.evaluate.report.html import write_files

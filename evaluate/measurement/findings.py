@@ -16,8 +16,9 @@ from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pai
 from rotescope.evaluate.measurement.control_lines import controls_of
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
 from rotescope.evaluate.measurement.notes import featureless_notes, match_notes
-from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
+from rotescope.evaluate.measurement.per_group import group_findings, shuffled_pairing
 from rotescope.evaluate.measurement.per_image import measure
+from rotescope.evaluate.measurement.per_prompt import p_value_basis, prompt_findings
 from rotescope.evaluate.neighbours.index import features, unique
 from rotescope.evaluate.nulls.calibration import warnings
 from rotescope.evaluate.options import TITLE, Measuring
@@ -101,8 +102,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
-    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
-                            resolved=p_values.needed is None)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts)
     controls = controls_of(samples, unadapted, layers, manifest, heldout, matcher, rules, prompts, p_values,
                            how.trust_train_data)
     return Report(

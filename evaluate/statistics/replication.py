@@ -33,7 +33,7 @@ class GroupFindings:
     prompts_significant: int | None
     leaked_prompts: int                   # prompts whose copies chance does not explain
     leaked_prompts_any: int | None        # prompts whose copies, whole or in part, chance does not explain
-    unresolved_prompts: int               # prompts that copy where too few null pictures could tell
+    unresolved_prompts: int               # prompts that come close, where chance can be neither called nor ruled out
     unresolved_prompts_any: int           # the same, whole or in part
     alignment: float | None               # mean cosine with the prompt
     caption_accuracy: float | None        # share of images that no other caption fits better
