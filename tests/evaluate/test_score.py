@@ -387,7 +387,7 @@ def test_verdict_names_the_best_mitigation_and_its_price():
                "og-stp": {"duplicated": cell(2, 96, alignment=0.76)}}  # .073 is the end of its interval
     found = MitigatedFigures(48, 1, share_estimate(1, 48, 24), None, None, 0.76)
     best = BestMitigation("og-stp", "duplicated", 2, True, found, 0.8)
-    told = "With og-stp, 1 of 48 still do: 2.1% (<0.1–11%), at 0.95 × the text-image agreement (picked from 2 methods on "
+    told = "With og-stp, 1 of 48 still do: 2.1% (0.1–11%), at 0.95 × the text-image agreement (picked from 2 methods on "
     assert f"{told}the other half of the seeds)." in verdict_on(methods, "copy_rate>0.05", None, best=best).text
     assert f"{told}these very images, so the figure is optimistic: sample two seeds or more)." in verdict_on(
         methods, "copy_rate>0.05", None, best=replace(best, apart=False)).text
