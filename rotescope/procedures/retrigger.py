@@ -115,7 +115,8 @@ def sample_routes(config, pipe, prompts, policies, folder, advance):
         place.mkdir(parents=True)
         try:
             sample_to_folder(pipe, prompts[route], {method: policies[method]}, config.seeds, place, batch_size=config.batch_size,
-                             on_sample=lambda _, route=route: advance(route), **config.sampling)
+                             on_sample=lambda _, route=route: advance(route), tell=route == next(iter(judged.ROUTES)),
+                             **config.sampling)
             made.append((route, place))
         except InputError as error:
             if route != "embedding":
