@@ -18,7 +18,6 @@ from rotescope.mitigate.methods.transition import ScaleRun
 FEWEST = 8  # ordinary images; a hundred tell their spread
 
 
-
 @dataclass(frozen=True)
 class Calibration:
     """Gaps d of ordinary images over the first steps of plain guidance: mean and deviation of log d, and how far they stray."""

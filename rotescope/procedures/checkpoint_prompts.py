@@ -1,4 +1,5 @@
 """A checkpoint that memorized under a known dose: its manifest says which captions were duplicated and which are controls."""
+from functools import lru_cache
 from pathlib import Path
 
 from rotescope.common.errors import InputError
@@ -18,7 +19,7 @@ def dosed_prompts(checkpoint):
     find_model(checkpoint)
     file = Path(checkpoint) / "manifest.parquet"
     if not file.exists():
-        raise InputError(f"{checkpoint} has no manifest.parquet beside it, which says what was duplicated: fine-tune it here with "
+        raise InputError(f"{checkpoint} has no manifest.parquet beside it, which says what was duplicated: fine-tune it with "
                          "--duplicated and --controls; rotescope audit takes any model and its training images")
     manifest = Manifest.load(file)
     prompts = {group: [p for p in caption_prompts(manifest, (group,)) if p.group == group] for group in ("duplicated", "control")}
@@ -33,9 +34,14 @@ def heldout_of(heldout_data, manifest):
     the embedded data, which half or more of its training images are of; no other world has some."""
     if heldout_data != "auto":
         return load_source(heldout_data, need_captions=False) if heldout_data else None
-    embedded = {e.sha256 for e in load_source(EMBEDDED["train_data"])}
-    own = sum(e.sha256 in embedded for e in manifest) >= len(manifest) / 2
+    own = sum(e.sha256 in embedded_hashes() for e in manifest) >= len(manifest) / 2
     return load_source(EMBEDDED_HELDOUT, need_captions=False) if own else None
+
+
+@lru_cache(maxsize=1)
+def embedded_hashes():
+    """SHA-256 of the embedded training images."""
+    return {e.sha256 for e in load_source(EMBEDDED["train_data"])}
 
 
 def provenance(config):
