@@ -162,7 +162,7 @@ def test_a_foreign_metric_is_left_out_of_a_report_with_a_note(tmp_path):
 def test_sets_that_nothing_can_be_learned_from_show_no_copies(pictures, tmp_path):
     made, train = [Image.new("RGB", (64, 64)), noise(2)], saved(tmp_path / "train", pictures)
     for heldout in (None, [Image.new("RGB", (64, 64), "blue")]):
-        report = score(made, train, heldout_data=heldout)
+        report = score(made, train, heldout_data=heldout, verify=heldout is not None)
         assert report.verdict.outcome == "undecided"
         assert report["none"]["ungrouped"].copies == 0
 
