@@ -45,8 +45,7 @@ def test_a_call_that_begins_below_the_transition_is_the_plain_one_and_says_so(pa
         found = img2img(painter, 0.6)
     assert torch.equal(found, img2img(painter, 0.6))
     assert run.active == [False, False]
-    assert len(told) == 1
-    assert told[0].filename == __file__  # where the pipeline was called
+    assert [one.filename for one in told if one.category is MitigationWarning] == [__file__]  # where the pipeline was called
 
 
 def test_a_call_that_begins_above_it_is_silent(painter):
