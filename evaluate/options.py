@@ -32,7 +32,7 @@ class CopyRule(Options):
     copy_quantile: float = 0.999
     """a copy is closer to a training image than this share of the null; beyond .95 along the tail that .90 and .95 draw"""
     copy_threshold: float | None = None
-    """a similarity of your own instead"""
+    """a similarity of your own instead, from -1 to 1"""
     exact: str = "pixels"
     """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
 
@@ -42,8 +42,7 @@ class CopyRule(Options):
         check_exact(self.exact)
         check_engine_name(self.search)
         check_null_name(self.copy_null)
-        if not 0 < self.copy_quantile < 1:
-            raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.999")
+        check_threshold(self.copy_threshold, self.copy_quantile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +120,14 @@ class IndexConfig(Options):
 def measuring(config):
     """The fields of Measuring in a larger config -> dict."""
     return {f.name: getattr(config, f.name) for f in fields(Measuring)}
+
+
+def check_threshold(copy_threshold, copy_quantile):
+    """InputError if no similarity could be such a threshold, or no share such a quantile. A comparison with NaN is false."""
+    if copy_threshold is not None and not -1 <= copy_threshold <= 1:
+        raise InputError(f"copy_threshold={copy_threshold}: a similarity lies between -1 and 1; give one, such as 0.9")
+    if not 0 < copy_quantile < 1:
+        raise InputError(f"copy_quantile={copy_quantile}: give a share between 0 and 1, such as 0.999")
 
 
 def check_exact(kind):

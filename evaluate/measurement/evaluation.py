@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescope.common.outputs import output_folder
+from rotescope.common.processes import alone_in
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.evaluate.descriptors.registry import get_descriptor
@@ -112,6 +113,11 @@ def score_folder(config) -> Report:
     """Score as a ScoreConfig says, and write the report into config.output_dir. Whatever can be
     wrong is found beforehand."""
     check_places(config, config.generated, config.base_generated, config.sweep)
+    with alone_in(config.output_dir):
+        return _score_folder(config)
+
+
+def _score_folder(config):
     rules = parse_rules(config.fail_on)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     generated, sweep, base = (folder and read_samples(folder)

@@ -15,15 +15,15 @@ from rotescope.evaluate.measurement.best_of_many import picked_mitigation
 from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
 from rotescope.evaluate.measurement.control_lines import controls_of
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
-from rotescope.evaluate.measurement.notes import featureless_notes, match_notes
+from rotescope.evaluate.measurement.notes import featureless_notes, idle_notes, match_notes
 from rotescope.evaluate.measurement.per_group import group_findings, shuffled_pairing
 from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.measurement.per_prompt import p_value_basis, prompt_findings
 from rotescope.evaluate.neighbours.index import features, unique
 from rotescope.evaluate.nulls.calibration import warnings
 from rotescope.evaluate.options import TITLE, Measuring
-from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
+from rotescope.evaluate.quality.recognition import chosen_alignment
 from rotescope.evaluate.report.report import Report
 from rotescope.evaluate.report.report_types import (
     ExactRule,
@@ -83,7 +83,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     heldout, twice = apart(heldout, manifest)
     check_measuring(how, manifest, heldout, base)
     _check_rules(rules, samples, manifest, how)
-    aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
+    aligner, foreign = chosen_alignment(how.alignment, samples.run.get("model"), manifest)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
@@ -111,7 +111,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
                            copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
                            measured.match_chance if measured.verified else None, controls,
                            picked_mitigation(samples, measured, groups)),
-        notes=(*left_out_notes(left_out), *warnings(layer), *match_notes(how, measured),
+        notes=(*left_out_notes(left_out), *idle_notes(samples), *foreign, *warnings(layer), *match_notes(how, measured),
                *featureless_notes(samples, measured)),
         left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,

@@ -12,7 +12,7 @@ from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.verdict.controls import ABSENT, UNDECIDED
 
 EXIT_CODES = {"passed": 0, "failed": 1, "undecided": 4}  # 2: wrong input, 3: the run failed, 130: interrupted
-MARKS = {"passed": "✓", "undecided": "…", ABSENT: "–"}
+MARKS = {"passed": "✓", "undecided": "?", ABSENT: "–"}
 COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "parts", "sim95", "alignment", "captions", "rows")
 
 
@@ -29,6 +29,7 @@ def print_table(report, console=None):
         table.add_row(*map(escape, cells[:kept]), style="bold red" if above_chance else "")
     console.print(table)
     verdict = report.verdict
+    console.print()
     for control in verdict.controls:
         console.print(f"{MARKS[control.outcome]} {control.name}: {escape(printable(control.sentence))}", highlight=False,
                       soft_wrap=True, style="bold" if control.outcome == UNDECIDED else "dim")

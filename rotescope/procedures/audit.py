@@ -45,8 +45,7 @@ def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     check_places(config, config.base, config.prompts)
     policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
-    alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
-    get_alignment(alignment)
+    get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
     check_images(config, manifest, heldout)
@@ -78,7 +77,7 @@ def run_audit(config):
         with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
             report = score_samples(
                 samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
-                rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
+                rule=rules, left_out=left_out, on_image=on_image, **measuring(config))
         if config.retrigger:
             report = replace(report, retrigger=sought_again(config, report, manifest, heldout, draft / "retrigger"))
         write_all(report, draft, config)

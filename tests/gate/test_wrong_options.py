@@ -120,6 +120,12 @@ def test_no_command_takes_a_negative_seed(command, option, place, monkeypatch, c
     assert f"{option} -1: give whole numbers from 0 on" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", ["dose", "demo"])
+def test_no_training_steps_are_not_taken_for_the_recipes(command, tmp_path, capsys):
+    assert leave(cli.main, [command, "--output_dir", tmp_path / "o", "--max_train_steps", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: max_train_steps=0: give 1 or more")
+
+
 @pytest.mark.parametrize(("content", "said"), [
     (b"# Title\n\n- a: b\n* c\n", "is no YAML"), (bytes(range(256)), "is no YAML"), (b"- a\n- b\n", "holds no options"),
     (b"a sentence\n", "holds no options"), (b"\x89PNG\r\n\x1a\n", "is no YAML"), (b"key: [1\n", "is no YAML")])

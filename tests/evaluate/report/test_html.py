@@ -211,11 +211,13 @@ def test_table_fits_a_terminal(reported):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_table(reported[0], console)
     lines = console.export_text().splitlines()
-    assert len(lines) == 1 + 6 + 2
-    assert max(map(len, lines[:-1])) <= 80
+    assert len(lines) == 1 + 6 + 1 + 5 + 2  # the table, the controls, the verdict
+    assert max(map(len, lines[:7])) <= 80
     assert "…" not in "".join(lines)
+    assert [line.partition(":")[0] for line in lines[8:13]] == [
+        "– attached", "✓ drawn", "✓ the right set", "? a planted copy is found", "✓ enough"]
     assert lines[1].split()[:4] == ["none", "duplicated", "40/40", "100%"]
-    assert lines[-1] == "failed by copy_rate>0.05: The generated images reproduce training images."
+    assert lines[-1] == "failed by leaked_prompts>0: The generated images reproduce training images."
 
 
 def test_no_label_of_a_chart_is_clipped(reported):
