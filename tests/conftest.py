@@ -24,10 +24,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def few_null_pictures(request, monkeypatch):
-    """What chance brings is learned from a dozen pictures, but in slow tests: they try how good it is."""
+    """What chance brings is learned from six pictures, but in slow tests: they try how good it is."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr("rotescope.datasets.geometry.pixel_verifier.QUERIES", 12)
-        monkeypatch.setattr("rotescope.evaluate.verification.matching.NULL", 12)
+        monkeypatch.setattr("rotescope.datasets.geometry.pixel_verifier.QUERIES", 6)
+        monkeypatch.setattr("rotescope.evaluate.verification.matching.NULL", 6)
         monkeypatch.setattr("rotescope.evaluate.measurement.planted.PLANTED", 4)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -103,14 +104,14 @@ def test_scenes_of_one_caption_are_no_duplicates():
 
 
 def test_order_does_not_matter():
-    images, _, _ = planted(60, 12)
+    images, _, _ = planted(24, 5)
     order = np.random.default_rng(0).permutation(len(images))
     straight, shuffled = found_in(images), found_in([images[i] for i in order])
     np.testing.assert_array_equal(straight[order][:, None] == straight[order], shuffled[:, None] == shuffled)
 
 
 def test_blocks_do_not_matter(monkeypatch):
-    thumbnails = np.stack([similar.thumbnail(image) for image in planted(60, 12)[0]])
+    thumbnails = np.stack([similar.thumbnail(image) for image in planted(24, 5)[0]])
     pairs = similar.near_duplicates(thumbnails)
     monkeypatch.setattr(similar, "BLOCK", 7)
     np.testing.assert_array_equal(similar.near_duplicates(thumbnails), pairs)
@@ -131,11 +132,16 @@ NOT_THE_SAME = {
     "mirrored": lambda image: image.transpose(Image.FLIP_LEFT_RIGHT)}
 
 
+@cache
+def sixty_scenes():
+    return [scene.image for scene in scenes(60, SEED + 3)]
+
+
 @pytest.mark.parametrize("how", [*IN_OTHER_BYTES, *NOT_THE_SAME])
 def test_a_picture_in_other_bytes_is_known_and_an_edited_one_is_not_it(how):
     change = (IN_OTHER_BYTES | NOT_THE_SAME)[how]
     found = [similar.same_picture(similar.thumbnail(image), similar.thumbnail(change(image)), min(change(image).size))
-             for image in (scene.image for scene in scenes(60, SEED + 3))]
+             for image in sixty_scenes()]
     assert np.mean(found) >= 0.95 if how in IN_OTHER_BYTES else np.mean(found) <= 0.1  # of the cut ones 0 to 4, over six seeds
 
 
@@ -230,7 +236,8 @@ def done(folder, tmp_path_factory):
 
 
 def flown(path):
-    return preflight(read_source(path, need_captions=False))
+    """By colours alone, which find all that this folder repeats: `done` lays its pictures on one another too."""
+    return preflight(read_source(path, need_captions=False), verify=False)
 
 
 def test_the_table_says_what_is_there(folder, done):
@@ -246,7 +253,7 @@ def test_the_table_says_what_is_there(folder, done):
 
 
 def test_the_summary_counts(done, folder, capsys, tmp_path):
-    preflight_main(["--train_data", str(folder), "--output_dir", str(tmp_path / "again")])
+    preflight_main(["--train_data", str(folder), "--output_dir", str(tmp_path / "again"), "--verify", "false"])
     out, err = capsys.readouterr()
     said = json.loads(out)
     assert {k: said[k] for k in ("images", "pictures", "clusters", "images_in_clusters", "exact_duplicates", "quarantined",
@@ -290,7 +297,7 @@ def test_deduplicated_keeps_the_largest_of_each(done):
 
 
 def test_copies_of_a_manifest_count_as_exposures(folder, tmp_path):
-    manifest = flown(folder).manifest
+    manifest = read_source(folder, need_captions=False).manifest
     many = Manifest(tuple(replace(e, copies=32 if e.name.endswith("/07.png") else 1) for e in manifest))
     many.save(tmp_path / "m.parquet")
     found = flown(tmp_path / "m.parquet")

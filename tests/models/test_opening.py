@@ -32,7 +32,7 @@ def prompts(tmp_path):
     return str(tmp_path / "prompts.txt")
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), "sdxl", "sd3", "flux"])
 def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
     model = str(bases(name))
     out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model,

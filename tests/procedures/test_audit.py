@@ -43,7 +43,7 @@ def lora(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("k", [0, 13, 40])
+@pytest.mark.parametrize("k", [0, 13, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, tmp_path, monkeypatch, k):
     """Only the sampler is replaced: by one that never, sometimes or always copies."""
     train = training_folder(tmp_path / "train", 40)
@@ -68,7 +68,7 @@ def pictures(folder):
 def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "--num_inference_steps", "2", "--device", "cpu",
-            "--mitigation", "none", "og-stp"]
+            "--mitigation", "none", "og-stp", "--verify", "false"]
     assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 4
     assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 4
     base, plain, tuned = (pictures(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
@@ -202,6 +202,8 @@ def test_samples_outlive_what_fails_after_them(error, code, model, tmp_path, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my out.base-2", "my out.samples", "my out.samples-2", "train"]
     assert words[:6] == ["rotescope", "score", "--generated", f"{tmp_path}/my out.samples-2", "--base_generated",
                          f"{tmp_path}/my out.base-2"]
+    if code == 130:  # the same words, and the same samples
+        return
     assert leave(score.main, words[2:]) == leave(audit_command.main, [*argv, "--output_dir", tmp_path / "whole"]) == 1
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("my out", "whole"))
     assert all(one[key] == other[key] for key in one.keys() - {"created", "config", "hashes"})
@@ -313,9 +315,9 @@ def test_folders_of_odd_names_go_through(model, tmp_path):
     odd = tmp_path / os.fsdecode(b"tr\xff \xe9")
     image_folder(odd / "train", n=4)
     argv = ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3", "--device", "cpu",
-            "--num_inference_steps", "1", "--junit_xml", odd / "out/junit.xml"]
+            "--num_inference_steps", "1", "--verify", "false", "--junit_xml", odd / "out/junit.xml"]
     assert leave(audit_command.main, argv) in JUDGED
-    argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again"]
+    argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again", "--verify", "false"]
     assert leave(score.main, argv) in JUDGED
     one, other = (json.loads((odd / name / "report.json").read_text(encoding="utf-8")) for name in ("out", "again"))
     assert one["methods"] == other["methods"]

@@ -83,7 +83,7 @@ def test_it_measures_what_score_does_on_the_average_that_is_saved(watched, tmp_p
     manifest, last = Manifest.load(out / "manifest.parquet"), lines_of(out)[-1]
     prompts = caption_prompts(manifest) + [Prompt(text, "heldout") for text in HELDOUT]
     sample_to_folder(load_pipeline(out), prompts, {"none": PLAIN}, (0, 1), tmp_path, num_inference_steps=2)
-    report = score_samples(tmp_path, manifest)
+    report = score_samples(tmp_path, manifest, verify=False)
     assert (last["descriptor"], last["threshold_rule"]) == (report.descriptor, report.threshold_rule)
     assert last["copy_threshold"] == report.copy_threshold
     for group in GROUPS:
@@ -122,7 +122,9 @@ def test_it_leaves_a_line_a_measurement_a_picture_and_a_record(watched):
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
-@pytest.mark.parametrize("changes", [{"use_ema": True}, {"lora": True, "cached": True}], ids=["ema", "lora"])
+@pytest.mark.parametrize("changes", [
+    {"use_ema": True, "lora": True, "cached": True},
+    pytest.param({"use_ema": True}, marks=pytest.mark.slow)], ids=["lora", "whole"])
 def test_training_feels_nothing_of_it(changes, base, images, heldout, tmp_path):
     """Weights, optimizer, average, random states: bit by bit. Shared generators of Python and numpy stay as they are, too."""
     changes = {"cache_dir": str(tmp_path / "cache") if changes.pop("cached", False) else None, **changes}

@@ -120,7 +120,7 @@ def test_names_cover_neither_each_other_nor_points_and_lines():
     assert not any(box.y0 < at < box.y1 for box in boxes)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_dose_shows_its_whole_caption_and_what_the_lines_are(n):
     names = ["none", "og-stp", "train:random_caption_replacement", LONG, "train:hard_threshold=8"][:n]
     points = [{"dose": 2**i, "duplicated": cell(2 * i), "control": cell(0)} for i in range(9)]

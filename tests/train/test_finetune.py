@@ -248,7 +248,7 @@ def test_full_checkpoint_loads_in_a_stock_pipeline(base, images, tmp_path):
     assert not torch.equal(sample(stock), sample(StableDiffusionPipeline.from_pretrained(base)))
 
 
-@pytest.mark.parametrize("alpha", [None, 1, 9])
+@pytest.mark.parametrize("alpha", [None, pytest.param(1, marks=pytest.mark.slow), 9])
 def test_lora_loads_in_a_stock_pipeline_with_equal_output(base, images, tmp_path, alpha, monkeypatch):
     trained, save = [], module.save_lora
     monkeypatch.setattr(module, "save_lora", lambda job, folder: trained.append(job.pipe.unet) or save(job, folder))

@@ -20,7 +20,7 @@ def test_what_the_base_copies_too_was_not_memorized_by_the_fine_tune(data, tmp_p
     """Nine prompts copy; three of them do in the base model as well."""
     tuned = samples_folder(tmp_path / "tuned", data, lambda method, i, seed: i < 9, {"none": {}, "stp": {}})
     base = samples_folder(tmp_path / "base", data, lambda method, i, seed: i < 3)
-    heldout = load_source(saved(tmp_path / "held", [s.image for s in scenes(200, 2)]), need_captions=False)
+    heldout = load_source(saved(tmp_path / "held", [s.image for s in scenes(60, 2)]), need_captions=False)
     report = score_samples(tuned, data, heldout, base=base, verify=False).base
     assert (report.method, report.n, report.copies, report.base_copies) == ("none", 40, 18, 6)
     assert sorted(p.prompt_index for p in report.prompts if p.became_memorized) == list(range(3, 9))

@@ -61,10 +61,9 @@ def test_a_score_depends_on_prompt_and_seed_alone_and_costs_what_it_says(name, p
     together, rows = rows_of(pipe.unet, lambda: list(score_prompts(pipe, PROMPTS, detector)))
     assert rows == detector.rows * len(PROMPTS)
     assert all(np.isfinite(together))
-    for batch_size in (1, 4):
-        order = [2, 0, 1]
-        other = list(score_prompts(pipe, [PROMPTS[i] for i in order], detector, batch_size=batch_size))
-        np.testing.assert_allclose(other, np.array(together)[order], rtol=1e-6, atol=1e-6)
+    order = [2, 0, 1]
+    other = list(score_prompts(pipe, [PROMPTS[i] for i in order], detector, batch_size=2))  # two beside each other, one alone
+    np.testing.assert_allclose(other, np.array(together)[order], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("entry", list_detectors(), ids=lambda entry: entry.name)

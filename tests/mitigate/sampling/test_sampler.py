@@ -158,7 +158,7 @@ def test_any_split_gives_the_same_bytes(tmp_path):
     policies = {name: get_mitigation(name) for name in ("none", "dtp")}
     settings = {"num_inference_steps": 3, "batch_size": 2, "seeds": (0, 1)}
     sample_to_folder(pipe, prompts, policies, out=make(tmp_path / "one"), **settings)
-    for n in (2, 3, 7):
+    for n in (2, 7):
         out = make(tmp_path / str(n))
         for index in reversed(range(n)):  # the main process last, for it merges
             sample_to_folder(pipe, prompts, policies, out=out, state=Place(index, n), **settings)

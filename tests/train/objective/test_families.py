@@ -52,7 +52,8 @@ def trained(config, monkeypatch):
     return kept, train_model(config, progress=False)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [  # the two that share one UNet train whole in test_finetune.py, too
+    pytest.param(name, marks=pytest.mark.slow if name in ("sd1", "sd2") else ()) for name in FAMILIES])
 def test_whole_models_load_in_a_stock_pipeline_with_equal_output(name, bases, images, tmp_path, monkeypatch):
     kept, out = trained(config_of(bases(name), images, tmp_path / "out", resolution=16, max_train_steps=2), monkeypatch)
     stock = sample(DiffusionPipeline.from_pretrained(out))
@@ -61,7 +62,7 @@ def test_whole_models_load_in_a_stock_pipeline_with_equal_output(name, bases, im
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    *((name, False) for name in FAMILIES),
+    *(pytest.param(name, False, marks=pytest.mark.slow if name in ("sd2", "sdxl", "flux") else ()) for name in FAMILIES),
     *(pytest.param(name, True, marks=needs_peft) for name in ("sd1", "sdxl", "sd3", "flux"))])
 def test_loras_load_in_a_stock_pipeline_with_equal_output(name, text, bases, images, tmp_path, monkeypatch):
     config = config_of(bases(name), images, tmp_path / "out", resolution=16, max_train_steps=2, lora=True, rank=3, lora_alpha=5,

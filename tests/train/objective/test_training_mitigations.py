@@ -182,11 +182,16 @@ def test_a_threshold_that_nothing_reaches_changes_nothing(base, images, tmp_path
         assert (largest_difference(plain, other) == 0) == same
 
 
+@pytest.fixture(scope="module")
+def plain(base, images, tmp_path_factory):
+    """What two steps leave."""
+    return train_model(config_of(base, images, tmp_path_factory.mktemp("plain") / "out", max_train_steps=2), progress=False)
+
+
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images, tmp_path, name):
-    config = config_of(base, images, tmp_path / "out", max_train_steps=2)
-    plain, other = (train_model(replace(config, output_dir=str(tmp_path / out), **changes), progress=False) for out, changes in (
-        ("plain", {}), ("perturbed", {"caption_perturbation": name, "caption_perturbation_probability": 1.0})))
+def test_perturbed_captions_reach_the_weights_and_leave_the_counts(base, images, plain, tmp_path, name):
+    other = train_model(config_of(base, images, tmp_path / "out", max_train_steps=2, caption_perturbation=name,
+                                  caption_perturbation_probability=1.0), progress=False)
     assert largest_difference(weights(plain), weights(other)) > 0
     assert Manifest.load(plain / "manifest.parquet") == Manifest.load(other / "manifest.parquet")
 
