@@ -49,6 +49,15 @@ def surest_of(p_values):
     return min(1.0, len(told) * min(told))
 
 
+def holm(p):
+    """p-values (n,) -> adjusted (n,): that any of those up to a level is a false alarm is no likelier than that level, however
+    they depend on each other (Holm 1979, "A simple sequentially rejective multiple test procedure")."""
+    p = np.asarray(p, np.float64)
+    order, adjusted = np.argsort(p, kind="stable"), np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
+    return adjusted
+
+
 def benjamini_hochberg(p):
     """p-values (p,) -> adjusted (p,): calling those up to FDR significant keeps the expected share of false ones there
     (Benjamini and Hochberg 1995)."""

@@ -145,7 +145,7 @@ def test_rough_copies_of_one_picture_are_seen_by_their_number(own, copied):
     assert [p.prompt_index for p in told if p.leaked] == ([7] if copied > 1 else [p.prompt_index for p in told if p.leaked])
     assert told[7].leaked or told[7].unresolved
     trace = told[7].evidence.own if own else told[7].evidence.agreement
-    assert copied == 1 or trace < 1e-4
+    assert copied == 1 or trace < 1e-3
 
 
 def test_a_large_empty_prompt_beside_small_ones_is_judged_by_its_own_images():

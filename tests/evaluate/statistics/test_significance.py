@@ -19,6 +19,7 @@ from rotescope.evaluate.statistics.significance import (
     any_of,
     as_many_of,
     benjamini_hochberg,
+    holm,
     null_needed,
     paired_p_value,
     surest_of,
@@ -78,6 +79,12 @@ def test_p_values_are_uniform_under_the_null_over_200_seeds():
 def test_benjamini_hochberg_by_hand():
     assert benjamini_hochberg([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.16 / 3, 0.16 / 3, 0.5])
     assert benjamini_hochberg([]).shape == (0,)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.9]) == pytest.approx([1, 1])
+    assert holm([]).shape == (0,)
 
 
 def test_false_discoveries_stay_below_the_rate():
