@@ -1,5 +1,8 @@
-"""What lies beside a model that a fine-tune left: the manifest of its training images."""
+"""What a fine-tune left of its training images: a manifest beside the model, or counts in the LoRA's header."""
+import json
 from pathlib import Path
+
+from safetensors import safe_open
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
@@ -18,6 +21,17 @@ def manifest_beside(model, lora=None) -> Manifest | None:
     try:
         return Manifest.load(file)
     except InputError:
+        return None
+
+
+def pictures_in_header(file) -> int | None:
+    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it (`ss_dataset_dirs`: each folder
+    with its `img_count`); None where it counts none."""
+    try:
+        with safe_open(file, "pt") as opened:
+            folders = json.loads((opened.metadata() or {}).get("ss_dataset_dirs", "{}"))
+        return sum(int(folder["img_count"]) for folder in folders.values()) or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a header may hold anything
         return None
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from rotescope.evaluate.measurement.per_prompt import prompt_key
 from rotescope.evaluate.statistics.clusters import clustered_share
 from rotescope.evaluate.statistics.replication import mean
-from rotescope.evaluate.verdict.verdict import BestMitigation, MitigatedFigures, best_mitigation
+from rotescope.evaluate.verdict.best_mitigation import BestMitigation, MitigatedFigures, best_mitigation
 
 
 def picked_mitigation(samples, measured, groups):

@@ -36,9 +36,11 @@ class AdapterEffect:
 @dataclass(frozen=True)
 class SetEvidence:
     """Why the training set should be the one that the model has seen."""
-    kind: str                 # manifest, recall, trusted, or nothing
-    known: int = 0            # manifest: pictures that both have; recall: training pictures that were looked at
-    of: int = 0               # manifest: pictures of the smaller set; recall: held-out pictures that were looked at
+    kind: str                 # manifest, recall, header, trusted, or nothing
+    # manifest: pictures that both have; recall: training pictures that were looked at; header: pictures that it counts
+    known: int = 0
+    # manifest: pictures of the smaller set; recall: held-out pictures that were looked at; header: training pictures
+    of: int = 0
     better: float = 0.5       # recall: how often a training picture comes back better than a held-out one
     p: float = 1.0            # recall: that they come back no better
 
@@ -110,6 +112,10 @@ def _by_evidence(name, ask, found):
             return Control(name, PASSED, share, f"{told}.")
         return Control(name, UNDECIDED, share, f"{told}: {ask} Name that manifest, or say --trust_train_data if the same "
                        "pictures are only encoded anew.")
+    if found.kind == "header":
+        told = f"The header of the LoRA counts {found.known:,} training pictures, and these data hold {found.of:,}"
+        return Control(name, PASSED, float(found.known), f"{told}.") if found.known == found.of else \
+            Control(name, UNDECIDED, float(found.known), f"{told}: {ask} If you know that it is, say --trust_train_data.")
     if found.kind == "recall":
         told = (f"A noised training picture comes back better than a noised held-out one in {percent(found.better)} of the pairs "
                 f"of {found.known:,} and {found.of:,} (p = {found.p:.2g})")

@@ -1,46 +1,17 @@
 """What the figures say of the rules, in words."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.common.wording import PROMPTS, name, percent, share
-from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
+from rotescope.evaluate.verdict.best_mitigation import BestMitigation
 from rotescope.evaluate.verdict.controls import DOUBTS, Control, doubts_of
 from rotescope.evaluate.verdict.rules import OF_PARTS, RATES, UNRESOLVED, parse_rules
-
-KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
 
 @dataclass(frozen=True)
 class RuleOutcome:
     rule: str                    # as it was written
     outcome: str                 # passed, failed or undecided
-
-
-@dataclass(frozen=True)
-class MitigatedFigures:
-    """What was found under one method in one group of prompts, over some of the seeds."""
-    n: int                       # images
-    copies: int
-    copy_rate: Estimate = field(metadata=INTERVAL)
-    partial_copies: int | None   # None where parts were not sought
-    partial_copy_rate: Estimate | None = field(metadata=INTERVAL)
-    alignment: float | None      # mean cosine with the prompt
-
-
-@dataclass(frozen=True)
-class BestMitigation:
-    """The method with the fewest copies, picked on one half of the seeds, and its figures on the other half."""
-    method: str
-    group: str                   # of prompts: the one from which plain guidance copies most
-    of: int                      # how many methods it was picked from
-    apart: bool                  # whether the figures are of other seeds than those that it was picked on
-    found: MitigatedFigures
-    plain_alignment: float | None  # of plain guidance, on the same seeds
-
-    @property
-    def optimistic(self) -> bool:
-        """The fewest of several, counted on the same images, are too few."""
-        return self.of > 1 and not self.apart
 
 
 @dataclass(frozen=True)
@@ -219,11 +190,17 @@ def _doubt(doubts, null_needed):
                    f"{percent(rule.highest(found))}: it takes {needs:,} prompts in each group, {needs - prompts:,} more, "
                    "and no more copies, to decide.")
         elif rule.metric in UNRESOLVED:
-            needs = f"{null_needed:,}" if null_needed else "more"
-            yield (f"{getattr(found, UNRESOLVED[rule.metric]):,} prompts copy, and with so few pictures to compare with nothing "
-                   f"tells that from chance: it takes {needs} held-out or training pictures.")
+            yield _unresolved(getattr(found, UNRESOLVED[rule.metric]), null_needed)
         else:
             yield f"With {found.n:,} images, {rule.metric} may be as high as {rule.highest(found):.3f}: take more."
+
+
+def _unresolved(n, null_needed):
+    if null_needed:
+        return (f"{n:,} prompts copy, and with so few pictures to compare with nothing tells that from chance: it takes "
+                f"{null_needed:,} held-out or training pictures.")
+    return (f"The images of {n:,} prompts come closer to training pictures than chance mostly brings, and not so close that it "
+            "is sure: more --seeds of these prompts would decide.")
 
 
 def _chance(chance):
@@ -234,12 +211,3 @@ def _chance(chance):
 def _match_chance(chance):
     if chance is not None:
         yield f"By chance, a match is verified for {percent(chance)} of pictures that copy nothing."
-
-
-def best_mitigation(findings, plain=None):
-    """{method: GroupFindings} -> the method with the lowest copy rate among those that keep KEPT of plain
-    guidance's alignment, since mush copies nothing; among all, where none does or it is not known. Of
-    equals, the best aligned."""
-    least = KEPT * ((plain and plain.alignment) or 0)
-    kept = {m: f for m, f in findings.items() if (f.alignment or 0) >= least} or findings
-    return min(kept, key=lambda m: (kept[m].copy_rate.value, -(kept[m].alignment or 0)))

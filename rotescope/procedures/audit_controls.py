@@ -8,12 +8,13 @@ from scipy.stats import mannwhitneyu
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.images.sampling import evenly_spread
-from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap
+from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap, pictures_in_header
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvidence
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.models.model_files import find_lora
 
 STEPS = 2        # of the output that is compared: the first ones tell
 ASKED = 24       # training pictures, and held-out ones, whose recall is compared, at most
@@ -69,7 +70,14 @@ def set_evidence(config, pipe, manifest, heldout):
     listed = SetEvidence("manifest", *overlap(manifest, own)) if own else None
     if listed and listed.known >= OWN_SET * listed.of:
         return listed
-    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or SetEvidence("nothing")
+    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or counted(config.lora, manifest) or \
+        SetEvidence("nothing")
+
+
+def counted(lora, manifest):
+    """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
+    found = lora and pictures_in_header(find_lora(lora))
+    return SetEvidence("header", found, len({e.sha256 for e in manifest})) if found else None
 
 
 def membership(pipe, manifest, heldout):

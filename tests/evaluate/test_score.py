@@ -42,8 +42,9 @@ from rotescope.evaluate.quality.fidelity import NEIGHBOURS, fidelity, precision_
 from rotescope.evaluate.report.report_types import TrainingImages
 from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson, share_estimate
 from rotescope.evaluate.statistics.replication import GroupFindings, images_needed, sim95
+from rotescope.evaluate.verdict.best_mitigation import BestMitigation, MitigatedFigures
 from rotescope.evaluate.verdict.rules import Rule, check_power, parse_rules
-from rotescope.evaluate.verdict.verdict import BestMitigation, MitigatedFigures, verdict_on
+from rotescope.evaluate.verdict.verdict import verdict_on
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Nothing passes that was not attached, drawn, compared with the right set, findable, and looked at enough."""
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ from tiny import image_folder, saved_pipeline, tiny_pipeline
 
 from rotescope import cli, generate, score
 from rotescope.common.errors import RunError
-from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate.measurement.drawn import empty_pictures, real_pictures
-from rotescope.evaluate.measurement.findings import score_samples
 from rotescope.evaluate.verdict.controls import (
     AdapterEffect,
     Looked,
@@ -66,6 +63,8 @@ def controls_in(folder):
     (right_set_control(SetEvidence("manifest", 11, 24)), "undecided", "Name that manifest"),
     (right_set_control(SetEvidence("recall", 24, 24, 0.8, 0.001)), "passed", "80% of the pairs of 24 and 24 (p = 0.001)"),
     (right_set_control(SetEvidence("recall", 24, 24, 0.5, 0.5)), "undecided", "knows these pictures no better than others"),
+    (right_set_control(SetEvidence("header", 24, 24)), "passed", "counts 24 training pictures, and these data hold 24."),
+    (right_set_control(SetEvidence("header", 12, 24)), "undecided", "counts 12 training pictures, and these data hold 24"),
     (right_set_control(SetEvidence("trusted")), "passed", "on trust"),
     (right_set_control(SetEvidence("nothing")), "undecided", "--trust_train_data"),
     (planted_control(12, 24, ["flip"]), "passed", "finds 12 (50%)"),
@@ -195,61 +194,3 @@ def test_images_without_numbers_are_a_failure_with_its_remedy(part, tmp_path, ca
     assert "6 of 6 images came out of StableDiffusionPipeline without numbers (NaN)" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(RunError, match="bfloat16 overflows: pass --dtype fp32, or give the model a VAE"):
         list(generate(pipe.to(torch.bfloat16), ["a cat"], num_inference_steps=1))
-
-
-# ----- the right set
-
-def right_set(report):
-    return next(control for control in report.verdict.controls if control.name == "the right set")
-
-
-def test_images_of_another_set_do_not_pass(data, tmp_path):
-    """Of a run that wrote records: none of its training pictures is in these data."""
-    others = training_set(tmp_path / "others", 60, seed=9)
-    made = samples_folder(tmp_path / "made", data, lambda *_: True)
-    report = score_samples(made, others, rule="copies>0", verify=False)
-    assert (report.verdict.rules[0].outcome, report.verdict.outcome) == ("passed", "undecided")
-    assert "captions of 40 training pictures, of which 0 are in these" in right_set(report).sentence
-    assert right_set(score_samples(made, data, verify=False)).outcome == "passed"
-    bare = score_samples(shutil.copytree(made / "none", tmp_path / "bare"), others, verify=False)
-    assert right_set(bare).outcome == "absent"  # anyone's folder
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_set_that_is_not_the_manifest_beside_the_model_does_not_pass(lora, data, tmp_path):
-    """As where the samples were made from other prompts."""
-    made, beside = samples_folder(tmp_path / "made", data, lambda *_: False, seeds=(0,)), tmp_path / "checkpoint"
-    beside.mkdir()
-    Manifest(data.examples[:30]).save(beside / "manifest.parquet")
-    run = json.loads((made / "run.json").read_text())
-    named = {"model": "some/base", "config": {"lora": str(beside)}} if lora else {"model": str(beside)}
-    (made / "run.json").write_text(json.dumps(run | named))
-    half = Manifest(data.examples[15:])
-    assert "15 of 25 pictures are in the manifest" in right_set(score_samples(made, half, verify=False)).sentence
-    other = Manifest(training_set(tmp_path / "others", 30, seed=9).examples + data.examples[35:])
-    report = score_samples(made, other, verify=False, trust_train_data=False)
-    assert (right_set(report).outcome, right_set(report).figure) == ("undecided", pytest.approx(5 / 40))
-
-
-def test_what_an_audit_finds_of_the_set_is_kept_beside_its_samples(model, tmp_path):
-    """Without a manifest beside the model its memory is tried, and without captioned held-out pictures nothing shows it."""
-    train, held = image_folder(tmp_path / "train", n=8), image_folder(tmp_path / "held", n=16)
-    for file in held.glob("[0-7].*"):
-        file.unlink()
-    for i in range(16, 24):
-        noise(i, side=16).save(held / f"{i}.png")
-        (held / f"{i}.txt").write_text(f"picture {i}")
-    argv = ["audit", "--model", model, "--train_data", train, "--seeds", "0", "--verify", "false", *QUICK]
-    assert leave(cli.main, [*argv, "--heldout_data", held, "--output_dir", tmp_path / "known"]) == 4
-    found = json.loads((tmp_path / "known/samples/run.json").read_text())["controls"]
-    assert (found["adapter"], found["training_set"]["kind"]) == (None, "recall")
-    assert (found["training_set"]["known"], found["training_set"]["of"]) == (8, 16)
-    told = controls_in(tmp_path / "known")["the right set"]
-    assert told["outcome"] == ("passed" if found["training_set"]["p"] <= 0.05 else "undecided")
-    assert leave(cli.main, ["score", "--generated", tmp_path / "known/samples", "--train_data", train, "--verify", "false",
-                            "--output_dir", tmp_path / "again"]) == 4
-    assert controls_in(tmp_path / "again")["the right set"] == told
-    assert leave(cli.main, [*argv, "--output_dir", tmp_path / "unknown"]) == 4
-    assert "Nothing shows" in controls_in(tmp_path / "unknown")["the right set"]["sentence"]
-    assert leave(cli.main, [*argv, "--trust_train_data", "--output_dir", tmp_path / "trusted"]) == 4
-    assert controls_in(tmp_path / "trusted")["the right set"]["outcome"] == "passed"

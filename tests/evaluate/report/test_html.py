@@ -32,7 +32,7 @@ from rotescope.evaluate.report.table_layout import method_words, prompts_togethe
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.statistics.estimate import share_estimate
 from rotescope.evaluate.statistics.significance import benjamini_hochberg
-from rotescope.evaluate.verdict.verdict import best_mitigation
+from rotescope.evaluate.verdict.best_mitigation import best_mitigation
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600},
            "og-dtp": {"before": -7.5, "transition": "dynamic"}}
