@@ -52,13 +52,13 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, k))
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
-            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--verify", "false"]
+            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.1", "--device", "cpu", "--verify", "false"]
     assert leave(audit_command.main, argv) == (1 if k else 0)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
     assert {p["expected"] for p in report["prompts"] if p["copies"]} == {e.image_id for e in data.examples[:k]}
-    assert all((p["p"] == pytest.approx(report["p_values"]["smallest"])) == bool(p["copies"]) for p in report["prompts"])
+    assert all((p["p"] < 1e-4) == bool(p["copies"]) for p in report["prompts"])
 
 
 def pictures(folder):
