@@ -190,17 +190,14 @@ def _doubt(doubts, null_needed):
                    f"{percent(rule.highest(found))}: it takes {needs:,} prompts in each group, {needs - prompts:,} more, "
                    "and no more copies, to decide.")
         elif rule.metric in UNRESOLVED:
-            yield _unresolved(getattr(found, UNRESOLVED[rule.metric]), null_needed)
+            n = getattr(found, UNRESOLVED[rule.metric])
+            some = "1 prompt comes" if n == 1 else f"{n:,} prompts come"
+            yield (f"{n:,} prompts copy, and with so few pictures to compare with nothing tells that from chance: it takes "
+                   f"{null_needed:,} held-out or training pictures." if null_needed else
+                   f"{some} closer to training pictures than chance often brings, though it may: take more images of "
+                   f"{'it' if n == 1 else 'them'}, or more held-out pictures.")
         else:
             yield f"With {found.n:,} images, {rule.metric} may be as high as {rule.highest(found):.3f}: take more."
-
-
-def _unresolved(n, null_needed):
-    if null_needed:
-        return (f"{n:,} prompts copy, and with so few pictures to compare with nothing tells that from chance: it takes "
-                f"{null_needed:,} held-out or training pictures.")
-    return (f"The images of {n:,} prompts come closer to training pictures than chance mostly brings, and not so close that it "
-            "is sure: more --seeds of these prompts would decide.")
 
 
 def _chance(chance):

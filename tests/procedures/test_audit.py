@@ -58,7 +58,7 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
     assert {p["expected"] for p in report["prompts"] if p["copies"]} == {e.image_id for e in data.examples[:k]}
-    assert all((p["p"] == pytest.approx(report["p_values"]["smallest"])) == bool(p["copies"]) for p in report["prompts"])
+    assert all((p["p"] < 1e-4) == bool(p["copies"]) for p in report["prompts"])
 
 
 def pictures(folder):
