@@ -57,7 +57,7 @@ def effect_lines(what: str, chain: Sequence[Mitigation], active: list[bool], tra
         One line or none.
     """
     mitigation = next((m for m in chain if type(m) is TransitionGuidance), None)
-    if is_plain(chain) or not active:
+    if what in ("", "none") or not active:  # whoever asks for plain guidance has it
         return []
     if not any(active):
         return [f"{what} changed nothing of {_images(len(active))}: {_why(mitigation, timesteps)}"]
