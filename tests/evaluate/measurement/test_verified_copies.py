@@ -146,7 +146,7 @@ def test_a_match_of_another_image_leaks_only_with_significance(scored):
     assert few["none"]["ungrouped"].unresolved_prompts_any == 1
     assert few.verdict.outcome == "undecided"  # its adjusted p is .016: not surely chance, not surely none
     assert scored(part, "leaked_prompts_any>1", n=16_500).verdict.outcome == "failed"
-    assert scored(part, "leaked_prompts_any>1", n=400).verdict.outcome == "passed"  # as chance brings
+    assert scored(part, "leaked_prompts_any>1", n=400).verdict.rules[0].outcome == "passed"  # as chance brings
 
 
 def test_what_a_verified_match_copies_stands_beside_it(scored, data):
