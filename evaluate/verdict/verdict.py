@@ -78,16 +78,17 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
     doubts = _doubts(methods, outcomes) if judged == "undecided" else []
     findings = [found for groups in gate.values() for found in groups.values()]
     return Verdict(
-        outcome, _controlled(missing) if outcome != judged else _headline(outcome, findings, named),
+        outcome, _controlled(judged, missing) if missing and outcome == "undecided" else _headline(outcome, findings, named),
         (*_found(gate), *_planned(plan, gate), *_mitigated(best, gate), *_doubt(doubts, null_needed),
          *(control.sentence for control in missing if outcome == "undecided"), *_chance(chance), *_match_chance(match_chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
         max((rule.prompts_for(found) or 0 for rule, found in doubts), default=0) or None, tuple(controls), best)
 
 
-def _controlled(missing):
-    """The headline where the rules hold and controls do not."""
-    return f"Not decided: {'; '.join(DOUBTS[control.name] for control in missing)}."
+def _controlled(judged, missing):
+    """The headline where controls do not let the rules pass; judged: what the figures alone say of these."""
+    few = ["too little was measured"] if judged == "undecided" else []
+    return f"Not decided: {'; '.join([*few, *(DOUBTS[control.name] for control in missing)])}."
 
 
 def _doubts(methods, outcomes):
