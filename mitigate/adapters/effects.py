@@ -90,6 +90,11 @@ def distilled_lines(pipe: Any) -> list[str]:
             "its pictures may be worse than plain ones"] if why else []
 
 
+def is_distilled(pipe: Any) -> bool:
+    """Whether a model was made to be sampled in few steps, without guidance."""
+    return _distilled(pipe) is not None
+
+
 def _distilled(pipe):
     scheduler, config = type(pipe.scheduler).__name__, denoiser_of(pipe).config
     name = str(getattr(pipe.config, "_name_or_path", "") or "").rstrip("/").lower().rpartition("/")[2]

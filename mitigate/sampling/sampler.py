@@ -19,9 +19,9 @@ from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
 from rotescope.common.whole_files import whole_file
 from rotescope.mitigate.adapters.compatibility import check_chain
-from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_plain, without_mitigation_warnings
+from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_distilled, is_plain, without_mitigation_warnings
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import guidance_arguments
+from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.models.seeds import hashed_integer
@@ -91,6 +91,8 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make, RunError for images
     that hold no numbers."""
     _check_resolution(pipe, resolution)
+    if num_inference_steps == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
+        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
         pixels = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
