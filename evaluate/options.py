@@ -32,7 +32,7 @@ class CopyRule(Options):
     copy_quantile: float = 0.999
     """a copy is closer to a training image than this share of the null; beyond .95 along the tail that .90 and .95 draw"""
     copy_threshold: float | None = None
-    """a similarity of your own instead"""
+    """a similarity of your own instead, from -1 to 1"""
     exact: str = "pixels"
     """what also counts as a copy, being all but identical to a training image: pixels, pdq (an optional package) or none"""
 
@@ -42,8 +42,7 @@ class CopyRule(Options):
         check_exact(self.exact)
         check_engine_name(self.search)
         check_null_name(self.copy_null)
-        if not 0 < self.copy_quantile < 1:
-            raise InputError(f"copy_quantile={self.copy_quantile}: give a share between 0 and 1, such as 0.999")
+        check_threshold(self.copy_threshold, self.copy_quantile)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,8 @@ class Measuring(CopyRule):
     name behind it, none, or auto: the model's own"""
     verify: bool = True
     """also verify copies by geometry: cropped, shifted, mirrored, turned, pasted"""
+    trust_train_data: bool = False
+    """take it from you that the model was trained on train_data, where neither a manifest beside it nor its memory shows it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,10 @@ class MeasureConfig(Measuring):
     heldout_data: str | None = None
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()
-    """exit with 1 if a rule is broken, or cannot be shown to hold: [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those
-    that copy more than chance explains), leaked_prompts_any (those that copy a part, too), copy_rate, own_copy_rate, copies,
-    partial_copies, partial_copy_rate, sim95; or [METHOD:]any_copies_of:ID,ID (or :@FILE
-    with one image_id a line)"""
+    """exit with 1 if a rule is broken, with 4 if it cannot be shown to hold; leaked_prompts>0 if none is given.
+    [METHOD:]METRIC>LIMIT, METRIC one of leaked_prompts (those that copy more than chance explains), leaked_prompts_any (those
+    that copy a part, too), copy_rate, own_copy_rate, copies, partial_copies, partial_copy_rate, sim95; or
+    [METHOD:]any_copies_of:ID,ID (or :@FILE with one image_id a line)"""
     junit_xml: str | None = None
     """also write one test case a prompt into this file"""
     redact: bool = False
@@ -119,6 +120,14 @@ class IndexConfig(Options):
 def measuring(config):
     """The fields of Measuring in a larger config -> dict."""
     return {f.name: getattr(config, f.name) for f in fields(Measuring)}
+
+
+def check_threshold(copy_threshold, copy_quantile):
+    """InputError if no similarity could be such a threshold, or no share such a quantile. A comparison with NaN is false."""
+    if copy_threshold is not None and not -1 <= copy_threshold <= 1:
+        raise InputError(f"copy_threshold={copy_threshold}: a similarity lies between -1 and 1; give one, such as 0.9")
+    if not 0 < copy_quantile < 1:
+        raise InputError(f"copy_quantile={copy_quantile}: give a share between 0 and 1, such as 0.999")
 
 
 def check_exact(kind):

@@ -2,6 +2,8 @@
 
     rotescope score --generated runs/samples --train_data runs/demo/checkpoint/manifest.parquet --output_dir runs/report
     rotescope score --generated pictures --train_data photos --heldout_data other_photos --output_dir runs/report
+
+Exit code 0: passed; 1: failed; 4: undecided; 2: wrong input; 3: the run failed.
 """
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.settings import parse
@@ -15,7 +17,7 @@ def main(argv=None):
     parse_rules(config.fail_on)
     from rotescope.evaluate.measurement.evaluation import score_folder  # after parse, since torch loads slowly
     from rotescope.evaluate.report.terminal import show_and_judge
-    show_and_judge(score_folder(config), config.output_dir, config.fail_on)
+    show_and_judge(score_folder(config), config.output_dir)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ On several GPUs or nodes:
 --prompts takes a .txt file (one a line), a .csv, .jsonl or .parquet with a `prompt` or `caption`, or the
 manifest.parquet that a fine-tune leaves beside its checkpoint: then the duplicated and the control captions are
 sampled. A run that was stopped stays beside output_dir and goes on under --resume. Several processes share the work,
-on one file system, and make the images that one would make.
+on one file system, and make the images that one would make. The last line says of how many images each mitigation changed
+anything.
 """
+import json
+
 from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
 from rotescope.common.processes import is_first_process
@@ -25,7 +28,7 @@ def main(argv=None):
     from rotescope.mitigate.sampling.generation import generate_to_folder
     samples = generate_to_folder(config)
     if is_first_process():
-        answer(samples=str(samples))
+        answer(samples=str(samples), active=json.loads((samples / "run.json").read_text(encoding="utf-8")).get("active"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def few_null_pictures(request, monkeypatch):
     if "slow" not in request.keywords:
         monkeypatch.setattr("rotescope.datasets.geometry.pixel_verifier.QUERIES", 6)
         monkeypatch.setattr("rotescope.evaluate.verification.matching.NULL", 6)
+        monkeypatch.setattr("rotescope.evaluate.measurement.planted.PLANTED", 4)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from rotescope.datasets.emoji.scenes import scenes
 from rotescope.datasets.geometry.match import Match, MatchThreshold, VerifiedMatches
 from rotescope.datasets.readers.sources import load_source
 
+JUDGED = (0, 1, 4)  # exit codes of a command that judges: passed, failed, undecided
 STEPS = list(range(999, 0, -100))
 
 
@@ -35,7 +36,11 @@ def saved(folder, pictures):
 
 
 def noise(*seed, side=64):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    """Like nothing else, and yet a picture to the control of that: its neighbouring pixels are as alike as those of pictures."""
+    pixels = np.random.default_rng(seed).normal(size=(side, side, 3))
+    for axis in (0, 1):
+        pixels = pixels + np.roll(pixels, 1, axis) + np.roll(pixels, 2, axis) / 2
+    return Image.fromarray(np.clip(128 + 60 * pixels / pixels.std(), 0, 255).astype(np.uint8))
 
 
 def samples_folder(folder, examples, copied, methods=None, groups=("",), seeds=(0, 1)):

@@ -54,29 +54,42 @@ def _within(file, folder):
 # ----- what is dear
 
 @contextmanager
-def samples_kept(draft, options):
-    """Whatever fails once the samples in an audit's draft are whole, they stay, beside the output: moved there, and said to be.
+def samples_kept(draft, options, more=()):
+    """Whatever fails once the samples in a command's draft are whole, they stay, beside the output: moved there, and said to be.
 
-    options: what rotescope score is to be told beside them, --output_dir among it.
+    options: what rotescope score is to be told beside them, --output_dir among it. more: names in the draft of what is kept with
+    them, and whose samples, or files, no score takes.
     """
     try:
         yield
     except BaseException:
-        _keep(Path(draft), options)
+        _keep(Path(draft), options, more)
         raise
 
 
-def _keep(draft, options):
+def _keep(draft, options, more):
     out = Path(options[options.index("--output_dir") + 1]).absolute()
-    whole = {n: option for n, option in (("samples", "--generated"), ("base", "--base_generated")) if _is_whole(draft / n)}
-    if "samples" not in whole:
+    scored = {n: option for n, option in (("samples", "--generated"), ("base", "--base_generated"))
+              if n not in more and _is_whole(draft / n)}
+    beside = [name for name in more if _is_dear(draft / name)]
+    if not scored.keys() & {"samples"} and not beside:
         return
-    free = next(places for places in _places(out, whole) if not any(place.exists() for place in places.values()))
-    command = ["rotescope", "score"]
-    for name, option in whole.items():
-        command += [option, str((draft / name).rename(free[name]))]
-    line = shlex.join(command + options).encode(errors="backslashreplace").decode()
-    say(f"the samples are kept; go on with: {line}")
+    free = next(places for places in _places(out, [*scored, *beside]) if not any(place.exists() for place in places.values()))
+    moved = {name: str((draft / name).rename(place)) for name, place in free.items()}
+    if beside:
+        _tell("kept, since they are dear", shlex.join(moved[name] for name in beside))
+    if "samples" in scored:
+        told = [word for name, option in scored.items() for word in (option, moved[name])]
+        _tell("the samples are kept; go on with", shlex.join(["rotescope", "score", *told, *options]))
+
+
+def _tell(what, line):
+    say(f"{what}: {line.encode(errors='backslashreplace').decode()}")
+
+
+def _is_dear(place):
+    """A file, a folder of samples, or a folder of such folders."""
+    return place.is_file() or place.is_dir() and any(map(_is_whole, (place, *place.iterdir())))
 
 
 def _places(out, names):

@@ -81,7 +81,7 @@ def _taken_apart(one):
 def _known(one):
     """What a generated image says of itself, as `generate` has it -> fields of Record."""
     prompt = getattr(one, "prompt", None)
-    found = {key: getattr(one, key, None) for key in ("seed", "denoiser_rows", "transition_timestep")}
+    found = {key: getattr(one, key, None) for key in ("seed", "denoiser_rows", "transition_timestep", "active")}
     found |= {key: tuple(getattr(one, key, None) or ()) for key in ("prediction_gaps", "timesteps")}
     found |= {key: getattr(one, key, None) or getattr(prompt, key, None) for key in ("group", "image_id")}
     found |= {"method": getattr(one, "method", None) or getattr(one, "mitigation", None),

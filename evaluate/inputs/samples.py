@@ -36,6 +36,7 @@ class Record:
     transition_timestep: float | None = None
     prediction_gaps: tuple[float, ...] = ()
     timesteps: tuple[float, ...] = ()
+    active: bool | None = None   # whether the mitigation changed anything of it, if known
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ def sweep_points(samples, measured, layer):
         found = groups.get("duplicated") or next(iter(groups.values()))
         points.append(SweepPoint(
             "opposite" if settings["before"] < 0 else "delayed", settings["before"], settings["transition"],
-            found.n,
-            found.copies, found.copy_rate, found.alignment, found.caption_accuracy))
+            found.n, found.n_prompts, found.copies, found.copy_rate, found.alignment, found.caption_accuracy))
     return tuple(sorted(points, key=lambda p: (p.family, p.before, -p.transition_timestep)))
 
 

@@ -1,4 +1,6 @@
 """The copy rate as a metric for a training loop."""
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from rotescope.evaluate.inputs.pictures_in_memory import data_of
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers
 from rotescope.evaluate.options import CopyRule
-from rotescope.evaluate.statistics.estimate import Estimate, share_estimate
+from rotescope.evaluate.statistics.clusters import clustered_share
+from rotescope.evaluate.statistics.estimate import Estimate
 
 WANTED = "pass a list of PIL images, or a tensor (n, 3, height, width), uint8 or float from 0 to 1"
 
@@ -35,6 +38,8 @@ class CopyRate(Metric):
     similarity : list of tensors (n,)
         To the nearest training image.
     copied : list of tensors (n,) uint8, 1 for a copy
+    prompt : list of tensors (n,) int64
+        Which prompt each image belongs to, as a number; -1 where that is unknown.
 
     Raises
     ------
@@ -44,7 +49,7 @@ class CopyRate(Metric):
     Examples
     --------
     >>> metric = CopyRate(reference="photos")
-    >>> metric.update(images)
+    >>> metric.update(images, prompts=["a cat", "a dog"])
     >>> value, low, high, n_images, _ = metric.compute()
     >>> n_images, low <= value <= high
     (2, True)
@@ -55,6 +60,7 @@ class CopyRate(Metric):
 
     similarity: list[torch.Tensor]
     copied: list[torch.Tensor]
+    prompt: list[torch.Tensor]
 
     def __init__(self, reference: Any, *, heldout: Any = None, descriptor: str = "auto", exact: str = "pixels",
                  copy_null: str = "train",
@@ -70,16 +76,26 @@ class CopyRate(Metric):
         self._layers: dict = {}
         self.add_state("similarity", default=[], dist_reduce_fx="cat")
         self.add_state("copied", default=[], dist_reduce_fx="cat")
+        self.add_state("prompt", default=[], dist_reduce_fx="cat")
 
-    def update(self, images: list[Image.Image] | torch.Tensor) -> None:
+    def update(self, images: list[Image.Image] | torch.Tensor, prompts: Sequence[str] | None = None) -> None:
         """Compare images with the training images.
 
         Parameters
         ----------
         images : list of PIL images, or tensor (n, 3, height, width)
             uint8 from 0 to 255, or float from 0 to 1.
+        prompts : sequence of str (n,), optional
+            What each was made from: the interval takes the images of one prompt together, since they are alike.
+
+        Raises
+        ------
+        InputError
+            If images or prompts cannot be used.
         """
         pictures = _pictures(images)
+        if prompts is not None and len(prompts) != len(pictures):
+            raise InputError(f"there are {len(pictures)} images and {len(prompts)} prompts: pass one prompt for each image")
         if not pictures:
             return
         if not self._layers:
@@ -92,6 +108,8 @@ class CopyRate(Metric):
         copied = torch.stack([found[name] >= layer.threshold for name, layer in self._layers.items()]).any(0)
         self.similarity.append(found["descriptor"].to(self.device))
         self.copied.append(copied.to(self.device, torch.uint8))
+        numbers = [-1] * len(pictures) if prompts is None else [_number_of(text) for text in prompts]
+        self.prompt.append(torch.tensor(numbers, dtype=torch.int64, device=self.device))
 
     def compute(self) -> Estimate:
         """The share of all images so far, in all processes, that copy.
@@ -99,20 +117,30 @@ class CopyRate(Metric):
         Returns
         -------
         Estimate
-            Value, ends of the exact 95% interval, number of images; the prompts are not
-            known, and count as one.
+            Value, ends of the 95% interval that takes prompts as clusters, numbers of images and of prompts;
+            an image without one counts as a prompt of its own.
 
         Raises
         ------
         InputError
             If no image was seen.
         """
-        # a tensor once processes have met
-        parts = self.copied if isinstance(self.copied, list) else [self.copied]
-        copied = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8)
+        copied, prompt = (_joined(parts) for parts in (self.copied, self.prompt))
         if not len(copied):
             raise InputError("no image was given to CopyRate: call update first")
-        return share_estimate(int(copied.sum()), len(copied), 1)
+        alone = -1 - np.arange(len(prompt))
+        return clustered_share(copied, np.where(prompt < 0, alone, prompt))
+
+
+def _joined(state):
+    """A state of the metric, a list until processes have met -> array (n,)."""
+    parts = state if isinstance(state, list) else [state]
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+
+def _number_of(text):
+    """A prompt -> a number from 0 to 2^63 − 1, the same in every process."""
+    return int.from_bytes(hashlib.sha256(str(text).encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
 
 
 def _pictures(images):

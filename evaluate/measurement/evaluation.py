@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescope.common.outputs import output_folder
+from rotescope.common.processes import alone_in
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.evaluate.descriptors.registry import get_descriptor
@@ -13,6 +14,7 @@ from rotescope.evaluate.inputs.pictures_in_memory import data_of, samples_of
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.inputs.training_and_heldout import take_in
 from rotescope.evaluate.measurement.findings import score_samples, totals
+from rotescope.evaluate.measurement.per_prompt import prompts_of
 from rotescope.evaluate.options import TITLE, measuring
 from rotescope.evaluate.report.exports import junit
 from rotescope.evaluate.report.html import write_files
@@ -24,7 +26,8 @@ from rotescope.evaluate.verdict.rules import check_power, parse_rules
 def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images: Any = None, sweep: Any = None,
           descriptor: str = "auto", exact: str = "pixels", copy_null: str = "train", copy_quantile: float = 0.999,
           copy_threshold: float | None = None,
-          alignment: str = "auto", verify: bool = True, search: str = "exact", index_dir: str | None = None,
+          alignment: str = "auto", verify: bool = True, trust_train_data: bool = False, search: str = "exact",
+          index_dir: str | None = None,
           trust_sha256: tuple[str, ...] = (), fail_on: str | Sequence[str] = (), title: str = TITLE,
           on_image: Callable[[str], None] | None = None) -> Report:
     """Compare generated images with training images. Writes nothing unless `index_dir` is given.
@@ -59,6 +62,8 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
         ``auto``: the model's own.
     verify : bool
         Also verify copies by geometry: cropped, shifted, mirrored, turned, pasted.
+    trust_train_data : bool
+        Take it from you that the model was trained on `train_data`, where nothing shows it.
     search : str
         ``exact`` or ``faiss``.
     index_dir : str, optional
@@ -66,7 +71,7 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
     trust_sha256 : tuple of str
         SHA-256 sums of TorchScript files that may be loaded.
     fail_on : str or list of str
-        Rules for the verdict, ``[METHOD:]METRIC>LIMIT``; ``copy_rate>0.05`` if none is given.
+        Rules for the verdict, ``[METHOD:]METRIC>LIMIT``; ``leaked_prompts>0`` if none is given.
     title : str
         Heading of the report.
     on_image : callable, optional
@@ -98,7 +103,8 @@ def score(images: Any, train_data: Any, *, heldout_data: Any = None, base_images
         on_image=on_image,
         descriptor=descriptor, exact=exact, copy_null=copy_null, copy_quantile=copy_quantile,
         copy_threshold=copy_threshold,
-        alignment=alignment, verify=verify, search=search, index_dir=index_dir, trust_sha256=trust_sha256)
+        alignment=alignment, verify=verify, trust_train_data=trust_train_data, search=search, index_dir=index_dir,
+        trust_sha256=trust_sha256)
 
 
 # ----- the command
@@ -107,13 +113,18 @@ def score_folder(config) -> Report:
     """Score as a ScoreConfig says, and write the report into config.output_dir. Whatever can be
     wrong is found beforehand."""
     check_places(config, config.generated, config.base_generated, config.sweep)
+    with alone_in(config.output_dir):
+        return _score_folder(config)
+
+
+def _score_folder(config):
     rules = parse_rules(config.fail_on)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     generated, sweep, base = (folder and read_samples(folder)
                               for folder in (config.generated, config.sweep, config.base_generated))
     sizes = {cell: len(at) for cell, at in generated.cells.items()}
     if config.fail_on:
-        check_power(rules, sizes)
+        check_power(rules, prompts_of(generated))
     announce(rules, config, max(sizes.values()))
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
     check_images(config, manifest, heldout)

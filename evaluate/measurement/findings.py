@@ -11,16 +11,19 @@ from rotescope.evaluate.descriptors.registry import choose
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, left_out_named, twins_apart
 from rotescope.evaluate.inputs.training_and_heldout import notes as left_out_notes
+from rotescope.evaluate.measurement.best_of_many import picked_mitigation
 from rotescope.evaluate.measurement.chart_data import gap_curves, histogram, pairs_of, sweep_points
+from rotescope.evaluate.measurement.control_lines import controls_of
 from rotescope.evaluate.measurement.layers import check_measuring, make_layers, ticker
-from rotescope.evaluate.measurement.notes import featureless_notes, match_notes
-from rotescope.evaluate.measurement.per_group import group_findings, p_value_basis, prompt_findings, shuffled_pairing
+from rotescope.evaluate.measurement.notes import featureless_notes, idle_notes, match_notes
+from rotescope.evaluate.measurement.per_group import group_findings, shuffled_pairing
 from rotescope.evaluate.measurement.per_image import measure
+from rotescope.evaluate.measurement.per_prompt import p_value_basis, prompt_findings
 from rotescope.evaluate.neighbours.index import features, unique
 from rotescope.evaluate.nulls.calibration import warnings
 from rotescope.evaluate.options import TITLE, Measuring
-from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
 from rotescope.evaluate.quality.fidelity import fidelity
+from rotescope.evaluate.quality.recognition import chosen_alignment
 from rotescope.evaluate.report.report import Report
 from rotescope.evaluate.report.report_types import (
     ExactRule,
@@ -80,7 +83,7 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     heldout, twice = apart(heldout, manifest)
     check_measuring(how, manifest, heldout, base)
     _check_rules(rules, samples, manifest, how)
-    aligner = get_alignment(find_alignment(samples.run.get("model")) if how.alignment == "auto" else how.alignment)
+    aligner, foreign = chosen_alignment(how.alignment, samples.run.get("model"), manifest)
     layers = make_layers(samples.side, manifest, heldout, unadapted, how, on_image)
     layer, index = layers["descriptor"], layers["descriptor"].index
     heldout, again = twins_apart(heldout, layer.twins)
@@ -99,14 +102,16 @@ def score_samples(samples_dir, manifest, heldout=None, *, base=None, sweep=None,
     points = measure(swept, layers, manifest, aligner, ticker(on_image, "sweep"), (), matches(swept)) if swept else None
     seen = features([e.open for e in heldout or ()], aligner)
     prompts, p_values = prompt_findings(samples, measured, layer), p_value_basis(samples, layer)
-    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts,
-                            resolved=p_values.needed is None)
+    groups = group_findings(samples, measured, layer, seen if seen.size else (), prompts)
+    controls = controls_of(samples, unadapted, layers, manifest, heldout, matcher, rules, prompts, p_values,
+                           how.trust_train_data)
     return Report(
         title=title, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=verdict_on(groups, rules, layer.chance if len(layer.nulls["heldout"]) else None,
                            copied_ids(samples, measured, index), samples.run.get("plan"), p_values.needed,
-                           measured.match_chance if measured.verified else None),
-        notes=(*left_out_notes(left_out), *warnings(layer), *match_notes(how, measured),
+                           measured.match_chance if measured.verified else None, controls,
+                           picked_mitigation(samples, measured, groups)),
+        notes=(*left_out_notes(left_out), *idle_notes(samples), *foreign, *warnings(layer), *match_notes(how, measured),
                *featureless_notes(samples, measured)),
         left_out=left_out,
         **_similarity(layers, samples, how.descriptor == "auto"), p_values=p_values,

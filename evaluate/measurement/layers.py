@@ -7,11 +7,12 @@ from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.index import build_index, check_engine, unique
 from rotescope.evaluate.nulls.calibration import calibrated, check_null, exact_layer, nulls_of, without
 from rotescope.evaluate.nulls.same_picture import Twins
-from rotescope.evaluate.options import check_exact
+from rotescope.evaluate.options import check_exact, check_threshold
 
 
 def check_measuring(how, manifest, heldout, base):
     """InputError on options that could not be met once the images are there."""
+    check_threshold(how.copy_threshold, how.copy_quantile)
     if how.exact != "none":
         check_exact(how.exact)
     check_engine(how.search)

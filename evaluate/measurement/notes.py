@@ -19,3 +19,12 @@ def featureless_notes(samples, measured):
         some = "image shows" if len(flat) == 1 else "images show"
         yield (f"{len(flat):,} generated {some} nothing that could be compared with a training image, for instance {flat[0]}: "
                f"no finding covers {'it' if len(flat) == 1 else 'them'}. Look at what the model draws.")
+
+
+def idle_notes(samples):
+    """Mitigations that changed nothing of any of their images, which are then those of plain guidance."""
+    for method in dict.fromkeys(method for method, _ in samples.cells):
+        own = [r.active for r in samples.records if r.method == method]
+        if method != "none" and own and not any(one is None or one for one in own):
+            yield (f"{method} changed nothing of its {len(own):,} images: they are those of plain guidance, and their "
+                   "figures say nothing of it.")

@@ -31,12 +31,17 @@ def tail_quantile(values, quantile):
     return float(inner + (outer - inner) * math.log2((1 - INNER) / (1 - quantile)))
 
 
-def copy_threshold(background, quantile=0.999):
-    """The `quantile` of similarities, beyond their 0.95 along a power law of the distance 1 − similarity.
+def nearness(similarity):
+    """−log(1 − similarity), of similarities (…) up to 1.
 
-    How close the nearest of many pictures comes follows P(distance < x) ~ x^k near 0, with k the local intrinsic
-    dimension (Amsaleg et al. 2015, "Estimating Local Intrinsic Dimensionality", from Hill 1975). So −log(1 − similarity)
-    has an exponential tail.
+    How close pictures come follows P(distance < x) ~ x^k near 0, with k the local intrinsic dimension (Amsaleg et al.
+    2015, "Estimating Local Intrinsic Dimensionality", from Hill 1975). So nearness has an exponential tail.
+    """
+    return -np.log(np.maximum(1 - np.asarray(similarity, np.float64), CLOSEST))
+
+
+def copy_threshold(background, quantile=0.999):
+    """The `quantile` of similarities, beyond their 0.95 along an exponential tail of their nearness.
 
     Parameters
     ----------
@@ -50,8 +55,7 @@ def copy_threshold(background, quantile=0.999):
     float
         At most 1.
     """
-    distance = np.maximum(1 - np.asarray(background, np.float64), CLOSEST)
-    return 1 - math.exp(-tail_quantile(-np.log(distance), quantile))
+    return 1 - math.exp(-tail_quantile(nearness(background), quantile))
 
 
 @dataclass(frozen=True)

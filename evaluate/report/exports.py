@@ -8,6 +8,7 @@ from rotescope.common.parquet import write_table
 from rotescope.common.wording import PROMPTS, percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.terminal import number, parts_of
+from rotescope.evaluate.verdict.controls import PASSED, UNDECIDED
 from rotescope.evaluate.verdict.rules import OF_PARTS, Rule
 
 POINT = pa.list_(pa.float64())   # x from the left, y from the top, as shares of the whole picture
@@ -37,22 +38,30 @@ def write_pairs(report, file):
 # ----- JUnit
 
 def junit(report):
-    """-> XML in JUnit's form: one case for each rule, then one for each prompt of each method.
+    """-> XML in JUnit's form: one case for each rule and each control, then one for each prompt of each method.
 
-    A rule fails if it is broken or undecided. A prompt fails if it leaks, whatever the rules allow, and only under the methods
-    that the rules are on; where its copies are no more than chance brings, or no rule is on its method, it is skipped. A prompt
-    whose images copy parts alone fails only where a rule is on copies of a part.
+    A rule fails if it is broken; undecided, it is skipped, and so is a control that is undecided or absent. A prompt fails if it
+    leaks, whatever the rules allow, and only under the methods that the rules are on; where its copies are no more than chance
+    brings, or no rule is on its method, it is skipped. A prompt whose images copy parts alone fails only where a rule is on
+    copies of a part.
     """
     root, gate = ET.Element("testsuites", name=_legal(report.title)), _gate(report)
     of_parts = _gate(report, OF_PARTS)
-    rules = [(r.rule, r.rule, r.outcome != "passed" and report.verdict.headline, "")
-             for r in report.verdict.rules]
-    _suite(root, "rules", rules)
+    verdict = report.verdict
+    _suite(root, "rules", [(r.rule, r.rule, r.outcome == "failed" and verdict.headline, _undecided(r, verdict))
+                           for r in verdict.rules])
+    _suite(root, "controls", [(c.name, c.name, False, c.outcome != PASSED and f"{c.outcome}: {c.sentence}")
+                              for c in verdict.controls])
     for method in report.methods:
         told = [p for p in report.prompts if p.method == method]
         _suite(root, method, [_case(report, p, method in gate, method in of_parts) for p in told])
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _undecided(rule, verdict):
+    """Why a rule is skipped: it is undecided, or it holds and a control does not let it pass."""
+    return rule.outcome != "failed" and verdict.outcome == UNDECIDED and f"undecided: {verdict.headline}"
 
 
 def _gate(report, metrics=()):
@@ -81,7 +90,7 @@ def _suite(root, name, cases):
         if failure:
             ET.SubElement(node, "failure", message=_legal(failure))
         elif skipped:
-            ET.SubElement(node, "skipped", message=skipped)
+            ET.SubElement(node, "skipped", message=_legal(skipped))
 
 
 def _legal(text):
@@ -127,6 +136,12 @@ def _verified(report):
             f"{percent(found.chance)} of pictures that copy nothing.") if found else ""
 
 
+def _controls(verdict):
+    """A line for each control."""
+    return ["Controls, without which nothing passes:", "",
+            *(f"- *{control.name}* ({control.outcome}): {control.sentence}" for control in verdict.controls)]
+
+
 def section(report):
     verdict, heldout = report.verdict, report.background.heldout
     rows = [f"| {report[method].label} | {PROMPTS.get(group, group)} | {found.copies} of {found.n} | {share(found.copy_rate)} | "
@@ -136,6 +151,7 @@ def section(report):
     return "\n".join([
         "## Memorization", "", f"**{verdict.headline}** {verdict.text}", "",
         f"Rule, fixed before the run: fail if `{verdict.rule}`. Outcome: {verdict.outcome}.", "",
+        *([*_controls(verdict), ""] if verdict.controls else []),
         "| sampling | prompts | copies | copy rate (95% interval) | copies of a part | similarity, 95th pct. | "
         "text-image agreement |",
         "|---|---|---|---|---|---|---|", *rows, "",

@@ -2,10 +2,12 @@
 and what lies beside it."""
 import base64
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from rotescope.common.outputs import write_json, write_text
 from rotescope.common.wording import PROMPTS, percent, printable, share
@@ -62,7 +64,7 @@ def _environment():
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken)}
+    environment.filters |= {f.__name__: f for f in (percent, number, share, sentence, unbroken, options_as_code)}
     environment.globals |= {f.__name__: f for f in (prompts_together, method_words)}
     return environment
 
@@ -72,6 +74,11 @@ def withheld(report):
     hidden = {p.image for p in report.pairs if p.is_copy or p.is_partial}
     return replace(report, pictures=ReportPictures(
         generated=lambda image: None if image in hidden else report.pictures.generated(image), training=lambda image_id: None))
+
+
+def options_as_code(text):
+    """Names of options as code, so that no line breaks inside one; everything else is escaped."""
+    return Markup(re.sub(r"(--[a-z_]+)", r"<code>\1</code>", str(escape(text))))
 
 
 def unbroken(text):

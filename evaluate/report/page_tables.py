@@ -1,6 +1,5 @@
 """What the page says in figures: tiles, tables, and which of their columns say something."""
 from rotescope.common.wording import MEANINGS, percent, share, short_name
-from rotescope.evaluate.verdict.verdict import best_mitigation
 
 LINES = 2000  # prompts in the table, the most similar ones
 
@@ -20,10 +19,9 @@ def verdict_tiles(report):
     first = "none" if "none" in report.methods else next(iter(report.methods))
     groups = report[first].groups
     made = [_tile(report, first, group) for group in groups]
-    worst = max(groups, key=lambda g: groups[g].copy_rate.value)
-    others = {m: found[worst] for m, found in report.methods.items() if m != first and worst in found.groups}
-    if others:
-        made.append(_tile(report, best_mitigation(others, groups[worst]), worst))
+    best = report.verdict.best
+    if best:
+        made.append(_best_tile(report, best))
     held = report.background.heldout
     if held.n:
         made.append({"figure": percent(held.copy_rate), "name": "Chance", "of": "held-out pictures",
@@ -32,10 +30,18 @@ def verdict_tiles(report):
     return made
 
 
-def _tile(report, method, group):
-    found = report[method][group]
+def _best_tile(report, best):
+    """The best mitigation, by the figures that the verdict states."""
+    apart = " on the other seeds" if best.apart else "; picked on these images" if best.optimistic else ""
+    tile = _tile(report, best.method, best.group, best.found)
+    return tile | {"detail": tile["detail"] + apart}
+
+
+def _tile(report, method, group, figures=None):
+    """figures: instead of those of all its images."""
+    found = figures or report[method][group]
     return {"figure": percent(found.copy_rate.value), "name": heading(method, report[method].label),
-            "bad": found.above_chance,
+            "bad": report[method][group].above_chance,
             "of": short_name(group),
             "detail": f"{found.copies:,} of {found.n:,} copied {share(found.copy_rate).partition(' ')[2]}"
                       + (f"; {found.partial_copies:,}{' more' if found.copies else ''} in part" if found.partial_copies else "")}
@@ -58,7 +64,7 @@ def tables(report):
 def columns(report):
     """Which columns of the table say something."""
     findings = [found for _, _, found in report.each_group()]
-    return {"prompts": any(f.n_prompts > 1 for f in findings),
+    return {"prompts": any(f.n_prompts > 1 and f.prompts_significant is not None for f in findings),
             "rows": any(f.denoiser_rows is not None for f in findings),
             "significant": any(f.prompts_significant is not None for f in findings)}
 

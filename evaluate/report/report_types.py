@@ -7,6 +7,7 @@ from PIL import Image
 
 from rotescope.datasets.geometry.match import MatchThreshold, Point, chance_of_match
 from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
+from rotescope.evaluate.statistics.prompt_evidence import PromptEvidence
 from rotescope.evaluate.statistics.replication import GroupFindings
 
 # ----- conditions
@@ -125,11 +126,14 @@ class PromptFindings:
     copies: int
     partial_copies: int          # images that are no copies and copy a part
     top1_similarity: float       # highest similarity of its images to any training image
-    p: float                     # by rank among the null
+    evidence: PromptEvidence     # one p-value for each trace of copying
+    p: float                     # all of them combined, of copies as a whole
     q: float                     # adjusted over the prompts of the method (Benjamini and Hochberg)
     significant: bool            # q is at most the false discovery rate
-    leaked: bool                 # it copies, and chance does not explain it
-    leaked_any: bool             # it copies, whole or in part, and chance does not explain it
+    leaked: bool                 # its images copy, and chance does not explain it
+    leaked_any: bool             # they copy, whole or in part, and chance does not explain it
+    unresolved: bool             # neither: too close for chance to explain it surely, or too few null pictures to tell
+    unresolved_any: bool         # the same of leaked_any
     # image_id of the training image that the prompt belongs to, "" if none is known
     expected: str
     own_similarity: float | None  # highest similarity to that one
@@ -157,7 +161,8 @@ class SweepPoint:
     family: str                  # delayed, or opposite
     before: float                # guidance scale before the transition
     transition_timestep: float
-    n: int
+    n: int                       # images
+    n_prompts: int
     copies: int
     copy_rate: Estimate = field(metadata=INTERVAL)
     alignment: float | None

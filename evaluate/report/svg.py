@@ -73,7 +73,7 @@ def draw_strips(report, width):
 
 
 def _first_above(edges, threshold):
-    return next(i for i, edge in enumerate(edges) if edge >= threshold - 1e-5)  # they are sums of floats
+    return next((i for i, edge in enumerate(edges) if edge >= threshold - 1e-5), len(edges))  # they are sums of floats
 
 
 def _beyond(counts, edges, threshold):

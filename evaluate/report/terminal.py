@@ -9,7 +9,10 @@ from rich.table import Table
 from rotescope.common.console import answer, say
 from rotescope.common.wording import percent, printable, share
 from rotescope.evaluate.report.json_types import as_json
+from rotescope.evaluate.verdict.controls import ABSENT, UNDECIDED
 
+EXIT_CODES = {"passed": 0, "failed": 1, "undecided": 4}  # 2: wrong input, 3: the run failed, 130: interrupted
+MARKS = {"passed": "✓", "undecided": "?", ABSENT: "–"}
 COLUMNS = ("method", "prompts", "copies", "copy rate (95%)", "parts", "sim95", "alignment", "captions", "rows")
 
 
@@ -26,6 +29,10 @@ def print_table(report, console=None):
         table.add_row(*map(escape, cells[:kept]), style="bold red" if above_chance else "")
     console.print(table)
     verdict = report.verdict
+    console.print()
+    for control in verdict.controls:
+        console.print(f"{MARKS[control.outcome]} {control.name}: {escape(printable(control.sentence))}", highlight=False,
+                      soft_wrap=True, style="bold" if control.outcome == UNDECIDED else "dim")
     console.print(f"\n[bold]{verdict.outcome}[/] by {escape(verdict.rule)}: {escape(verdict.headline)}",
                   highlight=False,
                   soft_wrap=True)
@@ -67,11 +74,12 @@ def announce(rules, config, images=1):
                 f"{rule} breaks by chance: leaked_prompts>0 counts what chance does not explain")
 
 
-def show_and_judge(report, output_dir, fail_on):
-    """Print the table and a line of JSON; exit with 1 unless the rules that the user fixed hold."""
+def show_and_judge(report, output_dir):
+    """Print the table and a line of JSON; exit with 1 if a rule is broken, the default one too, and with 4 if it is undecided."""
     print_table(report)
     verdict = {key: as_json(getattr(report.verdict, key))
                for key in ("outcome", "passed", "headline", "rules")}
+    verdict["controls"] = {control.name: control.outcome for control in report.verdict.controls}
     answer(verdict=verdict, report=str(Path(output_dir) / "report.html"))
-    if fail_on and not report.verdict.passed:
-        raise SystemExit(1)
+    if EXIT_CODES[report.verdict.outcome]:
+        raise SystemExit(EXIT_CODES[report.verdict.outcome])

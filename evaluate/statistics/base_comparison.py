@@ -33,6 +33,7 @@ class BaseComparison:
     """What the fine-tune added, for plain guidance, or for the first method where there is none."""
     method: str
     n: int                      # prompts
+    n_images: int               # of the fine-tune; the base model has as many
     copies: int
     base_copies: int
     became_memorized: int       # prompts
@@ -53,7 +54,8 @@ def against_base(samples, measured, base, base_measured, prompts):
              for index, at in _positions(samples.records, method).items()]
     found.sort(key=lambda p: (-p.became_memorized, -p.difference))
     return BaseComparison(
-        method, len(found), sum(p.copies for p in found), sum(p.base_copies for p in found),
+        method, len(found), sum(r.method == method for r in samples.records),
+        sum(p.copies for p in found), sum(p.base_copies for p in found),
         sum(p.became_memorized for p in found), _rise([p.difference for p in found]), tuple(found))
 
 

@@ -1,13 +1,14 @@
 """Copy rate against dose: points with intervals, pooled over training seeds, and their table. Pure.
 
-The intervals take images for independent, which those of one training image or one fine-tune are not quite: each point also has
-its rate by training seed.
+The intervals take training images as clusters, over all fine-tunes that saw them. Those of one fine-tune are not
+quite independent either: each point also has its rate by training seed.
 """
 from dataclasses import dataclass
 
 from rotescope.common.text_table import TextTable
 from rotescope.common.wording import share
-from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
+from rotescope.evaluate.statistics.clusters import INTERVALS, clustered_share
+from rotescope.evaluate.statistics.estimate import Estimate
 from rotescope.evaluate.statistics.replication import mean
 
 GROUPS = ("duplicated", "control")
@@ -24,15 +25,18 @@ class Outcome:
     own_copied: bool          # of the one that the prompt belongs to
     alignment: float          # with the prompt; NaN without a metric
     served: int               # how often training showed the prompt's image
+    prompt: str               # image_id of the training image that the prompt belongs to
 
 
 def cell_of(outcomes):
-    """-> n, copies, rates, interval, mean alignment and showings of the training image, and the rate by training seed."""
+    """-> n, n_prompts, copies, rates, interval, mean alignment, showings of the training image, the rate by training seed."""
     n, copies, own = len(outcomes), sum(o.copied for o in outcomes), sum(o.own_copied for o in outcomes)
     by_seed = {}
     for o in outcomes:
         by_seed.setdefault(str(o.train_seed), []).append(o.copied)
-    return {"n": n, "copies": copies, "copy_rate": copies / n, "copy_rate_interval": list(clopper_pearson(copies, n)),
+    rate = clustered_share([o.copied for o in outcomes], [o.prompt for o in outcomes])
+    return {"n": n, "n_prompts": rate.n_prompts, "copies": copies, "copy_rate": rate.value,
+            "copy_rate_interval": [rate.low, rate.high],
             "own_copies": own, "own_copy_rate": own / n, "alignment": mean([o.alignment for o in outcomes]),
             "served": mean([o.served for o in outcomes]),
             "by_train_seed": {s: {"n": len(c), "copies": sum(c), "copy_rate": sum(c) / len(c)} for s, c in by_seed.items()}}
@@ -57,7 +61,7 @@ def dose_caption(about):
     n = {p["duplicated"]["n"] for curve in about["curves"].values() for p in curve["points"]}
     return (f"{about['images']} images a dose and as many controls, {len(about['train_seeds'])} training seeds × "
             f"{len(about['seeds'])} images of each, n = {'–'.join(map(str, sorted(n)))} a point; copy: {about['descriptor']} ≥ "
-            f"{about['copy_threshold']:.3f} ({about['threshold_rule']}); 95 % Clopper-Pearson intervals")
+            f"{about['copy_threshold']:.3f} ({about['threshold_rule']}); {INTERVALS}")
 
 
 def dose_table(about):
@@ -72,7 +76,7 @@ def dose_table(about):
 
 def _share(cell):
     low, high = cell["copy_rate_interval"]
-    return share(Estimate(cell["copy_rate"], low, high, cell["n"], 1))
+    return share(Estimate(cell["copy_rate"], low, high, cell["n"], cell["n_prompts"]))
 
 
 def _alignment(groups):

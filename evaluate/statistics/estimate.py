@@ -41,6 +41,7 @@ def clopper_pearson(k, n, level=LEVEL):
 
 
 def share_estimate(k, n, n_prompts):
-    """k of n images, of so many prompts -> Estimate of the share."""
+    """k of n independent images, of so many prompts -> Estimate of the share; where several images belong to a prompt, see
+    clusters.clustered_share."""
     low, high = clopper_pearson(k, n)
     return Estimate(k / n, low, high, n, n_prompts)

@@ -6,12 +6,14 @@ from scipy.stats import bootstrap, spearmanr
 
 from rotescope.evaluate.statistics.roc import roc_auc
 
+UNALIGNED = "no text-image metric is at home on these pictures, so nothing tells how they agree with their captions"
+
 
 @dataclass(frozen=True)
 class Claim:
     number: int      # as numbered in rotescope.procedures.figures
     says: str        # the claim
-    held: bool
+    held: bool | None  # None: it cannot be told
     evidence: str    # the figures behind it, with n and interval
 
 
@@ -55,14 +57,16 @@ def drops_vary(timesteps):
 
 def later_is_newer(points, plain):
     """GroupFindings of delayed guidance, latest switch last, and of plain guidance -> claim 3."""
+    says = "Switched on later, guidance gives the memorized image, then new ones, then badly aligned ones"
+    if plain.alignment is None:
+        return Claim(3, says, None, UNALIGNED)
     new = [p for p in points if p.copy_rate.value <= plain.copy_rate.value / 2 and p.alignment >= 0.9 * plain.alignment]
     worse = points[-1].alignment < 0.9 * plain.alignment
     at = "no τ halves the copies at 0.9 of the alignment"
     if new:
         first = new[0]
         at = f"at τ = {first.transition_timestep} copies {first.copy_rate.value:.2f}, alignment {first.alignment:.2f}"
-    return Claim(3, "Switched on later, guidance gives the memorized image, then new ones, then badly aligned ones",
-                 bool(new) and worse,
+    return Claim(3, says, bool(new) and worse,
                  f"plain: copies {plain.copy_rate.value:.2f}, alignment {plain.alignment:.2f}; {at}; at τ = "
                  f"{points[-1].transition_timestep} alignment {points[-1].alignment:.2f} (n = {plain.n} each)")
 
@@ -96,6 +100,9 @@ def opposite_is_earlier(plain, opposite):
 
 def similarity_costs_alignment(points):
     """GroupFindings of one family -> claim 7."""
+    says = "Over τ, less similarity to the training images costs alignment: a trade-off curve"
+    if points[0].alignment is None:
+        return Claim(7, says, None, UNALIGNED)
     rho = float(spearmanr([p.sim95.value for p in points], [p.alignment for p in points]).statistic)
-    return Claim(7, "Over τ, less similarity to the training images costs alignment: a trade-off curve", rho > 0.8,
+    return Claim(7, says, rho > 0.8,
                  f"rank correlation of Sim95 and alignment {rho:.2f} over {len(points)} values of τ (n = {points[0].n} each)")

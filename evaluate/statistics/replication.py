@@ -28,12 +28,12 @@ class GroupFindings:
     top1_mean: float                      # mean of that similarity
     share_over: dict[str, float]          # published threshold -> share of images above it
     copies_by: dict[str, int]             # layer or verifier -> images that it calls copies
-    n_prompts: int
+    n_prompts: int                        # an image whose prompt is unknown counts as one of its own
     prompts_copied: int                   # prompts with a copy among their images
     prompts_significant: int | None
     leaked_prompts: int                   # prompts whose copies chance does not explain
     leaked_prompts_any: int | None        # prompts whose copies, whole or in part, chance does not explain
-    unresolved_prompts: int               # prompts that copy where too few null pictures could tell
+    unresolved_prompts: int               # prompts that come close, where chance can be neither called nor ruled out
     unresolved_prompts_any: int           # the same, whole or in part
     alignment: float | None               # mean cosine with the prompt
     caption_accuracy: float | None        # share of images that no other caption fits better
@@ -43,13 +43,14 @@ class GroupFindings:
 
 
 def images_needed(bar, level=LEVEL, copies=0):
-    """How many images with so many copies it takes for the interval's upper end to fall to `bar`; inf if it never does.
+    """How many independent images with so many copies it takes for the interval's upper end to fall to `bar`; inf if it never
+    does. Of images that belong to prompts see clusters.prompts_needed.
 
     Without copies that end is 1 - ((1 - level) / 2)^(1 / n).
     """
     if not 0 < bar < 1:
         return math.inf if bar <= 0 else 1
-    low, high = 0, max(copies, 1)
+    low, high = 0, max(math.ceil(copies), 1)
     while clopper_pearson(copies, high, level)[1] > bar:
         low, high = high, 2 * high
     while high - low > 1:

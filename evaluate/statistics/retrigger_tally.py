@@ -12,6 +12,7 @@ from rotescope.common.text_table import TextTable
 from rotescope.common.wording import name
 from rotescope.evaluate.inputs.samples import Record
 from rotescope.evaluate.statistics.estimate import LEVEL, clopper_pearson
+from rotescope.evaluate.statistics.significance import holm
 
 ROUTES = {"caption": "own captions", "paraphrase": "paraphrases", "embedding": "found embeddings"}
 HELDOUT, PLAIN = "heldout", "none"
@@ -81,7 +82,7 @@ def _of_image(shots):
 
 def tally(shots):
     """-> {method: {group: {route: figures}}}; p: of as many or more images brought back, were they no easier than held-out ones
-    (Fisher's exact test, one-sided); None where no held-out ones were tried."""
+    (Fisher's exact test, one-sided); None where no held-out ones were tried. p_adjusted: over all cells of all methods (Holm)."""
     found = {}
     for method, images in by_image(shots).items():
         cells = found.setdefault(method, {})
@@ -90,6 +91,17 @@ def tally(shots):
                 cells.setdefault(own[0].record.group, {}).setdefault(route, []).append([s.copied for s in own])
         found[method] = {group: {route: _figures(copied, cells.get(HELDOUT, {}).get(route) if group != HELDOUT else None)
                                  for route, copied in routes.items()} for group, routes in cells.items()}
+    return _adjusted(found)
+
+
+def _adjusted(found):
+    """The tally with p_adjusted in each cell: of many cells, one has a small p by chance."""
+    cells = [cell for groups in found.values() for routes in groups.values() for cell in routes.values()]
+    told = [cell for cell in cells if cell["p"] is not None]
+    for cell in cells:
+        cell["p_adjusted"] = None
+    for cell, p in zip(told, holm([cell["p"] for cell in told]), strict=True):
+        cell["p_adjusted"] = float(p)
     return found
 
 
@@ -119,8 +131,8 @@ def conclusion(method, group, cells, heldout, significance=0.05):
         return f"{start}; the search found nothing within its budget, which does not prove that nothing is left."
     if not heldout:
         return f"{start}: no pictures were tried that the model never saw, and without them this proves nothing."
-    beside = f"{start}; of held-out ones by found embeddings {_of(heldout['embedding'])} (p = {found['p']:.2g})"
-    if found["p"] > significance:
+    beside = f"{start}; of held-out ones by found embeddings {_of(heldout['embedding'])} (adjusted p = {found['p_adjusted']:.2g})"
+    if found["p_adjusted"] > significance:
         return f"{beside}: the difference may be chance, so this proves nothing."
     if method == PLAIN:
         return f"{beside}: memorized."
@@ -137,9 +149,9 @@ def tally_table(tally):
     rows = []
     for method, groups in tally.items():
         for group, cells in groups.items():
-            p = cells.get("embedding", {}).get("p")
+            p = cells.get("embedding", {}).get("p_adjusted")
             rows.append((method, group, *(_cell(cells.get(route)) for route in ROUTES), "–" if p is None else f"{p:.2g}"))
-    return TextTable(("method", "images", *ROUTES.values(), "p against held-out"), tuple(rows),
+    return TextTable(("method", "images", *ROUTES.values(), "adjusted p against held-out"), tuple(rows),
                      title="images brought back (95 % interval of their share)")
 
 

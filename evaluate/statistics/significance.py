@@ -2,24 +2,60 @@
 import math
 
 import numpy as np
-from scipy.stats import false_discovery_control
+from scipy.stats import binom, false_discovery_control
 
-FDR = 0.05  # share of false alarms among the prompts that are called significant
+FDR = 0.01         # share of false alarms among the prompts that are called significant
+DOUBT = 0.1        # and up to which a prompt is not called clean either
+TAIL_SHARE = 0.1   # of the null, that its tail is drawn through
+FEW_FOR_TAIL = 40  # null values below which no tail is drawn
 
 
-def rank_p_values(top, count, null):
-    """top (p,): the highest of count (p,) similarities each; null (m,): similarities that no copying caused -> p-values (p,).
+def tail_p_values(values, null):
+    """p-values (n,) of single values (n,) against null (m,) values that no copying caused; beyond the null's highest tenth
+    along an exponential tail, since ranks alone never say less than 1 / (m + 1).
 
-    Exact if all of them are exchangeable: with r null values at or above the highest of s, as few or fewer happen with
-    1 − C(m, r + 1) / C(m + s, r + 1) = 1 − Π_{j=1…s} (m − r − 1 + j) / (m + j), which is (r + 1) / (m + 1) for s = 1.
-    Ties count against significance.
+    Of the k = m / 10 highest null values the excesses over the one below, x, are independent and exponential where the tail
+    is (Rényi 1953, "On the theory of order statistics"), whatever its scale. So a further value exceeds x by e or more with
+
+        p = (k + 1) / (m + 1) · (1 + e / Σ excesses)^−k,
+
+    exactly, with the scale unknown: few null values make p larger, never smaller. Up to x it is (r + 1) / (m + 1) with r null
+    values at or above.
     """
-    top, s, m = np.asarray(top, np.float64), np.asarray(count, np.int64), len(null)
-    r = m - np.searchsorted(np.sort(np.asarray(null, np.float64)), top, side="left")
-    more = np.ones(len(top))
-    for j in range(1, s.max(initial=0) + 1):
-        more *= np.where(j <= s, (m - r - 1 + j) / (m + j), 1)
-    return 1 - more
+    values, null = np.asarray(values, np.float64), np.sort(np.asarray(null, np.float64))
+    m, k = len(null), int(TAIL_SHARE * len(null))
+    p = (m - np.searchsorted(null, values, side="left") + 1) / (m + 1)
+    if m < FEW_FOR_TAIL:
+        return p
+    excesses = (null[m - k:] - null[m - k - 1]).sum()
+    beyond = np.maximum(values - null[m - k - 1], 0)
+    return np.where(beyond > 0, (k + 1) / (m + 1) * (1 + beyond / excesses) ** -k, p) if excesses > 0 else p
+
+
+def any_of(p, n):
+    """That one of n or more independent ones is as surprising as p."""
+    return -np.expm1(n * np.log1p(-np.minimum(p, 1 - 1e-16)))
+
+
+def as_many_of(k, n, chance):
+    """That k or more of n happen, each with this chance."""
+    return float(binom.sf(k - 1, n, chance)) if k else 1.0
+
+
+def surest_of(p_values):
+    """Several p-values of one hypothesis -> one, valid however they depend on each other: the smallest times their number
+    (Bonferroni; Dunn 1961, "Multiple comparisons among means"). None among them are tests that do not apply."""
+    told = [p for p in p_values if p is not None]
+    return min(1.0, len(told) * min(told))
+
+
+def holm(p):
+    """p-values (n,) -> adjusted (n,): that any of those up to a level is a false alarm is no likelier than that level, however
+    they depend on each other (Holm 1979, "A simple sequentially rejective multiple test procedure")."""
+    p = np.asarray(p, np.float64)
+    order, adjusted = np.argsort(p, kind="stable"), np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1)
+    return adjusted
 
 
 def benjamini_hochberg(p):
@@ -29,9 +65,9 @@ def benjamini_hochberg(p):
 
 
 def null_needed(prompts, images, level=FDR):
-    """Null pictures it takes for one prompt among so many, of so many images each, to be significant at all: the smallest
-    p-value, images / (m + images), must come down to level / prompts."""
-    return math.ceil(images * (prompts / level - 1))
+    """Null pictures it takes for one prompt among so many, of so many images each, to be significant at all: by ranks the
+    smallest p-value, images / (m + images), must come down to level / prompts; with enough for a tail there is no such floor."""
+    return min(math.ceil(images * (prompts / level - 1)), FEW_FOR_TAIL)
 
 
 def paired_p_value(similarity, prompt, rounds=999, seed=0):

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from rotescope.common.errors import InputError
 from rotescope.common.wording import percent
+from rotescope.evaluate.statistics.clusters import prompts_needed
 from rotescope.evaluate.statistics.estimate import Estimate, clopper_pearson
-from rotescope.evaluate.statistics.replication import images_needed
 
-DEFAULT_RULE = "copy_rate>0.05"
+DEFAULT_RULE = "leaked_prompts>0"  # chance does not break it
 ANY_COPIES = "any_copies_of"
 # metric -> what it counts
 RATES = {"copy_rate": "copies", "own_copy_rate": "own_copies", "partial_copy_rate": "partial_copies"}
 UNRESOLVED = {"leaked_prompts": "unresolved_prompts", "leaked_prompts_any": "unresolved_prompts_any"}  # and what may add to it
 OF_PARTS = ("leaked_prompts_any", "partial_copies", "partial_copy_rate")  # these need verified matches
 METRICS = (*UNRESOLVED, *RATES, "copies", "partial_copies", "sim95")
-TAIL = 59  # images without which the highest of them need not reach their 95th percentile: .95^59 < .05
+TAIL = 59  # prompts without which the highest of them need not reach their 95th percentile: .95^59 < .05
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Rule:
 
     @property
     def needs(self):
-        """How many images a method and group must have for the rule to hold at all."""
-        return images_needed(self.limit) if self.metric in RATES else TAIL if self.metric == "sim95" else 1
+        """How many prompts a method and group must have for the rule to hold at all: images of one prompt are alike."""
+        return prompts_needed(self.limit) if self.metric in RATES else TAIL if self.metric == "sim95" else 1
 
     def outcome(self, methods, copied):
         """methods: {NAME: {GROUP: GroupFindings}}; copied: {NAME: ids of the training images that it copies}
@@ -83,13 +83,12 @@ class Rule:
         if self.metric in RATES:
             return getattr(found, self.metric).high
         if self.metric == "sim95":
-            return found.sim95.high if found.n >= TAIL else 1
+            return found.sim95.high if found.n_prompts >= TAIL else 1
         return getattr(found, self.metric) + (getattr(found, UNRESOLVED[self.metric]) if self.metric in UNRESOLVED else 0)
 
-    def images_for(self, found):
-        """How many images would decide, were no more of them copies; None where images alone would not."""
-        return images_needed(self.limit, copies=getattr(found,
-                                                        RATES[self.metric])) if self.metric in RATES else None
+    def prompts_for(self, found):
+        """How many prompts would decide, were no more images copies; None where prompts alone would not."""
+        return prompts_needed(self.limit, getattr(found, self.metric)) if self.metric in RATES else None
 
     def by_chance(self, quantile, images=1):
         """Whether pictures that copy nothing break it about as often as not: 1 - quantile of them count as copies."""
@@ -151,12 +150,14 @@ def _unjudged(rule):
 
 
 def check_power(rules, sizes):
-    """sizes: {(method, group): n}. InputError, before anything expensive, if not even 0 copies could show that a rule holds."""
+    """sizes: {(method, group): number of prompts}. InputError, before anything expensive, if not even 0 copies could show that
+    a rule holds."""
     for rule in rules:
         scope = rule.scope(list(dict.fromkeys(method for method, _ in sizes)))
         n = min(n for (method, _), n in sizes.items() if method in scope)
         if n < rule.needs:
             why = "" if rule.metric == "sim95" else \
-                f" with no copy among them the 95% interval still reaches {percent(clopper_pearson(0, n)[1])};"
-            raise InputError(f"{n} images are too few for the rule {rule}:{why} take {rule.needs} in each method and group"
+                f" with no copy among their images the interval still reaches {percent(clopper_pearson(0, n)[1])};"
+            few = "1 prompt is" if n == 1 else f"{n} prompts are"
+            raise InputError(f"{few} too few for the rule {rule}:{why} take {rule.needs} in each method and group"
                              + (", or a higher limit" if why else ""))

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rotescope.common.wording import PROMPTS, name, percent, share
+from rotescope.evaluate.verdict.best_mitigation import BestMitigation
+from rotescope.evaluate.verdict.controls import DOUBTS, Control, doubts_of
 from rotescope.evaluate.verdict.rules import OF_PARTS, RATES, UNRESOLVED, parse_rules
-
-KEPT = 0.9  # share of the alignment that a mitigation must leave to be called the best
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,17 @@ class RuleOutcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules, fixed before the run, say of the figures."""
+    """What the rules, fixed before the run, say of the figures, and whether the controls let them."""
     outcome: str                 # passed, failed or undecided
     headline: str                # one sentence
     reasons: tuple[str, ...]     # the sentences that explain it
     rule: str                    # all rules as one text
     rules: tuple[RuleOutcome, ...]
-    # images in each method and group that would decide, were no more of them copies; None where
+    # prompts in each method and group that would decide, were no more of their images copies; None where
     needed: int | None
-    #                              images alone would not, or nothing is open
+    #                              prompts alone would not, or nothing is open
+    controls: tuple[Control, ...] = ()   # whether the measurement could have found something
+    best: BestMitigation | None = None   # None where there is no mitigation, or nothing was copied
 
     derived: ClassVar = ("passed", "text")  # also in JSON
 
@@ -38,8 +40,8 @@ class Verdict:
         return " ".join(self.reasons)
 
 
-def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None, match_chance=None):
-    """The figures against the rules.
+def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None, match_chance=None, controls=(), best=None):
+    """The figures against the rules. A broken rule fails whatever the controls say; only with all of them does one pass.
 
     Parameters
     ----------
@@ -57,6 +59,10 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
         Null pictures that significance would take, if there are fewer.
     match_chance : float, optional
         Share of pictures that copy nothing for which a match is verified; None where none was sought.
+    controls : sequence of Control
+        Whether the measurement could have found something.
+    best : BestMitigation, optional
+        The mitigation that the text names.
 
     Returns
     -------
@@ -64,16 +70,25 @@ def verdict_on(methods, rules, chance, copied=None, plan=None, null_needed=None,
     """
     rules = parse_rules(rules)
     outcomes = {rule: rule.outcome(methods, copied or {}) for rule in rules}
-    outcome = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
+    missing = doubts_of(controls)
+    judged = next(o for o in ("failed", "undecided", "passed") if o in outcomes.values())
+    outcome = "undecided" if judged == "passed" and missing else judged
     gate = {m: methods[m] for m in dict.fromkeys(m for rule in rules for m in rule.scope(list(methods)))}
     named = any(rule.ids for rule, o in outcomes.items() if o == "failed")
-    doubts = _doubts(methods, outcomes) if outcome == "undecided" else []
+    doubts = _doubts(methods, outcomes) if judged == "undecided" else []
+    findings = [found for groups in gate.values() for found in groups.values()]
     return Verdict(
-        outcome, _headline(outcome, [found for groups in gate.values() for found in groups.values()], named),
-        (*_found(gate), *_planned(plan, gate), *_mitigated(methods, gate), *_doubt(doubts, null_needed),
-         *_chance(chance), *_match_chance(match_chance)),
+        outcome, _controlled(judged, missing) if missing and outcome == "undecided" else _headline(outcome, findings, named),
+        (*_found(gate), *_planned(plan, gate), *_mitigated(best, gate), *_doubt(doubts, null_needed),
+         *(control.sentence for control in missing if outcome == "undecided"), *_chance(chance), *_match_chance(match_chance)),
         " or ".join(map(str, rules)), tuple(RuleOutcome(str(rule), o) for rule, o in outcomes.items()),
-        max((rule.images_for(found) or 0 for rule, found in doubts), default=0) or None)
+        max((rule.prompts_for(found) or 0 for rule, found in doubts), default=0) or None, tuple(controls), best)
+
+
+def _controlled(judged, missing):
+    """The headline where controls do not let the rules pass; judged: what the figures alone say of these."""
+    few = ["too little was measured"] if judged == "undecided" else []
+    return f"Not decided: {'; '.join([*few, *(DOUBTS[control.name] for control in missing)])}."
 
 
 def _doubts(methods, outcomes):
@@ -145,36 +160,43 @@ def _under(method, groups):
     return "" if list(groups) == ["ungrouped"] else "With plain guidance, the model as it is, "
 
 
-def _mitigated(methods, gate):
-    """The method with the fewest copies, where plain guidance has the most."""
-    if list(gate) != ["none"]:
+def _mitigated(best, gate):
+    """What the best mitigation leaves of what plain guidance copies."""
+    if not best or list(gate) != ["none"]:
         return
-    group = max(gate["none"], key=lambda g: gate["none"][g].copy_rate.value)
-    plain, others = gate["none"][group], {m: groups[group] for m, groups in methods.items() if m != "none" and group in groups}
-    if plain.copies and others:
-        method = best_mitigation(others, plain)
-        found = others[method]
-        source = f" from {PROMPTS.get(group, group)}" if len(gate["none"]) > 1 else ""
-        known = plain.alignment and found.alignment is not None
-        price = f", at {found.alignment / plain.alignment:.2f} × the text-image agreement" if known else ""
-        yield (f"With {name(method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}"
-               f"{_and_parts(found)}.")
+    found, known = best.found, best.plain_alignment and best.found.alignment is not None
+    source = f" from {PROMPTS.get(best.group, best.group)}" if len(gate["none"]) > 1 else ""
+    price = f", at {found.alignment / best.plain_alignment:.2f} × the text-image agreement" if known else ""
+    yield (f"With {name(best.method)}, {found.copies:,} of {found.n:,}{source} still do: {share(found.copy_rate)}{price}"
+           f"{_and_parts(found)}{_picked(best)}.")
+
+
+def _picked(best):
+    """What the choice means for the figure."""
+    if best.optimistic:
+        return f" (picked from {best.of} methods on these very images, so the figure is optimistic: sample two seeds or more)"
+    return f" (picked from {best.of} methods on the other half of the seeds)" if best.of > 1 else ""
 
 
 def _doubt(doubts, null_needed):
     """doubts: as _doubts has them; of each rule, the findings that would take the most."""
     for rule in dict.fromkeys(rule for rule, _ in doubts):
-        found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.images_for(f) or 0, -f.n))
+        found = max((f for r, f in doubts if r == rule), key=lambda f: (rule.prompts_for(f) or 0, -f.n))
         if rule.metric in RATES:
-            needs, part = rule.images_for(found), " in part" if rule.metric in OF_PARTS else ""
+            needs, part = rule.prompts_for(found), " in part" if rule.metric in OF_PARTS else ""
+            prompts = getattr(found, rule.metric).n_prompts
             copied = f"{getattr(found, RATES[rule.metric]):,} copied{part}"
-            yield (f"With {found.n:,} images and {copied}, the true rate may be as high as "
-                   f"{percent(rule.highest(found))}: it takes {needs:,} images in each group, {needs - found.n:,} more, and no "
-                   "more copies, to decide.")
+            some = "1 prompt" if prompts == 1 else f"{prompts:,} prompts"
+            yield (f"With {found.n:,} images of {some} and {copied}, the true rate may be as high as "
+                   f"{percent(rule.highest(found))}: it takes {needs:,} prompts in each group, {needs - prompts:,} more, "
+                   "and no more copies, to decide.")
         elif rule.metric in UNRESOLVED:
-            needs = f"{null_needed:,}" if null_needed else "more"
-            yield (f"{getattr(found, UNRESOLVED[rule.metric]):,} prompts copy, and with so few pictures to compare with nothing "
-                   f"tells that from chance: it takes {needs} held-out or training pictures.")
+            n = getattr(found, UNRESOLVED[rule.metric])
+            some = "1 prompt comes" if n == 1 else f"{n:,} prompts come"
+            yield (f"{n:,} prompts copy, and with so few pictures to compare with nothing tells that from chance: it takes "
+                   f"{null_needed:,} held-out or training pictures." if null_needed else
+                   f"{some} closer to training pictures than chance often brings, though it may: take more images of "
+                   f"{'it' if n == 1 else 'them'}, or more held-out pictures.")
         else:
             yield f"With {found.n:,} images, {rule.metric} may be as high as {rule.highest(found):.3f}: take more."
 
@@ -187,12 +209,3 @@ def _chance(chance):
 def _match_chance(chance):
     if chance is not None:
         yield f"By chance, a match is verified for {percent(chance)} of pictures that copy nothing."
-
-
-def best_mitigation(findings, plain=None):
-    """{method: GroupFindings} -> the method with the lowest copy rate among those that keep KEPT of plain
-    guidance's alignment, since mush copies nothing; among all, where none does or it is not known. Of
-    equals, the best aligned."""
-    least = KEPT * ((plain and plain.alignment) or 0)
-    kept = {m: f for m, f in findings.items() if (f.alignment or 0) >= least} or findings
-    return min(kept, key=lambda m: (kept[m].copy_rate.value, -(kept[m].alignment or 0)))

@@ -17,7 +17,8 @@ from rotescope.common.outputs import whole
 from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
 from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.contract.mitigation import Step, same_timestep
-from rotescope.mitigate.contract.prediction import latent_part, noise_part, prediction_gap
+from rotescope.mitigate.contract.prediction import combine, differs, latent_part, noise_part, prediction_gap
+from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.models.prediction import slope_at
 
 NAME = "rotescope"  # of the hook in diffusers' registry
@@ -51,6 +52,7 @@ class GuidanceHook(ModelHook):
         self.timesteps, self.gaps = [], []
         self.run: Any = None
         self.rows = self.calls = torch.zeros(call.n, dtype=torch.long)
+        self.guided_otherwise = torch.zeros(call.n, dtype=torch.bool)
 
     def _needs(self, timestep, arguments, device):
         """-> was this timestep the one before, too? And which predictions are computed: (cond, uncond), each a bool (n,)."""
@@ -72,7 +74,28 @@ class GuidanceHook(ModelHook):
             self.gaps.append(gap)
         self.rows = self.rows + needs[0].long() + needs[1].long()
         self.calls = self.calls + (needs[0] | needs[1]).long()
-        return self.run.guide(Step(timestep, len(self.timesteps) - 1, repeated, sample, cond, uncond, gap, self.call, denoise))
+        step = Step(timestep, len(self.timesteps) - 1, repeated, sample, cond, uncond, gap, self.call, denoise)
+        guided = self.run.guide(step)
+        if self.mitigation != PLAIN:
+            self._note_effect(guided, cond, uncond, both)
+        return guided
+
+    def _note_effect(self, guided, cond, uncond, both):
+        """Which images this step guides otherwise than the pipeline would by itself. Nothing waits for the device."""
+        plain = combine(cond, uncond, torch.full((self.call.n,), float(self.call.guidance_scale)))
+        new = ~both.to(guided.device) | differs(guided, plain)
+        self.guided_otherwise = self.guided_otherwise.to(guided.device) | new
+
+    @property
+    def transitions(self):
+        """Of each image: the timestep at which guidance set in, or None."""
+        found = self.run.transition_timesteps
+        return [None if t < 0 else whole(t) for t in ([-1] * self.call.n if found is None else found.tolist())]
+
+    @property
+    def active(self):
+        """(n,) whether the mitigation changed anything of an image: a prediction, or what went into it."""
+        return self.guided_otherwise.cpu() | self.call.changed
 
     def _forward(self, rows, arguments):
         """The denoiser on some rows of its batch -> its output, with zeros for the others; and a function that packs it up."""

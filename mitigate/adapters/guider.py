@@ -2,7 +2,7 @@
 
     pipe.update_components(guider=guider_for(pipe, "og-dtp", guidance_scale=7.5))
     latents = pipe(prompt=prompts, negative_prompt="", output="latents")
-    pipe.guider.run.transition_timesteps, pipe.guider.denoiser_rows
+    pipe.guider.run.transition_timesteps, pipe.guider.denoiser_rows, pipe.guider.active
 
 The pipeline runs its denoiser once for each batch that the guider prepares. A prediction that no image of the batch needs is not
 prepared, so it costs nothing; one that some need is computed for all. (diffusers' own ClassifierFreeGuidance(start=…) is
@@ -19,7 +19,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
 from rotescope.mitigate.adapters.compatibility import check_scheduler
 from rotescope.mitigate.contract.mitigation import Mitigation, Step, same_timestep
-from rotescope.mitigate.contract.prediction import prediction_gap
+from rotescope.mitigate.contract.prediction import combine, differs, prediction_gap
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.models.prediction import slope_at
 
@@ -96,7 +96,7 @@ class MitigationGuider(BaseGuidance):
         n = len(pairs[0][0])
         if self.run is None:
             self.run = self.mitigation.begin(n, self.guidance_scale, pairs[0][0].device)
-            self.denoiser_rows = torch.zeros(n, dtype=torch.long)
+            self.denoiser_rows, self.active = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
         self.needs = [which.any().item() for which in self.run.branches(whole(float(self._timestep)))]
         self.needed = [name for name, need in zip(self._input_predictions, self.needs, strict=True) if need]
         return [self._prepare_batch(data, self._input_predictions.index(name), name) for name in self.needed]
@@ -117,6 +117,8 @@ class MitigationGuider(BaseGuidance):
         gap = gap if all(self.needs) else torch.full_like(gap, torch.nan)
         self.denoiser_rows += len(self.needed)
         guided = self.run.guide(Step(timestep, self.index, repeated, given, cond, uncond, gap, None, None))
+        plain = combine(cond, uncond, torch.full((len(given),), self.guidance_scale))
+        self.active = self.active.to(guided.device) | differs(guided, plain) | (not all(self.needs))
         self.needed = self._input_predictions
         return GuiderOutput(pred=guided, pred_cond=pred_cond, pred_uncond=pred_uncond)
 

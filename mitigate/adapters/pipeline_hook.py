@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from rotescope.mitigate.adapters.compatibility import check_call, check_chain
+from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_plain, warn_of
 from rotescope.mitigate.adapters.guidance_hook import hook_for, hooked
 from rotescope.mitigate.adapters.run_record import MitigatedRun
+from rotescope.mitigate.contract.catalogue import name_of
 from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.contract.pipeline_call import PipelineCall
-from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 
 
 @contextmanager
@@ -39,7 +41,12 @@ def mitigated(pipe: Any, *mitigations: str | Mitigation) -> Iterator[MitigatedRu
     Yields
     ------
     MitigatedRun
-        What the pipeline did: `transition_timesteps`, `prediction_gaps` and `denoiser_rows`, an entry for each image.
+        What the pipeline did: `active`, `transition_timesteps`, `prediction_gaps` and `denoiser_rows`, an entry for each image.
+
+    Warns
+    -----
+    MitigationWarning
+        Where a call leaves all its images as they were, or never turns to guidance, and for a distilled model.
 
     Raises
     ------
@@ -56,7 +63,13 @@ def mitigated(pipe: Any, *mitigations: str | Mitigation) -> Iterator[MitigatedRu
     """
     named = [get_mitigation(m) if isinstance(m, str) else m for m in mitigations]
     chain, run = check_chain(pipe, named), MitigatedRun(named)
-    with intercepted(pipe, lambda call, proceed: _run_call(pipe, chain, call, proceed, run)):
+    told = " and ".join(m if isinstance(m, str) else name_of(m, ENTRIES) for m in mitigations)
+
+    def on_call(call, proceed):
+        result = _run_call(pipe, chain, call, proceed, run)
+        _tell_effect(pipe, told, run)
+        return result
+    with intercepted(pipe, on_call):
         yield run
 
 
@@ -98,6 +111,13 @@ def _run_call(pipe, chain, call, proceed, run):
         result = proceed()
     run.calls.append(hook)
     return result
+
+
+def _tell_effect(pipe, told, run):
+    """Warn of what the last call did less than `told`, the mitigations' names, say; at the first one, of the model."""
+    hook = run.calls[-1]
+    of_model = distilled_lines(pipe) if len(run.calls) == 1 and not is_plain(run.mitigations) else []
+    warn_of([*of_model, *effect_lines(told, run.mitigations, hook.active.tolist(), hook.transitions, hook.timesteps)])
 
 
 def _probe(pipe, call, mitigation, proceed):

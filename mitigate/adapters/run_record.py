@@ -1,8 +1,6 @@
 """What a pipeline did under mitigations, image by image."""
 import torch
 
-from rotescope.common.outputs import whole
-
 
 class MitigatedRun:
     """Per image, in the order in which the pipeline made them, over all calls inside the `with`."""
@@ -14,7 +12,13 @@ class MitigatedRun:
     @property
     def transition_timesteps(self):
         """The timestep at which each image's transition came; None where there was none."""
-        return [None if t < 0 else whole(t) for c in self.calls for t in _transitions(c)]
+        return [t for c in self.calls for t in c.transitions]
+
+    @property
+    def active(self):
+        """Whether the mitigations changed anything of each image: a prediction of a step, the prompt, its embedding, the noise,
+        or the network. Where they did not, the image is the one that the pipeline makes without them."""
+        return [one for c in self.calls for one in c.active.tolist()]
 
     @property
     def prediction_gaps(self):
@@ -35,8 +39,3 @@ class MitigatedRun:
     def denoiser_rows(self):
         """Rows of the denoiser's batch that each image cost, all told; plain guidance costs two a call."""
         return [r for c in self.calls for r in (c.rows + c.call.extra_rows).tolist()]
-
-
-def _transitions(hook):
-    found = hook.run.transition_timesteps
-    return [-1] * hook.call.n if found is None else found.tolist()

@@ -7,6 +7,7 @@ FAMILIES = {  # the head of a class's name
     "sdxl": "StableDiffusionXL", "sd3": "StableDiffusion3", "sd": "StableDiffusion", "pixart": "PixArt(Alpha|Sigma)",
     "flux": "Flux",
 }
+BINNED = (32, 64, 128, 256)  # latents a side
 VARIANTS = "(ControlNet(Union)?|Adapter)?(Img2Img|Inpaint(ing)?|Depth2Img|Upscale)?Pipeline"  # and its tail
 
 
@@ -29,5 +30,9 @@ def denoiser_of(pipe):
 
 
 def guidance_arguments(pipe, n, scale):
-    """The arguments that ask a pipeline for n images under guidance by `scale`: FLUX names it otherwise than the rest."""
-    return {"true_cfg_scale": scale, "negative_prompt": [""] * n} if family(pipe) == "flux" else {"guidance_scale": scale}
+    """The arguments that ask a pipeline for n images under guidance by `scale`: FLUX names it otherwise than the rest. PixArt's
+    pipeline fits sides to tables that it has for latents of BINNED alone, and stops at others unless it is told not to."""
+    if family(pipe) == "flux":
+        return {"true_cfg_scale": scale, "negative_prompt": [""] * n}
+    unfit = family(pipe) == "pixart" and denoiser_of(pipe).config.sample_size not in BINNED
+    return {"guidance_scale": scale} | ({"use_resolution_binning": False} if unfit else {})

@@ -30,6 +30,8 @@ class PipelineCall:
         One an image; None until `draw_seeds`.
     extra_rows : torch.Tensor
         Denoiser rows (n,) that were spent outside the sampling loop.
+    changed : torch.Tensor
+        Images (n,) bool whose prompt, embedding, noise or network a mitigation changed.
     memory : dict
         mitigation -> what its `prepare` found out and its run wants to know.
     probe : function or None
@@ -44,6 +46,7 @@ class PipelineCall:
         self.n = self._prompts_given() * self._per_prompt
         self.latents, self.embeddings, self.seeds = self.get("latents"), None, None
         self.extra_rows = torch.zeros(self.n, dtype=torch.long)
+        self.changed = torch.zeros(self.n, dtype=torch.bool)
         self.memory: dict[Any, Any] = {}
         self.probe: Any = None
 
@@ -89,8 +92,13 @@ class PipelineCall:
         if second:
             raise InputError(f"a mitigation that changes prompts does not change {second}: give the pipeline "
                              "`prompt` alone")
+        self.note_change([new != old for new, old in zip(texts, self.prompts, strict=True)])
         self._expand()
         self.arguments["prompt"] = list(texts)
+
+    def note_change(self, which):
+        """Images (n,) bool that this call will make otherwise than a plain one, as far as it is known before."""
+        self.changed = self.changed | torch.as_tensor(which, dtype=torch.bool).cpu()
 
     def _repeated(self, value):
         """An argument for each image: a string counts for all."""
@@ -129,11 +137,15 @@ class PipelineCall:
             own = denoiser.config.sample_size * factor
             sides = [(self.get(side) or own) // factor for side in ("height", "width")]
             shape = self.n, denoiser.config.in_channels, *sides
-            self.replace_noise(randn_tensor(shape, self.get("generator"), self.device, denoiser.dtype))
+            self._give_noise(randn_tensor(shape, self.get("generator"), self.device, denoiser.dtype))
         return self.latents
 
     def replace_noise(self, noise):
         """Give the pipeline this initial noise (n, C, h, w) of unit variance."""
+        self.note_change(_another(noise, self.latents))
+        self._give_noise(noise)
+
+    def _give_noise(self, noise):
         self.latents = self.arguments["latents"] = noise
 
     # ----- text embeddings
@@ -144,7 +156,7 @@ class PipelineCall:
             given = [self.get(name) for name in ("prompt_embeds", "negative_prompt_embeds")]
             both = [e if e is None else e.repeat_interleave(self._per_prompt, 0) for e in given]
             lacking = any(e is None for e in both)
-            self.replace_embeddings(*(self._encoded(*both) if lacking else both))
+            self._give_embeddings(*(self._encoded(*both) if lacking else both))
         return self.embeddings
 
     def _encoded(self, cond, uncond):
@@ -160,10 +172,20 @@ class PipelineCall:
 
     def replace_embeddings(self, cond, uncond):
         """Give the pipeline text embeddings (n, tokens, width) instead of the prompts; `rng` can still read these."""
+        for new, old in zip((cond, uncond), self.embeddings or (None, None), strict=True):
+            self.note_change(_another(new, old))
+        self._give_embeddings(cond, uncond)
+
+    def _give_embeddings(self, cond, uncond):
         self._texts = self.prompts if self._texts or self.get("prompt") is not None else None
         self.embeddings = cond, uncond
         self.arguments |= {"prompt": None, "negative_prompt": None, "num_images_per_prompt": 1,
                            "prompt_embeds": cond, "negative_prompt_embeds": uncond}
+
+
+def _another(new, old):
+    """Which of n tensors (n, …) are not the old ones -> bool (n,); all, where the old ones are not known."""
+    return torch.ones(len(new), dtype=torch.bool) if old is None else (new != old.to(new)).flatten(1).any(1)
 
 
 def _seeds_of(generator, n):

@@ -18,6 +18,12 @@ def latent_part(sample, output):
     return sample[:, :output.shape[1]] if output.dim() == sample.dim() == 4 else sample
 
 
+def differs(prediction, other):
+    """Which of n predictions (n, …) are not the other (n, …), rounding aside -> bool (n,)."""
+    size, distance = (x.abs().flatten(1).amax(1) for x in (other, prediction - other))
+    return distance > torch.finfo(other.dtype).eps * size
+
+
 def combine(eps_cond, eps_uncond, scale):
     """(n, …), (n, …), scale (n,) -> guided prediction (n, …). The same mix in ε, v and x₀ space.
 

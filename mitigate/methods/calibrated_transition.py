@@ -15,6 +15,8 @@ from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition, same_timestep
 from rotescope.mitigate.methods.transition import ScaleRun
 
+FEWEST = 8  # ordinary images; a hundred tell their spread
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -32,8 +34,10 @@ class Calibration:
         logs = np.log(np.maximum(np.asarray(gaps, float), 1e-12))
         told = (logs > np.log(1e-12)).any(0)  # not the first step of flow matching, where x is the noise: both predictions agree
         logs, timesteps = logs[:, told], [t for t, tells in zip(timesteps, told, strict=True) if tells]
-        if not told.any() or len(logs) < 8 or not (logs.std(0) > 0).all():
-            raise InputError(f"{len(logs)} ordinary images are too few, or all alike: give 8 different ones or more, better 100")
+        check_ordinary(len(logs))
+        if not told.any() or not (logs.std(0) > 0).all():
+            raise InputError(f"the prediction gaps of all {len(logs)} ordinary images are alike: give different prompts, and see "
+                             "that the model draws")
         mean, deviation = logs.mean(0), logs.std(0, ddof=1)
         scores = np.sort(running_mean((logs - mean) / deviation).max(1))
         rows = [tuple(map(float, row)) for row in (timesteps, mean, deviation, scores)]
@@ -56,6 +60,12 @@ class Calibration:
         """Gap (n,) -> standard deviations above the ordinary at this timestep, between the calibrated ones interpolated."""
         at = [np.interp(timestep, self.timesteps[::-1], row[::-1]) for row in (self.mean, self.deviation)]
         return (gap.double().clamp_min(1e-12).log() - at[0]) / at[1]
+
+
+def check_ordinary(n):
+    """InputError where n ordinary images are too few to calibrate on."""
+    if n < FEWEST:
+        raise InputError(f"{n} ordinary images are too few: give {FEWEST} or more, better 100, by more prompts or more seeds")
 
 
 def running_mean(z):

@@ -122,6 +122,7 @@ class AttentionMask(Mitigation):
 
     def attach(self, call):
         """Not before, for others may change the prompts when it is their turn to prepare."""
+        call.note_change(torch.ones(call.n))
         ends = token_ids(call.pipe.tokenizer, call.prompts, call.device)[1]
         return edited_attention(call, "attention-mask", lambda logits, images: mask_summary(logits, ends[images], self.bos_scale))
 
@@ -155,6 +156,7 @@ class SpikeAttenuation(Mitigation):
         send_labels(call, "spikes", torch.full_like(images, -1), images)
 
     def attach(self, call):
+        call.note_change(torch.full((call.n,), type(self).begin is Mitigation.begin))  # else the guidance tells
         return edited_attention(call, "spikes", lambda logits, _: attenuate_spikes(logits, self.threshold, self.scale), EARLY)
 
 

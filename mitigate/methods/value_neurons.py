@@ -62,6 +62,7 @@ class ValueNeurons(Mitigation):
 
     @contextmanager
     def attach(self, call):
+        call.note_change(torch.stack([off.any(1) for off in call.memory[self]]).any(0))
         with labels_seen(call.pipe.unet, "neurons") as seen, neurons_off(value_layers(call.pipe.unet), call.memory[self], seen):
             yield
 

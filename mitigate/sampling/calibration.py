@@ -10,7 +10,7 @@ from rotescope.common.settings import plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.contract.mitigation import same_timestep
-from rotescope.mitigate.methods.calibrated_transition import Calibration
+from rotescope.mitigate.methods.calibrated_transition import Calibration, check_ordinary
 from rotescope.mitigate.prompts.prompt import load_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import batches
@@ -63,6 +63,7 @@ def calibrate(config):
     """Measure as a CalibrateConfig says -> the calibration's file."""
     check_calibration(config)
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
+    check_ordinary(len(prompts) * len(config.seeds))
     pipe = open_model(config)
     settings = {k: getattr(config, k) for k in ("watch", "guidance_scale", "num_inference_steps", "batch_size")}
     with progress_bars({"ordinary": len(prompts) * len(config.seeds)}) as advance:

@@ -46,6 +46,9 @@ class GeneratedImage:
         ‖eps_cond − eps_uncond‖₂ at each of `timesteps`, in ε; NaN where one of the two was not computed.
     timesteps : list of float
         From noise to picture.
+    active : bool or None
+        Whether the mitigation changed anything of this image; where not, it is the one that the pipeline makes without it.
+        None where that is not known.
     """
     image: Image.Image
     prompt: Prompt
@@ -57,6 +60,7 @@ class GeneratedImage:
     transition_timestep: float | None
     prediction_gaps: list[float]
     timesteps: list[float]
+    active: bool | None = None
 
 
 def generate(pipe: Any, prompts: str | Iterable[str | Prompt],

@@ -9,6 +9,8 @@ from rotescope.mitigate.contract.catalogue import check_text, name_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
 from rotescope.models.model_options import ModelOptions
 
+MOST_GUIDANCE, MOST_STEPS = 1000, 1000  # no model has more timesteps, nor draws under more guidance
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(ModelOptions):
@@ -94,9 +96,12 @@ class CalibrateConfig(ModelOptions):
 
 def check_sampling(config):
     """InputError where guidance_scale, num_inference_steps, batch_size or seeds of a config cannot be sampled with."""
-    if config.guidance_scale <= 1:
+    if not config.guidance_scale > 1:
         raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a "
                          "scale above 1")
+    if config.guidance_scale > MOST_GUIDANCE or config.num_inference_steps > MOST_STEPS:
+        raise InputError(f"guidance_scale={config.guidance_scale} and num_inference_steps={config.num_inference_steps}: take at "
+                         f"most {MOST_GUIDANCE} and {MOST_STEPS}")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:
         raise InputError("num_inference_steps and batch_size must be 1 or more, and there must be a seed")
     check_seeds(config.seeds)

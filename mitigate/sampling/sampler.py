@@ -8,17 +8,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from rotescope.common.errors import InputError
+from rotescope.common.console import say
+from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
 from rotescope.common.whole_files import whole_file
 from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_distilled, is_plain, without_mitigation_warnings
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import guidance_arguments
+from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.models.seeds import hashed_integer
@@ -27,7 +30,7 @@ RECORD_SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("noise_seed", pa.int64()), ("group", pa.string()), ("image_id", pa.string()), ("denoiser_rows", pa.int32()),
     ("denoiser_calls", pa.int32()), ("transition_timestep", pa.float64()), ("prediction_gaps", pa.list_(pa.float32())),
-    ("timesteps", pa.list_(pa.float64())),
+    ("timesteps", pa.list_(pa.float64())), ("active", pa.bool_()),
 ])
 SHARDS = "unfinished"
 
@@ -43,6 +46,7 @@ class Sample:
     transition_timestep: float | None
     prediction_gaps: list[float]
     timesteps: list[float]
+    active: bool
 
 
 def noise_seed(prompt, seed, occurrence=0):
@@ -84,17 +88,32 @@ def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterat
 
 
 def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
-    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make."""
+    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make, RunError for images
+    that hold no numbers."""
     _check_resolution(pipe, resolution)
+    if num_inference_steps == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
+        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
     pipe.set_progress_bar_config(disable=True)
     with mitigated(pipe, policy) as run:
-        images = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
+        pixels = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
                       **guidance_arguments(pipe, len(batch), guidance_scale),
-                      num_inference_steps=num_inference_steps, height=resolution, width=resolution,
-                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images
+                      num_inference_steps=num_inference_steps, height=resolution, width=resolution, output_type="np",
+                      generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images  # (n, h, w, 3) in [0, 1]
+    _check_numbers(pipe, pixels)
+    images = pipe.image_processor.numpy_to_pil(pixels)
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
-    return [Sample(image, *job, *signal, run.timesteps)  # type: ignore[call-arg]
-            for job, image, signal in zip(batch, images, signals, strict=True)]
+    return [Sample(image, *job, *signal, run.timesteps, active)  # type: ignore[call-arg]
+            for job, image, signal, active in zip(batch, images, signals, run.active, strict=True)]
+
+
+def _check_numbers(pipe, pixels):
+    """As 8-bit pictures NaN would be black, and black copies nothing."""
+    gone = int((~np.isfinite(pixels)).any((1, 2, 3)).sum())
+    if gone:
+        dtype = str(pipe.vae.dtype).removeprefix("torch.")
+        how = "the weights hold some that are none: copy the model again" if dtype == "float32" else \
+            f"{dtype} overflows: pass --dtype fp32, or give the model a VAE that is made for half precision"
+        raise RunError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
 
 
 def _check_resolution(pipe, resolution):
@@ -114,15 +133,20 @@ def _conditions(pipe, prompts):
     return {"prompt_embeds": cond, "negative_prompt_embeds": uncond.expand_as(cond)}
 
 
-def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, **settings):
+def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, tell=True,
+                     **settings):
     """Sample every policy ({name: policy}) -> images/, records.parquet and run.json in the folder `out`.
 
     Batches that `out` holds already are left as they are. state: accelerate's PartialState, where several processes share the
     work. Files are named by number and seed alone: a caption is never part of a path. `on_sample(method)` is called for each
     image that this process makes or finds. InputError, before anything is made, for a policy that cannot serve the pipeline.
+    tell: say, in a line each, which policies changed nothing, and that a model is distilled.
     """
     for policy in policies.values():
         check_chain(pipe, [policy])
+    first = not state or state.is_main_process
+    for line in distilled_lines(pipe) if tell and first and not is_plain(policies.values()) else ():
+        say(f"note: {line}")
     cut = batches(prompts, seeds, batch_size)
     work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
             for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]
@@ -134,17 +158,18 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
                 on_sample(method)
     if state:
         state.wait_for_everyone()
-    if not state or state.is_main_process:
+    if first:
         merge_shards(out, [shard for *_, shard in work])
         write_json(out / "run.json", {
-            "methods": {name: settings_of(p) for name, p in policies.items()},
+            "methods": {name: settings_of(p) for name, p in policies.items()}, "active": told_effects(out, policies, tell),
             "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
             **(about or {})})
 
 
 def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
     """Images, then their records under a name that appears last: where a shard is, its images are."""
-    rows, samples = [], sample_batch(pipe, prompts, policy, batch, **settings)
+    with without_mitigation_warnings():
+        rows, samples = [], sample_batch(pipe, prompts, policy, batch, **settings)
     (out / method / "images").mkdir(parents=True, exist_ok=True)
     for s in samples:
         file = f"{method}/images/P{s.prompt_index:05d}-S{s.seed}.png"
@@ -159,9 +184,33 @@ def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):
 def merge_shards(out, shards):
     """Shards -> records.parquet, in the order of the work. Those of an older version, with whole timesteps, are taken along."""
     if not (out / "records.parquet").exists():
-        tables = (read_table(shard).cast(RECORD_SCHEMA) for shard in shards)
+        tables = (_as_records(read_table(shard)) for shard in shards)
         _write_table(pa.concat_tables([RECORD_SCHEMA.empty_table(), *tables]), out / "records.parquet")
     shutil.rmtree(out / SHARDS, ignore_errors=True)
+
+
+def _as_records(table):
+    """In today's schema; what an older version did not record is null."""
+    for field in RECORD_SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA)
+
+
+def told_effects(out, policies, tell=True):
+    """-> {method: images of which the mitigation changed anything; None where that was not recorded}. Says, in a line each, which
+    did less than their names."""
+    columns = ["method", "active", "transition_timestep", "timesteps"]
+    rows, active, lines = read_table(out / "records.parquet").select(columns).to_pylist(), {}, []
+    for method, policy in policies.items():
+        own = [row for row in rows if row["method"] == method]
+        known = not any(row["active"] is None for row in own)
+        active[method] = sum(row["active"] for row in own) if known else None
+        lines += effect_lines(method, [policy], [row["active"] for row in own], [row["transition_timestep"] for row in own],
+                              own[0]["timesteps"]) if own and known else []
+    for line in lines if tell else ():
+        say(f"note: {line}")
+    return active
 
 
 def _write_table(table, file):

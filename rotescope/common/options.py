@@ -17,6 +17,12 @@ class Options:
                 check_seeds(given if isinstance(given, list | tuple) else (given,), name)
 
 
+def check_steps(max_train_steps):
+    """InputError for a number of training steps that trains nothing; None stands for the recipe's own."""
+    if max_train_steps is not None and max_train_steps < 1:
+        raise InputError(f"max_train_steps={max_train_steps}: give 1 or more, or leave it out for the recipe's own number")
+
+
 def check_seeds(seeds, name="seeds"):
     """InputError for a seed that is no whole number from 0 on, or too large for a table; None is passed over."""
     wrong = next((seed for seed in seeds if seed is not None and (seed != int(seed) or not 0 <= seed < SEED_LIMIT)), None)

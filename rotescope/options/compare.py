@@ -1,12 +1,10 @@
 """What `rotescope compare` lets a user choose."""
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from rotescope.common.options import Options
 from rotescope.mitigate.sampling.options import check_names, check_sampling
 from rotescope.models.model_options import check_model_name
-from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,9 @@ class CompareConfig(Options):
     """samples, table and picture go here"""
     mitigation: tuple[str, ...] = ()
     """names as rotescope mitigations lists them, perhaps with settings; all that serve the model, unless given"""
-    heldout_data: str | None = str(Path(EMBEDDED["train_data"]).with_name("heldout.parquet"))
-    """pictures that the model never saw, for fidelity"""
+    heldout_data: str | None = "auto"
+    """pictures that the model never saw, for fidelity; auto: the embedded ones where the checkpoint was fine-tuned on
+    embedded pictures, else none"""
     seeds: tuple[int, ...] = (0, 1)
     """one image a caption and a seed"""
     guidance_scale: float = 7.5

@@ -1,7 +1,7 @@
 """What `rotescope demo` lets a user choose."""
 from dataclasses import dataclass
 
-from rotescope.common.options import Options
+from rotescope.common.options import Options, check_steps
 from rotescope.mitigate.sampling.options import check_names
 
 METHODS = ("none", "stp:transition=600", "og-stp:transition=600", "og-stp-layout:transition=600", "dtp", "og-dtp")
@@ -29,3 +29,4 @@ class DemoConfig(Options):
     def check(self):
         super().check()
         check_names(self.mitigation)
+        check_steps(self.max_train_steps)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.options import Options
+from rotescope.common.options import Options, check_steps
 from rotescope.mitigate.sampling.options import check_names, check_sampling
 from rotescope.models.model_options import check_model_name
 from rotescope.train.options.finetune_options import EMBEDDED
@@ -54,4 +54,5 @@ class DoseConfig(Options):
         super().check()
         check_sampling(self)
         check_names(self.mitigation)
+        check_steps(self.max_train_steps)
         check_model_name(self.pretrained_model_name_or_path)

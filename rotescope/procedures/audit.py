@@ -33,9 +33,9 @@ from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
+from rotescope.procedures.audit_controls import controls_before_sampling
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
-RANKED_RULE = "leaked_prompts>0"  # where none is given; a rate of ranked samples is no rate of the model
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
 REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md")
 COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
@@ -45,8 +45,7 @@ def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     check_places(config, config.base, config.prompts)
     policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
-    alignment = find_alignment(config.model) if config.alignment == "auto" else config.alignment
-    get_alignment(alignment)
+    get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
     check_images(config, manifest, heldout)
@@ -67,17 +66,18 @@ def run_audit(config):
         images = Counter(prompts[i].group for i, _ in jobs)
         if config.fail_on:
             check_own(rules, manifest, {prompts[i].image_id for i, _ in jobs})
-            check_power(rules, {(m, group): n for m in policies for group, n in images.items()})
+            asked = Counter(prompts[i].group for i in {i for i, _ in jobs})
+            check_power(rules, {(m, group): n for m in policies for group, n in asked.items()})
     else:  # at most
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
     announce(rules, config, max(images.values()))
-    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, rules)):
-        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, sizes)
+    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
+        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
         with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
             report = score_samples(
                 samples, manifest, heldout, base=unadapted, config=plain(config), title=config.title,
-                rule=rules, left_out=left_out, on_image=on_image, **measuring(config) | {"alignment": alignment})
+                rule=rules, left_out=left_out, on_image=on_image, **measuring(config))
         if config.retrigger:
             report = replace(report, retrigger=sought_again(config, report, manifest, heldout, draft / "retrigger"))
         write_all(report, draft, config)
@@ -113,10 +113,8 @@ def find_base(config):
 
 def rules_of(config):
     """-> the rules. InputError for one on a rate or a percentile where the plan samples on purpose what leaks."""
-    if config.plan != "ranked":
-        return parse_rules(config.fail_on)
-    rules = parse_rules(config.fail_on or RANKED_RULE)
-    unfit = next((rule for rule in rules if rule.metric not in COUNTS), None)
+    rules = parse_rules(config.fail_on)
+    unfit = next((rule for rule in rules if rule.metric not in COUNTS), None) if config.plan == "ranked" else None
     if unfit:
         raise InputError(f"the rule {unfit} needs a random sample, and --plan ranked looks where prompts leak: write a rule on "
                          f"{', '.join(COUNTS[:-1])} or {COUNTS[-1]}, or take --plan uniform")
@@ -131,20 +129,22 @@ def uniform_plan(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample_for_audit(config, base, prompts, policies, folder, manifest, sizes):
-    """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen."""
+def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout, sizes):
+    """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen, and what was
+    tried on the model for the controls."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
     for made in folders.values():
         made.mkdir()
     pipe = open_model(config)
     if config.retrigger:
         check_searchable(pipe)
+    controls = controls_before_sampling(config, pipe, prompts, manifest, heldout)
     if config.plan == "ranked":
         seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
     else:
         seeds, plan = uniform_plan(config, prompts)
         sample_with(config, pipe, prompts, policies, folders["samples"], seeds)
-    add_to_run(folders["samples"], prompt_sets=sizes, plan=plan)
+    add_to_run(folders["samples"], prompt_sets=sizes, plan=plan, controls=controls)
     if base:
         plainly = named_policies(("none",))
         if base == ADAPTER_OFF:
@@ -157,9 +157,9 @@ def sample_for_audit(config, base, prompts, policies, folder, manifest, sizes):
     return folders
 
 
-def going_on(config, rules):
+def going_on(config):
     """-> the options, beside the samples, with which rotescope score goes on where this audit stopped."""
-    given = _shared(config, ScoreConfig) | ({"fail_on": [str(rule) for rule in rules]} if config.plan == "ranked" else {})
+    given = _shared(config, ScoreConfig)
     default = {f.name: f.default for f in fields(ScoreConfig)}
     return [word for key, value in given.items() if value != default[key]
             for word in (f"--{key}", *(map(_word, value) if isinstance(value, list | tuple) else [_word(value)]))]

@@ -13,10 +13,12 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.common.text_table import TextTable
 from rotescope.common.whole_files import write_text
-from rotescope.datasets.readers.sources import load_source
+from rotescope.evaluate.inputs.output_checks import samples_kept
 from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.terminal import number
+from rotescope.evaluate.statistics.clusters import INTERVALS
+from rotescope.mitigate.adapters.effects import without_mitigation_warnings
 from rotescope.mitigate.contract.catalogue import Need
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.calibrated_transition import Calibration
@@ -28,7 +30,7 @@ from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
 from rotescope.models.pipelines import chosen_device, load_pipeline
-from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.checkpoint_prompts import dosed_prompts, going_on_with, heldout_of, provenance
 from rotescope.procedures.plots.pareto import draw_pareto
 
 WATCH = 3    # first steps at which dtp-calibrated looks
@@ -56,8 +58,9 @@ def cost_of(pipe, prompts, mitigation, config):
     """-> seconds relative to plain guidance, its range, and the peak memory in MB, on one batch of prompts."""
     def run(policy):
         started = time.perf_counter()
-        list(sample(pipe, prompts, policy, config.seeds[:1], guidance_scale=config.guidance_scale,
-                    num_inference_steps=config.num_inference_steps, batch_size=config.batch_size))
+        with without_mitigation_warnings():
+            list(sample(pipe, prompts, policy, config.seeds[:1], guidance_scale=config.guidance_scale,
+                        num_inference_steps=config.num_inference_steps, batch_size=config.batch_size))
         return time.perf_counter() - started
 
     ratios, peaks = [], []
@@ -97,10 +100,10 @@ def run_comparison(config):
         raise InputError(f"repeats={config.repeats}: time each method once or more")
     manifest, groups = dosed_prompts(config.checkpoint)
     prompts = [p for group in groups.values() for p in group]
-    heldout = load_source(config.heldout_data, need_captions=False) if config.heldout_data else None
+    heldout = heldout_of(config.heldout_data, manifest)
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
-    with output_folder(config.output_dir, config.overwrite) as draft:
+    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on_with(config)):
         methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \
             _every(config, pipe, manifest, heldout, draft)
         costs = _sample_all(config, pipe, prompts, methods, draft / "samples")
@@ -164,11 +167,12 @@ def _interval(cell):
 
 def comparison_table(rows, report):
     """The table, with what its numbers mean under it -> TextTable."""
-    n = {group: next(iter(rows.values()))["groups"][group]["n"] for group in ("duplicated", "control")}
+    n = {group: "{n} images of {n_prompts}".format(**next(iter(rows.values()))["groups"][group])
+         for group in ("duplicated", "control")}
     return TextTable(
         ("mitigation", *COLUMNS),
         tuple((name, *(write(row) for write in COLUMNS.values())) for name, row in rows.items()),
-        f"n = {n['duplicated']} images of duplicated captions and {n['control']} of controls a row; copies by "
-        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}), 95 % Clopper-Pearson intervals; "
+        f"{n['duplicated']} duplicated captions and {n['control']} controls a row; copies by "
+        f"{report.descriptor} at {report.copy_threshold:.3f} ({report.threshold_rule}); {INTERVALS}; "
         f"alignment by the {report.alignment_metric or 'metric that this model lacks'}; "
         "front: no other row has fewer copies at no less alignment.")

@@ -19,7 +19,7 @@ from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.measurement.layers import make_layers
 from rotescope.evaluate.measurement.per_image import measure
 from rotescope.evaluate.options import Measuring
-from rotescope.evaluate.quality.alignment import find_alignment, get_alignment
+from rotescope.evaluate.quality.recognition import chosen_alignment
 from rotescope.evaluate.statistics.dose_response import Outcome, curves_of, dose_caption, dose_table
 from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
@@ -101,7 +101,9 @@ def _sample(config, job, folder):
 def _score(config, work, draft):
     """-> the curves and what they were measured with. All plans have the same images, so one index serves."""
     folders = [read_samples(draft / job.folder / "samples") for job in work]
-    aligner = get_alignment(find_alignment(find_model(config.pretrained_model_name_or_path)))
+    aligner, notes = chosen_alignment("auto", find_model(config.pretrained_model_name_or_path), list(work[0].plan))
+    for note in notes:
+        say(f"note: {note}")
     with progress_bars({"training": len(work[0].plan), "generated": sum(len(s.records) for s in folders)}) as advance:
         how = Measuring(descriptor=config.descriptor, exact="none")
         layers = make_layers(folders[0].side, work[0].plan, None, None, how, advance)
@@ -121,7 +123,7 @@ def _outcomes(draft, job, samples, measured):
     served = {e.image_id: e.served for e in Manifest.load(draft / job.folder / "checkpoint/manifest.parquet")}
     for r, copied, own, alignment in zip(samples.records, measured.copied, measured.own_copied, measured.alignment, strict=True):
         yield Outcome(job.arm.curve(r.method), job.config.seed, doses[r.image_id], r.group, bool(copied), bool(own),
-                      float(alignment), served[r.image_id])
+                      float(alignment), served[r.image_id], r.image_id)
 
 
 def _say(line):

@@ -9,7 +9,9 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_output, output_folder, versions, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.images.square import typical_side
 from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.inputs.output_checks import samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.neighbours.index import embed
@@ -20,7 +22,7 @@ from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGui
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.models.pipelines import chosen_device, load_pipeline
-from rotescope.procedures.checkpoint_prompts import dosed_prompts, provenance
+from rotescope.procedures.checkpoint_prompts import dosed_prompts, going_on_with, provenance
 from rotescope.procedures.plots.figures import draw_all
 
 
@@ -105,11 +107,10 @@ def points_of(report, family, transitions):
     return [replace(report[f"{family}-{t}"]["duplicated"], transition_timestep=t) for t in transitions]
 
 
-def assess_claims(curves, report, config):
-    """-> the seven claims, and what is drawn for each."""
+def assess_claims(curves, report, config, descriptor):
+    """-> the seven claims, and what is drawn for each. descriptor: the Descriptor by which images are alike."""
     delayed, opposite = (points_of(report, f, config.transitions) for f in ("delayed", "opposite"))
     plainly, n_seeds = report["none"]["duplicated"], len(config.seeds)
-    descriptor = get_descriptor(report.descriptor.split("-")[0])
     unguided, against = curves.fall_timesteps("unguided"), curves.fall_timesteps("watched-opposite")
     likeness = [curves.likeness(m, descriptor) for m in ("none", "unguided")]
     found = [
@@ -129,12 +130,14 @@ def run_figures(config):
     chosen_device(config.device)
     if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
-    with output_folder(config.output_dir, config.overwrite) as draft:
+    with (output_folder(config.output_dir, config.overwrite) as draft,
+          samples_kept(draft, going_on_with(config), more=("controls",))):
         manifest = sample_curves(config, draft)
         with progress_bars(totals(draft / "samples", manifest, verify=False)) as on_image:
             report = score_samples(draft / "samples", manifest, verify=False, on_image=on_image)
         curves = Curves(draft)
-        found, drawn = assess_claims(curves, report, config)
+        side = min(curves.samples.side, typical_side([e.open for e in manifest]))  # as score_samples chooses by it
+        found, drawn = assess_claims(curves, report, config, get_descriptor("auto", side))
         draw_all(curves, drawn, found, draft, {e.image_id: e for e in manifest}, report.copy_threshold)
         write_json(draft / "claims.json", {
             "claims": [asdict(c) for c in found], "descriptor": report.descriptor,

@@ -8,6 +8,7 @@ from rotescope.common.outputs import check_apart, check_beside, check_output, ch
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
 from rotescope.evaluate.descriptors.registry import get_descriptor
+from rotescope.evaluate.inputs.output_checks import samples_kept
 from rotescope.evaluate.inputs.samples import open_image, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in, twins_apart
 from rotescope.evaluate.measurement.findings import exact_rule
@@ -25,6 +26,7 @@ from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
 PLAIN = judged.PLAIN
+EMBEDDINGS = "embeddings.safetensors"
 SHOWN = 4  # images of a group in the picture
 
 
@@ -70,7 +72,8 @@ def retrigger(config):
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, "retrigger.json")
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     targets = choose_targets(manifest, heldout or (), config.image_ids, config.groups, config.max_images)
-    with output_folder(config.output_dir, config.overwrite) as draft:
+    with (output_folder(config.output_dir, config.overwrite) as draft,
+          samples_kept(draft, ["--output_dir", config.output_dir], more=("samples", EMBEDDINGS))):
         return bring_back(config, manifest, heldout, targets, draft, left_out)
 
 
@@ -88,12 +91,11 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
         prompts["embedding"] = find_embeddings(
             pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
             on_found=lambda: advance("search"))
+        save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])}, folder / EMBEDDINGS)
         folders, refused = sample_routes(config, pipe, prompts, policies, folder / "samples", advance)
     targets, shots, measured = count_returns(config, manifest, heldout, targets, folders)
     found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": as_json(left_out),
              **describe(config, sum(prompts.values(), []), policies)}
-    save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])},
-              folder / "embeddings.safetensors")
     for method in policies:
         rows, titles = pictured(method, shots, targets, folder / "samples")
         draw_returns(rows, titles, folder / f"retrigger-{method}.png")
@@ -115,7 +117,8 @@ def sample_routes(config, pipe, prompts, policies, folder, advance):
         place.mkdir(parents=True)
         try:
             sample_to_folder(pipe, prompts[route], {method: policies[method]}, config.seeds, place, batch_size=config.batch_size,
-                             on_sample=lambda _, route=route: advance(route), **config.sampling)
+                             on_sample=lambda _, route=route: advance(route), tell=route == next(iter(judged.ROUTES)),
+                             **config.sampling)
             made.append((route, place))
         except InputError as error:
             if route != "embedding":

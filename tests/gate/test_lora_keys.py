@@ -1,7 +1,7 @@
 """A LoRA of which something attaches to nothing is refused, whoever made it and in whatever format."""
 import pytest
 import torch
-from instruments import leave
+from instruments import JUDGED, leave
 from safetensors.torch import load_file, save_file
 from training import config_of
 
@@ -140,4 +140,4 @@ def test_commands_refuse_it_before_they_sample(command, bases, loras, images, tm
     assert leave(cli.main, argv) == 2
     assert "2 of the" in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.glob("*out*"))
-    assert leave(cli.main, [*argv, "--allow_unused_keys"]) == 0
+    assert leave(cli.main, [*argv, "--allow_unused_keys"]) in (JUDGED if command == "audit" else (0,))

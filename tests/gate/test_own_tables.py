@@ -34,7 +34,7 @@ def results(tmp_path_factory):
         pq.write_table(schema.empty_table(), folder / f"unmarked/{name}.parquet")
     assert leave(cli.main, ["preflight", photos, "--output_dir", folder / "before", "--verify", "false"]) == 0
     assert leave(cli.main, ["score", "--generated", folder / "samples", "--train_data", photos,
-                            "--output_dir", folder / "report", "--verify", "false"]) == 0
+                            "--output_dir", folder / "report", "--verify", "false"]) == 1
     images = pq.read_table(folder / "before/images.parquet").replace_schema_metadata()
     pq.write_table(images, folder / "unmarked/images.parquet")
     return folder

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from instruments import leave, overridden, rows_of, samples_folder, training_folder
+from instruments import JUDGED, leave, overridden, rows_of, samples_folder, training_folder
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from tiny import image_folder, saved_pipeline, tiny_pipeline
@@ -52,13 +52,13 @@ def test_a_generator_that_copies_k_of_n_prompts_through_the_whole_audit(model, t
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, k))
     held = training_folder(tmp_path / "held", 60, 8)
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--seeds", "0", "1",
-            "--output_dir", tmp_path / "out", "--fail_on", "copy_rate>0.05", "--device", "cpu", "--verify", "false"]
-    assert leave(audit_command.main, argv) == (1 if k else 0)
+            "--output_dir", tmp_path / "out", "--fail_on", "copies>0", "--device", "cpu", "--verify", "false"]
+    assert leave(audit_command.main, argv) == (1 if k else 4)  # without geometry planted copies are missed
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cell = report["methods"]["none"]["groups"]["ungrouped"]
     assert (cell["copies"], cell["n"], cell["copy_rate"], cell["prompts_copied"]) == (2 * k, 80, k / 40, k)
     assert {p["expected"] for p in report["prompts"] if p["copies"]} == {e.image_id for e in data.examples[:k]}
-    assert all((p["p"] == pytest.approx(report["p_values"]["smallest"])) == bool(p["copies"]) for p in report["prompts"])
+    assert all((p["p"] < 1e-4) == bool(p["copies"]) for p in report["prompts"])
 
 
 def pictures(folder):
@@ -69,8 +69,8 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "--num_inference_steps", "2", "--device", "cpu",
             "--mitigation", "none", "og-stp", "--verify", "false"]
-    assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 0
-    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 0
+    assert leave(audit_command.main, [*argv, "--lora", lora, "--base", "auto", "--output_dir", tmp_path / "lora"]) == 4
+    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "plain", "--base", model]) == 4
     base, plain, tuned = (pictures(tmp_path / part) for part in ("lora/base", "plain/samples/none", "lora/samples/none"))
     assert list(base) == list(plain) == list(tuned)
     assert all(np.array_equal(base[name], plain[name]) for name in plain)
@@ -78,7 +78,11 @@ def test_the_base_of_a_lora_is_the_pipeline_with_its_adapter_off(model, lora, tm
     report = json.loads((tmp_path / "lora/report.json").read_text(encoding="utf-8"))
     assert report["base"]["n"] == 4
     assert report["background"]["base"]["n"] == 4
-    same = json.loads((tmp_path / "plain/report.json").read_text(encoding="utf-8"))["base"]
+    attached = {c["name"]: c for c in report["verdict"]["controls"]}["attached"]
+    assert (attached["outcome"], attached["figure"] > 1e-3) == ("passed", True)
+    told = json.loads((tmp_path / "plain/report.json").read_text(encoding="utf-8"))
+    assert told["verdict"]["controls"][0]["sentence"].startswith("All 4 images are the base model's to the bit")
+    same = told["base"]
     assert all(p["difference"] == 0 for p in same["prompts"])
     assert (same["became_memorized"], same["p"]) == (0, 1)
 
@@ -112,7 +116,7 @@ def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
         file.write_text(f"a picture {i} that no model saw")
     argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", held, "--seeds", "0", "--verify", "false",
             "--mitigation", "og-stp", "--num_inference_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, [*argv, "--retrigger", "1"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "1"]) in JUDGED
     found = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]
     alone = json.loads((tmp_path / "out/retrigger/retrigger.json").read_text(encoding="utf-8"))
     sought, = (i["image_id"] for i in alone["images"] if i["group"] == "training")
@@ -134,7 +138,7 @@ def test_where_nothing_was_copied_nothing_is_sought(model, tmp_path, monkeypatch
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 0))
     argv = ["--model", model, "--train_data", tmp_path / "train", "--seeds", "0", "--verify", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, [*argv, "--retrigger", "3"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "3"]) in JUDGED
     assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"] == {"images": 0}
     assert not (tmp_path / "out/retrigger").exists()
     assert leave(audit_command.main, [*argv, "--overwrite", "--retrigger", "-1"]) == 2
@@ -145,7 +149,7 @@ def test_a_failed_search_does_not_cost_the_audit(model, tmp_path, monkeypatch):
     monkeypatch.setattr(audit, "sample_with", copying_sampler(data, 2))
     argv = ["--model", model, "--train_data", tmp_path / "train", "--heldout_data", tmp_path / "train", "--seeds", "0",
             "--verify", "false", "--device", "cpu", "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, [*argv, "--retrigger", "2"]) == 0
+    assert leave(audit_command.main, [*argv, "--retrigger", "2"]) in JUDGED
     assert "name others" in json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["retrigger"]["failed"]
     assert "The re-trigger check failed" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
@@ -213,7 +217,7 @@ def test_prompt_sets_are_groups_of_the_report(model, tmp_path):
     argv = ["--model", model, "--train_data", train, "--heldout_data", held, "--prompt_sets", "captions", "heldout", "empty",
             "--prompts", tmp_path / "own.txt", "--max_prompts", "3", "--empty_images", "5", "--seeds", "0", "1",
             "--device", "cpu", "--num_inference_steps", "1", "--verify", "false", "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, argv) == 0
+    assert leave(audit_command.main, argv) in JUDGED
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     cells = report["methods"]["none"]["groups"]
     assert [(group, cell["n"], cell["n_prompts"]) for group, cell in cells.items()] == [
@@ -249,7 +253,7 @@ def test_a_ranked_plan_finds_the_prompts_that_leak(model, tmp_path, monkeypatch)
     monkeypatch.setattr(planned, "write_shard", shard)
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "1", "2", "--num_inference_steps", "2", "--device", "cpu",
             "--plan", "ranked", "--detector", "magnitude:n=1", "--verify", "false", "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, [*argv, "--budget", "24"]) == 0
+    assert leave(audit_command.main, [*argv, "--budget", "24"]) in JUDGED
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     plan = report["plan"]
     assert {k: plan[k] for k in ("name", "score_images", "images", "prompts", "sampled", "rounds")} == {
@@ -269,8 +273,8 @@ def test_a_ranked_plan_on_a_real_model_gives_the_images_of_a_plain_run(model, lo
     argv = ["--model", model, "--lora", lora, "--base", "auto", "--train_data", train, "--seeds", "3", "4", "5",
             "--device", "cpu", "--num_inference_steps", "2", "--mitigation", "none", "og-stp", "--verify", "false"]
     ranked = [*argv, "--plan", "ranked", "--detector", "magnitude:n=1", "--budget", "9", "--batch_size", "3"]
-    assert leave(audit_command.main, [*ranked, "--output_dir", tmp_path / "one"]) == 0
-    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "all"]) == 0
+    assert leave(audit_command.main, [*ranked, "--output_dir", tmp_path / "one"]) in JUDGED
+    assert leave(audit_command.main, [*argv, "--output_dir", tmp_path / "all"]) in JUDGED
     for part in ("samples/none", "samples/og-stp", "base/none"):
         one, everything = pictures(tmp_path / "one" / part), pictures(tmp_path / "all" / part)
         assert (len(one), len(everything)) == (7, 12)  # 9 less 4 × 2 / 4 for the scores
@@ -285,7 +289,7 @@ def test_a_budget_alone_samples_at_random(model, tmp_path):
     train = image_folder(tmp_path / "train", n=4)
     argv = ["--model", model, "--train_data", train, "--seeds", "3", "4", "--device", "cpu", "--num_inference_steps", "1",
             "--verify", "false", "--budget", "3", "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, argv) == 0
+    assert leave(audit_command.main, argv) in JUDGED
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert [p["images"] for p in report["plan"]["ranking"]].count(1) == report["methods"]["none"]["groups"]["ungrouped"]["n"] == 3
     assert "3 of 4 prompts were sampled, drawn at random" in report["verdict"]["text"]
@@ -312,9 +316,9 @@ def test_folders_of_odd_names_go_through(model, tmp_path):
     image_folder(odd / "train", n=4)
     argv = ["--model", model, "--train_data", odd / "train", "--output_dir", odd / "out", "--seeds", "3", "--device", "cpu",
             "--num_inference_steps", "1", "--verify", "false", "--junit_xml", odd / "out/junit.xml"]
-    assert leave(audit_command.main, argv) == 0
+    assert leave(audit_command.main, argv) in JUDGED
     argv = ["--generated", odd / "out/samples", "--train_data", odd / "train", "--output_dir", odd / "again", "--verify", "false"]
-    assert leave(score.main, argv) == 0
+    assert leave(score.main, argv) in JUDGED
     one, other = (json.loads((odd / name / "report.json").read_text(encoding="utf-8")) for name in ("out", "again"))
     assert one["methods"] == other["methods"]
     assert (odd / "out/junit.xml").exists()
@@ -368,7 +372,7 @@ def test_an_audit_takes_or_leaves_out_every_kind_of_image(model, tmp_path, monke
     monkeypatch.setattr(audit, "sample_with", copying_sampler(read_source(train).manifest, 9))
     argv = ["--model", model, "--train_data", train, "--seeds", "0", "--verify", "false", "--device", "cpu",
             "--output_dir", tmp_path / "out"]
-    assert leave(audit_command.main, argv) == 0
+    assert leave(audit_command.main, argv) in JUDGED
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
     assert {Path(item["name"]).name for item in report["left_out"]} == {"bomb.png", "empty.png"}
     cell = report["methods"]["none"]["groups"]["ungrouped"]

@@ -28,8 +28,10 @@ def outcomes():
         for copies in (1, 8):
             for image in range(2):
                 hit = copies == 8 and (seed, image) != (1, 1)
-                yield Outcome("none", seed, copies, "duplicated", hit, hit and image == 0, 0.5 + image, 10 * copies)
-                yield Outcome("none", seed, copies, "control", False, False, float("nan"), 10)
+                yield Outcome("none", seed, copies, "duplicated", hit, hit and image == 0, 0.5 + image, 10 * copies,
+                              f"{copies}-{image}")
+                yield Outcome("none", seed, copies, "control", False, False, float("nan"), 10,
+                              f"control-{copies}-{image}")
 
 
 def test_points_pool_the_training_seeds_by_hand():
@@ -38,7 +40,8 @@ def test_points_pool_the_training_seeds_by_hand():
     assert [p["dose"] for p in curve["points"]] == [1, 8]
     assert (low["n"], low["copies"], low["copy_rate"]) == (4, 0, 0)
     assert (high["n"], high["copies"], high["copy_rate"], high["own_copies"], high["own_copy_rate"]) == (4, 3, 0.75, 2, 0.5)
-    assert low["copy_rate_interval"] == pytest.approx([0, 1 - 0.025 ** 0.25])  # closed form without copies
+    assert low["copy_rate_interval"] == pytest.approx([0, 1 - 0.025 ** 0.5])  # closed form without copies, of two training images
+    assert (low["n_prompts"], curve["all"]["control"]["n_prompts"]) == (2, 4)
     assert {s: c["copy_rate"] for s, c in high["by_train_seed"].items()} == {"0": 1.0, "1": 0.5}
     assert (high["alignment"], high["served"]) == (1.0, 80)
     assert curve["all"]["control"]["n"] == 8
@@ -50,7 +53,7 @@ def test_the_table_names_what_its_numbers_mean():
              "copy_threshold": 0.8612, "threshold_rule": "0.99 quantile"}
     lines = dose_table(about).markdown().splitlines()
     assert lines[0] == "| copies | `none` |"
-    assert lines[3] == "| 8 | 75% (19–99%) |"
+    assert lines[3] == "| 8 | 75% (6.1–>99.9%) |"
     assert lines[4].startswith("| controls | 0% (0–")
     assert all(word in lines[-1] for word in ("pixels ≥ 0.861", "0.99 quantile", "n = 4 a point", "2 training seeds"))
 

@@ -235,6 +235,8 @@ def test_always_and_never_copying_give_one_and_zero(shots):
     assert {found["heldout"][route]["brought_back"] for route in ("caption", "embedding")} == {0}
     assert found["heldout"]["embedding"]["p"] is None
     assert found["duplicated"]["caption"]["p"] == 1
+    assert embedding["p_adjusted"] == pytest.approx(2 / 70)  # the smaller of two
+    assert (found["heldout"]["embedding"]["p_adjusted"], found["duplicated"]["caption"]["p_adjusted"]) == (None, 1)
 
 
 def test_the_best_sample_of_an_image_is_its_copy(shots):
@@ -248,7 +250,7 @@ def test_the_best_sample_of_an_image_is_its_copy(shots):
 
 
 def figures(k, n, p=None):
-    return {"brought_back": k, "images": n, "p": p}
+    return {"brought_back": k, "images": n, "p": p, "p_adjusted": p}
 
 
 @pytest.mark.parametrize(("method", "cells", "heldout", "ends"), [

@@ -44,8 +44,10 @@ def all_figures(curves, drawn, found, examples, threshold):
         7: (_tradeoff, drawn, threshold),
     }
     for claim in found:
+        if claim.number == 7 and claim.held is None:  # there is no alignment to draw
+            continue
         draw, *data = figures[claim.number]
-        figure, held = draw(*data), "held" if claim.held else "did not hold"
+        figure, held = draw(*data), outcome_in_words(claim)
         words = round(A_LINE * figure.get_figwidth())
         figure.suptitle(
             f"{lines_of(claim.says, words)}\n{lines_of(f'{held}: {claim.evidence}', words)}",
@@ -57,6 +59,11 @@ def all_figures(curves, drawn, found, examples, threshold):
             _name_transitions(figure.axes[0], drawn)  # last, when the room is known
         found_figures.append((claim.number, figure))
     return found_figures
+
+
+def outcome_in_words(claim):
+    """Whether a claim held, as a title says it."""
+    return "cannot be told" if claim.held is None else "held" if claim.held else "did not hold"
 
 
 def _axes(x, y) -> tuple[Figure, Axes]:

@@ -63,7 +63,7 @@ def test_prompts_in_memory_are_those_of_records(data, tmp_path):
                            "none", seed,
                            noise_seed=0, denoiser_rows=20, denoiser_calls=10, transition_timestep=None,
                            prediction_gaps=gaps,
-                           timesteps=STEPS) for i in range(6) for seed in (0,
+                           timesteps=STEPS, active=True) for i in range(6) for seed in (0,
                                                                            1) for gaps in [[1.0
                                                                                             + i] * len(STEPS)]]
     told = score(made, data, verify=False)

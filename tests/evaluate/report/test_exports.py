@@ -14,6 +14,7 @@ from instruments import leave, overridden, samples_folder, training_folder, trai
 from PIL import Image
 
 from rotescope.common.errors import InputError, exit_cleanly
+from rotescope.common.wording import share
 from rotescope.datasets.images.data_uri import data_uri
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_source
@@ -25,6 +26,7 @@ from rotescope.evaluate.report.html import render_report, write_report
 from rotescope.evaluate.report.page_pictures import THUMBNAIL
 from rotescope.evaluate.report.terminal import announce, show_and_judge
 from rotescope.evaluate.verdict.rules import Rule, check_ids, parse_rules
+from rotescope.evaluate.verdict.verdict import RuleOutcome
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600}}
 
@@ -50,13 +52,13 @@ def test_a_rule_on_images_is_broken_by_a_copy_of_one(data, tmp_path):
 
     def outcomes(*rules):
         verdict = score_samples(folder, data, rule=rules, verify=False).verdict
-        return [r.outcome for r in verdict.rules], verdict.passed
-    assert outcomes(f"any_copies_of:{ids[30]},{ids[8]}") == (["failed"], False)
-    assert outcomes(f"any_copies_of:{ids[30]}") == (["passed"], True)
-    assert outcomes(f"stp:any_copies_of:{ids[8]}", "copies>100") == (["passed", "passed"], True)
-    assert outcomes("copies>100", f"stp:any_copies_of:{ids[1]}") == (["passed", "failed"], False)
+        return [r.outcome for r in verdict.rules], verdict.outcome
+    assert outcomes(f"any_copies_of:{ids[30]},{ids[8]}") == (["failed"], "failed")
+    assert outcomes(f"any_copies_of:{ids[30]}") == (["passed"], "undecided")  # without geometry planted copies are missed
+    assert outcomes(f"stp:any_copies_of:{ids[8]}", "copies>100") == (["passed", "passed"], "undecided")
+    assert outcomes("copies>100", f"stp:any_copies_of:{ids[1]}") == (["passed", "failed"], "failed")
     (tmp_path / "ids.txt").write_text(f"{ids[30]}\n{ids[3]}\n")
-    assert outcomes(f"any_copies_of:@{tmp_path / 'ids.txt'}") == (["failed"], False)
+    assert outcomes(f"any_copies_of:@{tmp_path / 'ids.txt'}") == (["failed"], "failed")
     with pytest.raises(InputError, match="nobody is no image_id"):
         score_samples(folder, data, rule="any_copies_of:nobody")
     with pytest.raises(InputError, match="cannot be read"):
@@ -80,19 +82,19 @@ def test_a_rule_on_an_image_sees_its_copy_though_its_twin_in_other_bytes_is_near
 
     def passed(*names, **how):
         rule = f"any_copies_of:{','.join(by_name[name] for name in names)}"
-        return score_samples(tmp_path / "made", data, rule=rule, verify=False, **how).verdict.passed
+        return score_samples(tmp_path / "made", data, rule=rule, verify=False, **how).verdict.rules[0].outcome == "passed"
     assert passed("003.png") is False
     assert passed("again.jpg") is False
-    assert passed("003.png", copy_threshold=2.0) is False  # by the exact layer alone
+    assert passed("003.png", copy_threshold=1.0) is False  # by the exact layer alone
     assert passed("003.png", exact="none", index_dir=str(tmp_path / "index")) is False
     assert passed("004.png", "005.png") is True
-    assert passed("003.png", copy_threshold=2.0, exact="none") is True
+    assert passed("003.png", copy_threshold=1.0, exact="none") is True
 
 
 def test_rules_read_as_written():
     texts = ("copy_rate>0.01", "stp:copies>3", "any_copies_of:a,b", "og-stp:any_copies_of:c")
     assert tuple(map(str, parse_rules(texts))) == texts
-    assert [str(r) for r in parse_rules(())] == ["copy_rate>0.05"]
+    assert [str(r) for r in parse_rules(())] == ["leaked_prompts>0"]
     check_ids(parse_rules("any_copies_of:a"), {"a"})
 
 
@@ -131,8 +133,8 @@ def argv(tmp_path):
 
 
 def test_what_is_to_lie_in_the_output_ends_up_there(argv, tmp_path):
-    assert leave(score.main, [*argv, "--junit_xml", tmp_path / "out/tests/junit.xml"]) == 0
-    assert leave(score.main, [*argv, "--overwrite", "--junit_xml", tmp_path / "out/junit.xml"]) == 0
+    assert leave(score.main, [*argv, "--junit_xml", tmp_path / "out/tests/junit.xml"]) == 4  # so few images are no verdict
+    assert leave(score.main, [*argv, "--overwrite", "--junit_xml", tmp_path / "out/junit.xml"]) == 4
     assert ET.parse(tmp_path / "out/junit.xml").getroot().tag == "testsuites"
     assert not (tmp_path / "out/tests").exists()
 
@@ -160,19 +162,19 @@ def test_what_could_not_be_left_or_would_be_replaced_is_refused_before_anything_
     assert sorted(tmp_path.rglob("*")) == there
 
 
-@pytest.mark.parametrize(("rule", "code"), [("copies>0", 1), ("copies>99", 0)])
-def test_a_pipe_that_closed_early_does_not_change_the_judgement(rule, code, report, monkeypatch):
+@pytest.mark.parametrize(("outcome", "code"), [("failed", 1), ("passed", 0), ("undecided", 4)])
+def test_a_pipe_that_closed_early_does_not_change_the_judgement(outcome, code, report, monkeypatch):
     """As in `rotescope score … 2>&1 | head -c 100`."""
     reader, writer = os.pipe()
     os.close(reader)
-    judged = replace(report, verdict=replace(report.verdict, outcome="failed" if rule == "copies>0" else "passed"))
+    judged = replace(report, verdict=replace(report.verdict, outcome=outcome))
     with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
         patched.setattr(sys, "stderr", closed)
 
         def main(argv):
-            announce(parse_rules(rule), ScoreConfig(generated="s", train_data="train", output_dir="out"))
-            show_and_judge(judged, "out", (rule,))
+            announce(parse_rules("copies>0"), ScoreConfig(generated="s", train_data="train", output_dir="out"))
+            show_and_judge(judged, "out")
         assert leave(exit_cleanly(main), []) == code
 
 
@@ -187,11 +189,24 @@ def test_junit_has_a_case_for_each_prompt_and_rule(report):
     root = ET.fromstring(junit(report))
     suites = {s.get("name"): s for s in root}
     assert {name: (s.get("tests"), s.get("failures"), s.get("skipped")) for name, s in suites.items()} == {
-        "rules": ("1", "1", "0"), "none": ("40", "9", "0"), "stp": ("40", "0", "2")}  # the rule is on plain guidance
+        "rules": ("1", "1", "0"), "controls": ("5", "0", "2"),
+        "none": ("40", "9", "0"), "stp": ("40", "0", "2")}  # the rule is on plain guidance
     assert all(len(s) == int(s.get("tests")) for s in root)
     message = suites["none"][0].find("failure").get("message")
     assert message.startswith("2 of 2 images copy a training image; highest similarity 1.000, threshold 0.")
     assert suites["none"][0].get("name") == report.prompts[0].prompt
+
+
+def test_junit_skips_what_is_undecided(report):
+    """A rule that holds where a control does not pass it, and the control itself."""
+    held = replace(report.verdict, outcome="undecided", rules=(RuleOutcome("copies>99", "passed"),))
+    root = ET.fromstring(junit(replace(report, verdict=held)))
+    rule, = root.find("testsuite[@name='rules']")
+    assert rule.find("skipped").get("message") == f"undecided: {report.verdict.headline}"
+    told = {case.get("name"): case.find("skipped") for case in root.find("testsuite[@name='controls']")}
+    assert {name: node is None for name, node in told.items()} == {
+        c.name: c.outcome == "passed" for c in report.verdict.controls}
+    assert told["a planted copy is found"].get("message").startswith("undecided: Of ")
 
 
 def test_junit_takes_any_caption(report):
@@ -210,7 +225,8 @@ def test_model_card_carries_evaluation_results(report):
     assert len(results) == 4
     assert yaml.safe_load(metadata(report))["model-index"][0]["results"][0]["task"]["type"] == "text-to-image"
     text = model_card(report)
-    assert "| plain guidance | all prompts | 18 of 80 | 22% (14–33%) |" in text or "18 of 80 | 23% (14–33%)" in text
+    assert f"| plain guidance | all prompts | 18 of 80 | {share(report['none']['ungrouped'].copy_rate)} |" in text
+    assert all(f"- *{c.name}* ({c.outcome}): {c.sentence}" in text for c in report.verdict.controls)
     assert report.verdict.headline in text
 
 

@@ -32,7 +32,7 @@ from rotescope.evaluate.report.table_layout import method_words, prompts_togethe
 from rotescope.evaluate.report.terminal import print_table
 from rotescope.evaluate.statistics.estimate import share_estimate
 from rotescope.evaluate.statistics.significance import benjamini_hochberg
-from rotescope.evaluate.verdict.verdict import best_mitigation
+from rotescope.evaluate.verdict.best_mitigation import best_mitigation
 
 METHODS = {"none": {"before": 0.0, "transition": 1000}, "stp": {"before": 0.0, "transition": 600},
            "og-dtp": {"before": -7.5, "transition": "dynamic"}}
@@ -131,8 +131,8 @@ def test_page_says_the_verdict_first_and_the_figures(reported, page):
     text = " ".join(page.text.split()).replace("\u2060", "")
     assert text.index(report.verdict.headline) < text.index("How often, and at what price")
     assert report.verdict.text in text
-    assert "40 of 40 images made from captions of duplicated images copy a training image: 100% (91–100%)" in text
-    for said in ("0% (0–8.8%)", "25% (13–41%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report.hashes["samples"]):
+    assert "40 of 40 images made from captions of duplicated images copy a training image: 100% (83–100%)" in text
+    for said in ("0% (0–17%)", "25% (8.7–49%)", "scale 0 until t = 600", "pixels-32-centred-fp32", report.hashes["samples"]):
         assert said in text
 
 
@@ -211,11 +211,13 @@ def test_table_fits_a_terminal(reported):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_table(reported[0], console)
     lines = console.export_text().splitlines()
-    assert len(lines) == 1 + 6 + 2
-    assert max(map(len, lines[:-1])) <= 80
+    assert len(lines) == 1 + 6 + 1 + 5 + 2  # the table, the controls, the verdict
+    assert max(map(len, lines[:7])) <= 80
     assert "…" not in "".join(lines)
+    assert [line.partition(":")[0] for line in lines[8:13]] == [
+        "– attached", "✓ drawn", "✓ the right set", "? a planted copy is found", "✓ enough"]
     assert lines[1].split()[:4] == ["none", "duplicated", "40/40", "100%"]
-    assert lines[-1] == "failed by copy_rate>0.05: The generated images reproduce training images."
+    assert lines[-1] == "failed by leaked_prompts>0: The generated images reproduce training images."
 
 
 def test_no_label_of_a_chart_is_clipped(reported):

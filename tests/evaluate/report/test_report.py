@@ -54,7 +54,7 @@ def test_figures_are_reached_by_method_and_group(report):
     assert 0 < rate.low < rate.value < rate.high < 1
     assert report["none"].settings == METHODS["none"]
     assert (report.verdict.outcome, report.verdict.passed, report.verdict.rule) == ("failed", False,
-                                                                                    "copy_rate>0.05")
+                                                                                    "leaked_prompts>0")
     assert report.verdict.text == " ".join(report.verdict.reasons)
     assert [line[:2] for line in report.each_group()] == [
         (method, group) for method in METHODS for group in ("duplicated", "control")]
@@ -128,4 +128,4 @@ def test_a_notebook_shows_the_verdict_and_a_line_a_group(report, odd):
     assert "<img" not in shown
     assert "<script" not in odd._repr_html_()
     assert "<script" not in replace(report, notes=("<script>",))._repr_html_()
-    assert repr(report) == "<Report: failed by copy_rate>0.05; 160 images, none, stp>"
+    assert repr(report) == "<Report: failed by leaked_prompts>0; 160 images, none, stp>"

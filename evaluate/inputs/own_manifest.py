@@ -1,0 +1,41 @@
+"""What a fine-tune left of its training images: a manifest beside the model, or counts in the LoRA's header."""
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+
+from rotescope.common.errors import InputError
+from rotescope.datasets.manifest import Manifest
+
+
+def manifest_beside(model, lora=None) -> Manifest | None:
+    """Of the LoRA if there is one, for its base was trained on other data; None where none lies there, or none that can be read.
+
+    model, lora: a folder or file, or a name on the hub, or nothing.
+    """
+    named = Path(str(lora or model or ""))
+    folder = named if named.is_dir() else named.parent
+    file = folder / "manifest.parquet"
+    if not (lora or model) or not named.exists() or not file.is_file():
+        return None
+    try:
+        return Manifest.load(file)
+    except InputError:
+        return None
+
+
+def pictures_in_header(file) -> int | None:
+    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it (`ss_dataset_dirs`: each folder
+    with its `img_count`); None where it counts none."""
+    try:
+        with safe_open(file, "pt") as opened:
+            folders = json.loads((opened.metadata() or {}).get("ss_dataset_dirs", "{}"))
+        return sum(int(folder["img_count"]) for folder in folders.values()) or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a header may hold anything
+        return None
+
+
+def overlap(one: Manifest, other: Manifest) -> tuple[int, int]:
+    """-> how many different pictures both have, byte for byte, and how many the smaller one has."""
+    first, second = ({e.sha256 for e in manifest} for manifest in (one, other))
+    return len(first & second), min(len(first), len(second))
