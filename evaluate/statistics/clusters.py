@@ -13,7 +13,8 @@ def clustered_share(hits, prompt):
     """hits (n,) of images, prompt (n,) whose each is -> Estimate of the share, with clustered_interval."""
     _, cluster = np.unique(np.asarray(prompt), return_inverse=True)
     by_prompt, sizes = np.bincount(cluster, np.asarray(hits, np.float64)), np.bincount(cluster)
-    return Estimate(float(by_prompt.sum() / sizes.sum()), *clustered_interval(by_prompt, sizes), len(cluster), len(sizes))
+    low, high = clustered_interval(by_prompt, sizes)
+    return Estimate(float(by_prompt.sum() / sizes.sum()), low, high, len(cluster), len(sizes))
 
 
 def clustered_interval(hits, sizes, level=LEVEL):

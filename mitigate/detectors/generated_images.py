@@ -1,5 +1,6 @@
 """Detectors that need nothing but generated images: a memorized prompt gives the same picture from every noise."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 import networkx as nx
 import numpy as np
@@ -15,7 +16,7 @@ from rotescope.mitigate.contract.families import guidance_arguments
 @dataclass(frozen=True)
 class BlackBox:
     """Samples n images a prompt and looks at these alone."""
-    families = None                  # every pipeline that takes prompts, generators, steps and a guidance scale
+    families: ClassVar[tuple[str, ...] | None] = None  # every pipeline that takes prompts, generators, steps and a guidance scale
     n: int = 4
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
