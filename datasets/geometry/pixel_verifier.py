@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from rotescope.datasets.geometry.agreement import EVIDENCE, RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.datasets.geometry.agreement import RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
 from rotescope.datasets.geometry.match import Match
 from rotescope.datasets.geometry.pose_search import (
     FREEDOM,
@@ -42,6 +42,7 @@ from rotescope.datasets.geometry.structure import (
     orientation_matrix,
     oriented,
 )
+from rotescope.datasets.geometry.sureness import chance_levels, stretched, sureness
 from rotescope.datasets.geometry.view_index import CELLS_OF_STRUCTURE, ViewIndex
 from rotescope.datasets.images.sampling import evenly_spread
 
@@ -51,14 +52,9 @@ CACHED = 4096     # training canvases that are held in memory: 28 kB each
 TOGETHER = 16     # training pictures that are laid at a time
 SMALL = -0.3      # logarithm of the magnification
 RIGID = 4         # of the eight flips and right angles, those that are looked at closely
-QUERIES, NEIGHBOURS, TAIL = 96, 6, 0.97  # of training pictures as generated ones; the quantile that scores 1
-FEWEST, UNKNOWN, LEAST_SPREAD = 4, (0.5, 0.2), 0.12  # of these pictures; their median and spread where there are fewer
-SHARED, BEYOND = 0.3, 1.3    # of the surest other training picture, taken off; evidence of 1 is stretched to −log(0.3)
-SHRUNK, SHRUNK_VIEWS = 0.001, 0.03                   # of the largest variance, added to each
-# which evidence counts in which tier; the others brought more chance than copies
-USED = {"as it is": ("kept", "mapped", "structure"), "flipped": ("kept",), "shift": ("kept", "mapped"),
-        "zoom": ("kept", "structure"), "free": ("kept",)}
-WAYS = np.array([[kind in USED[tier] for kind in EVIDENCE] for tier in TIERS])
+QUERIES, NEIGHBOURS = 96, 6  # training pictures as generated ones; others that each is held against
+SHARED = 0.3      # of the surest other training picture, taken off
+SHRUNK, SHRUNK_VIEWS = 0.001, 0.03  # of the largest variance, added to each
 TIER_OF = (0, *(1,) * (RIGID - 1)) + tuple(TIERS.index(t) for t in STARTS)  # of every pose of one training picture
 
 
@@ -193,7 +189,7 @@ class PixelVerifier:
             return []
         levels, others = self._chance(prepared.frame.grey), self.candidates(prepared, NEIGHBOURS, without)
         laid = self._laid(prepared, list(dict.fromkeys([*rows, *others])), without)
-        found = {row: _sureness(laid[row], levels) for row in {*rows, *others}}
+        found = {row: sureness(laid[row].evidence, levels) for row in {*rows, *others}}
         best = {row: max((found[r].max() for r in others if r != row), default=0.0) for row in rows}
         return [self._match(prepared, row, found[row], SHARED * max(float(best[row]), 0.0)) for row in rows]
 
@@ -212,11 +208,8 @@ class PixelVerifier:
             one = self.prepare(ImageOps.grayscale(image).convert("RGB") if grey else image)
             rows = self.candidates(one, NEIGHBOURS, (row,))
             if rows:
-                best.append(np.max([_stretched(x.evidence) for x in self._laid(one, rows, (row,)).values()], 0))
-        if len(best) < FEWEST:
-            return np.stack([np.full((len(TIERS), len(EVIDENCE)), x) for x in UNKNOWN])
-        middle = np.median(best, 0)
-        return np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
+                best.append(np.max([stretched(x.evidence) for x in self._laid(one, rows, (row,)).values()], 0))
+        return chance_levels(best)
 
     def _match(self, prepared, row, sureness, shared):
         """The surest way of one training picture -> Match."""
@@ -231,16 +224,6 @@ class PixelVerifier:
         return Match(row, self.name, float(sureness.max()) - shared, (a, b, c, d, e, f),
                      training_share=float(min(filled / magnified, 1.0)), generated_share=float(min(filled, 1.0)),
                      mirrored=bool(np.linalg.det(matrix) < 0), recoloured=not same_colours(one.agreement, one.first + pose))
-
-
-def _stretched(evidence):
-    """Evidence (tiers, kinds) -> the same; of colours, so that the step from good to perfect agreement counts most."""
-    return np.where(np.array(EVIDENCE) == "structure", evidence, -np.log(BEYOND - evidence))
-
-
-def _sureness(one, levels):
-    """-> (tiers, kinds): how far each evidence lies above chance, in spreads; −∞ for what does not count."""
-    return np.where(WAYS, (_stretched(one.evidence) - levels[0]) / levels[1], -np.inf)
 
 
 def _in_shares(pose, trained, made):
