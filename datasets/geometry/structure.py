@@ -126,7 +126,7 @@ class Whitening:
     each."""
 
     def __init__(self, covariance: torch.Tensor, shrunk: float):
-        largest = float(torch.linalg.eigvalsh(covariance)[-1]) or 1.0
+        largest = _largest_variance(covariance) or 1.0
         one = torch.eye(len(covariance))
         root = torch.linalg.cholesky(covariance + (shrunk * largest + 1e-9) * one)
         inverse = torch.linalg.solve_triangular(root, one, upper=False)
@@ -135,6 +135,14 @@ class Whitening:
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """(…, d) -> the same, whitened."""
         return vectors @ self.matrix
+
+
+def _largest_variance(covariance, steps=64):
+    """By power iteration, which no repeated eigenvalue stops."""
+    direction = covariance.diagonal()
+    for _ in range(steps):
+        direction = covariance @ (direction / direction.norm().clamp(min=1e-30))
+    return float(direction.norm())
 
 
 def learned(canvases: list[torch.Tensor], cells: int, shrunk: float) -> Whitening:

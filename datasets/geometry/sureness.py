@@ -26,12 +26,13 @@ def stretched(evidence: np.ndarray) -> np.ndarray:
 
 def chance_levels(best: Sequence[np.ndarray]) -> np.ndarray:
     """Of each picture that copies nothing the best stretched evidence (tiers, kinds) with any training picture
-    -> (2, tiers, kinds): median and spread, drawn to the usual ones where there are few pictures."""
+    -> (2, tiers, kinds): median and spread, drawn to the usual ones where there are few pictures. Neither is lower than one's
+    own: what a few pictures of one series have in common is known from them alone."""
     if not len(best):
         return USUAL
     middle = np.median(best, 0)
     own = np.stack([middle, np.maximum(np.quantile(best, TAIL, 0) - middle, LEAST_SPREAD)])
-    return (len(best) * own + PRIOR * USUAL) / (len(best) + PRIOR)
+    return np.maximum(own, (len(best) * own + PRIOR * USUAL) / (len(best) + PRIOR))
 
 
 def sureness(evidence: np.ndarray, levels: np.ndarray) -> np.ndarray:

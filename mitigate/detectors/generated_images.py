@@ -49,7 +49,7 @@ class EdgeAgreement(BlackBox):
     One step gives a blur, unless the picture is known by heart: then its edges are there at once, and in the same places.
     """
     num_inference_steps: int = 1
-    families = ("sd", "sdxl", "sd3", "flux")  # PixArt's pipeline takes its one step for that of a distilled model
+    families = ("sdxl", "sd3", "sd", "flux")  # PixArt's pipeline takes its one step for that of a distilled model
     threshold: float = 1.5
 
     def score(self, observed):

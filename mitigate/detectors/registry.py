@@ -43,7 +43,7 @@ DETECTORS = {entry.name: entry for entry in (
            GUIDED | {"metric": "E", "layer": 3}),
     _entry("confidence", "whitebox:Confidence", WEBSTER, "8 rows", [Need.PREDICTIONS], GUIDED),
     _entry("edges", "generated_images:EdgeAgreement", WEBSTER, "8 rows", [Need.IMAGES],
-           GUIDED | {"num_inference_steps": 1, "threshold": 1.5}, EVERY),
+           GUIDED | {"num_inference_steps": 1, "threshold": 1.5}, tuple(f for f in EVERY if f != "pixart")),
     _entry("cliques", "generated_images:Cliques", "Carlini et al., USENIX Security 2023, arXiv 2301.13188",
            "1600 rows", [Need.IMAGES], GUIDED | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
     _entry("recall", "training_image_recall:Recall",

@@ -106,6 +106,10 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
             for job, image, signal, active in zip(batch, images, signals, run.active, strict=True)]
 
 
+class NoNumbersError(RunError):
+    """Images came out of a pipeline without numbers."""
+
+
 def _check_numbers(pipe, pixels):
     """As 8-bit pictures NaN would be black, and black copies nothing."""
     gone = int((~np.isfinite(pixels)).any((1, 2, 3)).sum())
@@ -113,7 +117,7 @@ def _check_numbers(pipe, pixels):
         dtype = str(pipe.vae.dtype).removeprefix("torch.")
         how = "the weights hold some that are none: copy the model again" if dtype == "float32" else \
             f"{dtype} overflows: pass --dtype fp32, or give the model a VAE that is made for half precision"
-        raise RunError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
+        raise NoNumbersError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
 
 
 def _check_resolution(pipe, resolution):

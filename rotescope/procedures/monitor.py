@@ -8,6 +8,7 @@ model as it is, plainly and always from the same noise: duplicated ones, control
 bears. A copy is what `rotescope score` calls one without held-out pictures. Training feels nothing of it.
 """
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +29,7 @@ from rotescope.evaluate.statistics.paper_claims import mean_interval
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts, load_prompts
-from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.mitigate.sampling.sampler import NoNumbersError, sample_to_folder
 from rotescope.procedures.plots.monitor import draw_monitor
 from rotescope.train.options.finetune_options import EMBEDDED
 from rotescope.train.tracking.validation import sampling
@@ -163,11 +164,20 @@ def read_lines(checkpoint):
         raise InputError(f"{file} cannot be read ({error}): remove it") from error
 
 
+@contextmanager
+def _blaming(run):
+    """Numbers that are none come from the training."""
+    try:
+        yield
+    except NoNumbersError as error:
+        raise RunError(f"the predictions are no numbers at step {run.step}: lower --learning_rate") from error
+
+
 def measured(run, prompts, layers):
     """-> {group: evaluate's figures on the images that the model makes now, and their mean prediction gap at the first step}."""
     config = run.job.config
     with TemporaryDirectory() as folder:
-        with sampling(run) as pipe:
+        with sampling(run) as pipe, _blaming(run):
             sample_to_folder(pipe, prompts, {"none": PLAIN}, range(config.monitor_seeds), Path(folder), batch_size=AT_ONCE,
                              guidance_scale=config.monitor_guidance_scale, num_inference_steps=config.monitor_inference_steps,
                              resolution=run.job.preprocessing.resolution)
@@ -176,8 +186,9 @@ def measured(run, prompts, layers):
     found = {}
     for group, findings in groups.items():
         gaps = [first_gap(r) for r in samples.records if r.group == group]
-        if not np.isfinite(gaps).all():
-            raise RunError(f"the predictions are no numbers at step {run.step}: lower --learning_rate")
+        with _blaming(run):
+            if not np.isfinite(gaps).all():
+                raise NoNumbersError(group)
         gap, *interval = mean_interval(gaps)
         known = as_json(findings, digits=None)
         found[group] = {k: known[k] for k in KEPT} | {"prediction_gap": gap, "prediction_gap_interval": interval} | (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_families
-from instruments import leave, noise, samples_folder, saved, training_folder, training_set
+from instruments import JUDGED, leave, noise, samples_folder, saved, training_folder, training_set
 from PIL import Image
 from places import EMOJI, ROOT
 
@@ -90,7 +90,7 @@ def test_samples_outlive_what_fails_after_them(argv, fails, kept, place, monkeyp
     if argv is COMPARE:
         monkeypatch.undo()
         words = said.partition("go on with: rotescope ")[2].splitlines()[0].split()
-        assert run([*words, "--verify", "false"], place, monkeypatch, capsys)[0] == 0
+        assert run([*words, "--verify", "false"], place, monkeypatch, capsys)[0] in JUDGED
     for left in place.glob("o.*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 

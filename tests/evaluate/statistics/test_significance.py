@@ -165,8 +165,9 @@ def test_nothing_in_the_nulls_reaches_the_exact_layer(data):
     assert exact_layer(index, {"train": np.array([0.2]), "base": np.array([1.0])}, "pixels").threshold == 0.95  # a base may copy
 
 
-def test_each_layer_reports_its_copies_and_either_makes_one(data, tmp_path):
+def test_each_layer_reports_its_copies_and_either_makes_one(data, tmp_path, monkeypatch):
     """A calibrated threshold that nothing reaches leaves the copies to the exact layer."""
+    monkeypatch.setattr("rotescope.evaluate.measurement.layers.check_threshold", lambda *_: None)  # 2 would be refused
     folder = samples_folder(tmp_path / "s", data, lambda method, i, seed: i < 5, seeds=(0,))
     either = score_samples(folder, data, copy_threshold=2.0, verify=False)["none"]["ungrouped"]
     assert (either.copies, either.copies_by) == (5, {"descriptor": 0, "exact": 5})
