@@ -4,7 +4,7 @@ import numpy as np
 from rotescope.evaluate.measurement.lookalikes import LookAlikes
 from rotescope.evaluate.nulls.calibration import EDITED
 from rotescope.evaluate.report.report_types import PromptFindings, PValueBasis
-from rotescope.evaluate.statistics.prompt_evidence import PromptEvidence, match_p, nearest_p, smallest_p
+from rotescope.evaluate.statistics.prompt_evidence import PromptEvidence, least_nearest_p, match_p, nearest_p, smallest_p
 from rotescope.evaluate.statistics.significance import DOUBT, FDR, benjamini_hochberg, null_needed, tail_p_values
 
 
@@ -12,18 +12,20 @@ def prompt_findings(samples, measured, layer):
     """-> tuple of PromptFindings, one for each method and prompt.
 
     leaked: the images of the prompt together are closer to training images than chance explains (PromptEvidence.p, adjusted
-    over the prompts of the method), or one is all but identical: with the prompt's own training image, or with any where none
-    is its own; or its own image is verified in two of them, or in one on evidence that chance brings to none of so many images.
-    leaked_any: the same of copies of a part. unresolved: neither that nor clean, since the adjusted p is below DOUBT, or its own
-    image is verified once, on less evidence; or it copies, and no p could have been small enough.
+    over the prompts of the method, and no smaller than so many null pictures can show), or one is all but identical: with the
+    prompt's own training image, or with any where none is its own; or its own image is verified in two of them, or in one on
+    evidence that chance brings to none of so many images. leaked_any: the same of copies of a part. unresolved: neither that
+    nor clean, since the adjusted p is below DOUBT, or its own image is verified once, on less evidence; or it copies, and no p
+    could have been small enough.
     """
     found = []
     for method, by_prompt in positions_by_prompt(samples.records).items():
         prompts = list(by_prompt.values())
         evidence, null = evidence_of(measured, layer, prompts), layer.nulls[layer.best_null]
         told = [smallest_p(len(at), null, e.tests) * len(prompts) <= FDR for at, e in zip(prompts, evidence, strict=True)]
-        q, q_any = (benjamini_hochberg([getattr(e, p) for e in evidence]) for p in ("p", "p_any"))
-        for at, *figures in zip(prompts, evidence, told, q, q_any, strict=True):
+        shown = [e.within(least_nearest_p(len(at), null)) for at, e in zip(prompts, evidence, strict=True)]
+        q = [benjamini_hochberg([getattr(e, p) for e in some]) for some in (shown, evidence) for p in ("p", "p_any")]
+        for at, *figures in zip(prompts, evidence, told, *q, strict=True):
             found.append(_of_prompt(method, samples.records, measured, sum(map(len, prompts)), at, *figures))
     return tuple(found)
 
@@ -52,8 +54,9 @@ def _joint_p(alike, at, row):
     return float(tail_p_values([alike.joint(at, row)], alike.null(len(at)))[0])
 
 
-def _of_prompt(method, records, measured, n, at, evidence, resolvable, q, q_any):
-    """n: images of the method; resolvable: whether one copy could be told from chance at all; q, q_any: adjusted p-values."""
+def _of_prompt(method, records, measured, n, at, evidence, resolvable, q, q_any, doubt, doubt_any):
+    """n: images of the method; resolvable: whether one copy could be told from chance at all; q, q_any: adjusted p-values, as far
+    as the null is large enough to show; doubt, doubt_any: the same along its tail."""
     r, own = records[at[0]], measured.near.own[at]
     copies, partial = int(measured.copied[at].sum()), int(measured.partial[at].sum())
     strong, own_matched = _strong_own_matches(measured, n)[at], measured.own_matched[at]
@@ -64,8 +67,9 @@ def _of_prompt(method, records, measured, n, at, evidence, resolvable, q, q_any)
         r.group, r.prompt_index, r.prompt, r.image, len(at), copies, partial, float(measured.near.top1[at].max()),
         evidence, evidence.p, float(q), bool(q <= FDR),
         leaked=leaked, leaked_any=leaked_any,
-        unresolved=bool(not leaked and (q <= DOUBT or own_verified.any() or copies and not resolvable)),
-        unresolved_any=bool(not leaked_any and (q_any <= DOUBT or own_matched.any() or (copies or partial) and not resolvable)),
+        unresolved=bool(not leaked and (doubt <= DOUBT or own_verified.any() or copies and not resolvable)),
+        unresolved_any=bool(not leaked_any and (doubt_any <= DOUBT or own_matched.any()
+                                                or (copies or partial) and not resolvable)),
         expected=r.image_id, own_similarity=None if np.isnan(own).any() else float(own.max()), method=method)
 
 

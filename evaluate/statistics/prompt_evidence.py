@@ -1,5 +1,5 @@
 """What all images of a prompt say together: one p-value, were nothing copied. Pure: numbers in, numbers out."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -7,6 +7,7 @@ import numpy as np
 from rotescope.evaluate.nulls.copy_threshold import CLOSEST, nearness
 from rotescope.evaluate.statistics.significance import any_of, as_many_of, surest_of, tail_p_values
 
+BEYOND_RANKS = 0.1  # of the smallest p-value that ranks among the null give: a tail is not trusted further to fail a model
 BEST = 4  # images of a prompt, the closest, whose mean nearness to one training image counts
 
 
@@ -29,6 +30,10 @@ class PromptEvidence:
         """Of copies as a whole."""
         return surest_of((self.nearest, self.own, self.agreement, self.matches))
 
+    def within(self, least: float) -> "PromptEvidence":
+        """The same, its nearest image no more surprising than `least`."""
+        return replace(self, nearest=max(self.nearest, least))
+
     @property
     def tests(self) -> int:
         """How many are combined."""
@@ -50,6 +55,12 @@ def nearest_p(top1, null):
     """top1 (s,): similarity of a prompt's images to their nearest training images; null (m,): the same of pictures that copy
     nothing -> p-value of the highest, of one of s."""
     return float(any_of(tail_p_values(nearness([np.max(top1)]), nearness(null))[0], len(top1)))
+
+
+def least_nearest_p(n, null):
+    """What the null is large enough to show of the nearest of n images: an exponential tail fits its highest values, and beyond
+    them nothing says that it goes on so."""
+    return float(any_of(BEYOND_RANKS / (len(null) + 1), n))
 
 
 def match_p(k, n, thresholds):
