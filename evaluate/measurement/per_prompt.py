@@ -15,8 +15,8 @@ def prompt_findings(samples, measured, layer):
     over the prompts of the method, and no smaller than so many null pictures can show), or one is all but identical: with the
     prompt's own training image, or with any where none is its own; or its own image is verified in two of them, or in one on
     evidence that chance brings to none of so many images. leaked_any: the same of copies of a part. unresolved: neither that
-    nor clean, since the adjusted p is below DOUBT, or its own image is verified once, on less evidence; or it copies, and no p
-    could have been small enough.
+    nor clean, since the adjusted p is below DOUBT, or its own image is copied or verified once, on less evidence; or it copies,
+    and no p could have been small enough.
     """
     found = []
     for method, by_prompt in positions_by_prompt(samples.records).items():
@@ -60,15 +60,15 @@ def _of_prompt(method, records, measured, n, at, evidence, resolvable, q, q_any,
     r, own = records[at[0]], measured.near.own[at]
     copies, partial = int(measured.copied[at].sum()), int(measured.partial[at].sum())
     strong, own_matched = _strong_own_matches(measured, n)[at], measured.own_matched[at]
-    own_verified = measured.own_verified[at]
+    own_verified, own_copied = measured.own_verified[at], measured.own_copied[at] == 1
     leaked = bool(q <= FDR or _identical(measured)[at].any() or (own_verified & strong).any() or own_verified.sum() > 1)
     leaked_any = bool(leaked or q_any <= FDR or (own_matched & strong).any() or own_matched.sum() > 1)
     return PromptFindings(
         r.group, r.prompt_index, r.prompt, r.image, len(at), copies, partial, float(measured.near.top1[at].max()),
         evidence, evidence.p, float(q), bool(q <= FDR),
         leaked=leaked, leaked_any=leaked_any,
-        unresolved=bool(not leaked and (doubt <= DOUBT or own_verified.any() or copies and not resolvable)),
-        unresolved_any=bool(not leaked_any and (doubt_any <= DOUBT or own_matched.any()
+        unresolved=bool(not leaked and (doubt <= DOUBT or own_verified.any() or own_copied.any() or copies and not resolvable)),
+        unresolved_any=bool(not leaked_any and (doubt_any <= DOUBT or own_matched.any() or own_copied.any()
                                                 or (copies or partial) and not resolvable)),
         expected=r.image_id, own_similarity=None if np.isnan(own).any() else float(own.max()), method=method)
 
