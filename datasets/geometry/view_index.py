@@ -86,14 +86,19 @@ class ViewIndex:
             rows = slice(first, min(first + ROWS, n))
             views = []
             for kept, (structure, colours) in enumerate(asked):
-                s = self.structure[kept, rows].astype(np.float32) @ structure.T / 127
-                c = self.colours[kept, rows].astype(np.float32) @ colours.T / 127
+                s, c = _products(self.structure[kept, rows], structure), _products(self.colours[kept, rows], colours)
                 views.append(np.stack([s, (s + c) / 2]))
             best = np.max([v.max(2) for v in views], 0)
             found[0, rows], found[1, rows] = views[0][0, :, 0], views[0][1, :, 0]
             found[2:4, rows] = best
             found[4:, rows] = views[0][:, :, len(ORIENTATIONS):].max(2)
         return found
+
+
+def _products(kept, asked):
+    """Views as bytes (m, d) and as float32 (v, d) -> (m, v) their similarities. By torch, which keeps to one thread where several
+    pictures are looked up at once; numpy's library would start as many as there are cores for each."""
+    return (torch.from_numpy(kept).float() @ torch.from_numpy(asked).T / 127).numpy()
 
 
 def _asked(frame, whitening):
