@@ -37,8 +37,7 @@ from rotescope.evaluate.options import Measuring
 from rotescope.evaluate.verdict.rules import DEFAULT_RULE, Rule
 from rotescope.evaluate.verification.matching import Matcher, make_matcher
 
-RULES = tuple(dict.fromkeys((DEFAULT_RULE, "leaked_prompts>0", "leaked_prompts_any>0", "copy_rate>0.05", "copies>0",
-                             "partial_copies>0")))
+RULES = (DEFAULT_RULE, "leaked_prompts_any>0", "copy_rate>0.05", "copies>0", "partial_copies>0")
 KINDS = ("exact", "blended", "degraded", "shifted")
 OUTCOMES = ("failed", "undecided", "passed")
 EACH = 4                                         # images of a prompt
@@ -137,7 +136,7 @@ def drawn(world, config, draw, kind="", k=0):
 # ----- outcomes
 
 def judged(samples, layers, manifest, matcher):
-    """-> {rule: outcome}, and whether the first prompt's copies were verified."""
+    """-> {rule: outcome}."""
     layer = layers["descriptor"]
     own = [layer.index.rows[r.image_id] for r in samples.records]
     measured = measure(samples, layers, manifest, verified=matcher.verified(samples.pictures, own))
@@ -146,15 +145,14 @@ def judged(samples, layers, manifest, matcher):
     return {rule: Rule.parse(rule).outcome(groups, copied) for rule in RULES}
 
 
-def rates(world, config, known=None):
-    """-> rows {heldout, kind, copies, rule, failed, undecided, passed}. known: matches that were laid before."""
+def rates(world, config):
+    """-> rows {heldout, kind, copies, rule, failed, undecided, passed}."""
     rows, matcher = [], None
     for n in config.heldout:
         heldout = Manifest(world.heldout.examples[:n])
         layers = make_layers(min(world.fresh[0][0].size), world.training, heldout, None, Measuring())
         if matcher is None:
             matcher = RememberingMatcher(make_matcher(layers["descriptor"], Measuring()))
-            matcher.known = {} if known is None else known
         matcher.twins = layers["descriptor"].twins
         matcher.draw_thresholds([(e.sha256, e.open) for e in heldout])
         for kind, k in (("none", 0), *((kind, k) for kind in KINDS for k in config.copies)):

@@ -211,17 +211,17 @@ class PixelVerifier:
                 best.append(np.max([stretched(x.evidence) for x in self._laid(one, rows, (row,)).values()], 0))
         return chance_levels(best)
 
-    def _match(self, prepared, row, sureness, shared):
+    def _match(self, prepared, row, sure, shared):
         """The surest way of one training picture -> Match."""
         one = prepared.seen[row]
-        tier, kind = np.unravel_index(sureness.argmax(), sureness.shape)
+        tier, kind = np.unravel_index(sure.argmax(), sure.shape)
         pose = int(one.best[tier, kind])
         agrees = agreeing(one.agreement, one.first + pose)
         matrix, offset = _in_shares(one.poses.at(slice(pose, pose + 1)), self._frame(row).extent, prepared.frame.extent)
         filled = float(agrees.mean()) / np.prod(prepared.frame.extent)
         a, b, c, d, e, f = map(float, (*matrix[0], offset[0], *matrix[1], offset[1]))
         magnified = max(abs(float(np.linalg.det(matrix))), 1e-9)
-        return Match(row, self.name, float(sureness.max()) - shared, (a, b, c, d, e, f),
+        return Match(row, self.name, float(sure.max()) - shared, (a, b, c, d, e, f),
                      training_share=float(min(filled / magnified, 1.0)), generated_share=float(min(filled, 1.0)),
                      mirrored=bool(np.linalg.det(matrix) < 0), recoloured=not same_colours(one.agreement, one.first + pose))
 

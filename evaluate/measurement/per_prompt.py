@@ -25,8 +25,9 @@ def prompt_findings(samples, measured, layer):
         told = [smallest_p(len(at), null, e.tests) * len(prompts) <= FDR for at, e in zip(prompts, evidence, strict=True)]
         shown = [e.within(least_nearest_p(len(at), null)) for at, e in zip(prompts, evidence, strict=True)]
         q = [benjamini_hochberg([getattr(e, p) for e in some]) for some in (shown, evidence) for p in ("p", "p_any")]
+        sure = _sure_copies(measured, sum(map(len, prompts)))
         for at, *figures in zip(prompts, evidence, told, *q, strict=True):
-            found.append(_of_prompt(method, samples.records, measured, sum(map(len, prompts)), at, *figures))
+            found.append(_of_prompt(method, samples.records, measured, sure, at, *figures))
     return tuple(found)
 
 
@@ -54,23 +55,29 @@ def _joint_p(alike, at, row):
     return float(tail_p_values([alike.joint(at, row)], alike.null(len(at)))[0])
 
 
-def _of_prompt(method, records, measured, n, at, evidence, resolvable, q, q_any, doubt, doubt_any):
-    """n: images of the method; resolvable: whether one copy could be told from chance at all; q, q_any: adjusted p-values, as far
-    as the null is large enough to show; doubt, doubt_any: the same along its tail."""
+def _of_prompt(method, records, measured, sure, at, evidence, resolvable, q, q_any, doubt, doubt_any):
+    """sure: as _sure_copies has it; resolvable: whether one copy could be told from chance at all; q, q_any: adjusted p-values,
+    as far as the null is large enough to show; doubt, doubt_any: the same along its tail."""
     r, own = records[at[0]], measured.near.own[at]
     copies, partial = int(measured.copied[at].sum()), int(measured.partial[at].sum())
-    strong, own_matched = _strong_own_matches(measured, n)[at], measured.own_matched[at]
-    own_verified, own_copied = measured.own_verified[at], measured.own_copied[at] == 1
-    leaked = bool(q <= FDR or _identical(measured)[at].any() or (own_verified & strong).any() or own_verified.sum() > 1)
-    leaked_any = bool(leaked or q_any <= FDR or (own_matched & strong).any() or own_matched.sum() > 1)
+    own_matched, own_copied = measured.own_matched[at], measured.own_copied[at] == 1  # the latter by a verified match, too
+    leaked = bool(q <= FDR or sure[0][at].any() or measured.own_verified[at].sum() > 1)
+    leaked_any = bool(leaked or q_any <= FDR or sure[1][at].any() or own_matched.sum() > 1)
     return PromptFindings(
         r.group, r.prompt_index, r.prompt, r.image, len(at), copies, partial, float(measured.near.top1[at].max()),
         evidence, evidence.p, float(q), bool(q <= FDR),
         leaked=leaked, leaked_any=leaked_any,
-        unresolved=bool(not leaked and (doubt <= DOUBT or own_verified.any() or own_copied.any() or copies and not resolvable)),
+        unresolved=bool(not leaked and (doubt <= DOUBT or own_copied.any() or copies and not resolvable)),
         unresolved_any=bool(not leaked_any and (doubt_any <= DOUBT or own_matched.any() or own_copied.any()
                                                 or (copies or partial) and not resolvable)),
         expected=r.image_id, own_similarity=None if np.isnan(own).any() else float(own.max()), method=method)
+
+
+def _sure_copies(measured, n):
+    """-> two arrays, over all images: whether each, one of n of a method, alone makes a leak, as a copy of the whole; of a part,
+    too."""
+    identical, strong = _identical(measured), _strong_own_matches(measured, n)
+    return identical | measured.own_verified & strong, identical | measured.own_matched & strong
 
 
 def _identical(measured):
@@ -114,7 +121,7 @@ def prompt_key(record):
 
 
 def p_value_basis(samples, layer):
-    """What the p-values rest on, and whether the prompt with the most images could be significant at all -> PValueBasis."""
+    """What the p-values rest on, and whether a prompt with the fewest images could be significant at all -> PValueBasis."""
     methods = positions_by_prompt(samples.records).values()
     images = min(len(at) for prompts in methods for at in prompts.values())
     null = layer.nulls[layer.best_null]
