@@ -6,17 +6,19 @@ from safetensors import safe_open
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.model_files import lora_names, lora_strength
 
 
 def manifest_beside(model, lora=None) -> Manifest | None:
     """Of the LoRA if there is one, for its base was trained on other data; None where none lies there, or none that can be read.
 
-    model, lora: a folder or file, or a name on the hub, or nothing.
+    model: a folder or file, or a name on the hub. lora: files or folders, as --lora has them, or nothing; the first counts.
     """
-    named = Path(str(lora or model or ""))
+    loras = lora_names(lora)
+    named = Path(lora_strength(loras[0])[0] if loras else str(model or ""))
     folder = named if named.is_dir() else named.parent
     file = folder / "manifest.parquet"
-    if not (lora or model) or not named.exists() or not file.is_file():
+    if not (loras or model) or not named.exists() or not file.is_file():
         return None
     try:
         return Manifest.load(file)

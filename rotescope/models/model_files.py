@@ -1,10 +1,13 @@
 """Which files a model and a LoRA consist of, and what is missing of them; no library is loaded for it."""
 import json
+import math
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.models.tensor_files import PICKLES, check_tensor_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILES = (LORA_FILE, "adapter_model.safetensors")  # diffusers' name, and PEFT's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
              "PixArtAlphaPipeline", "PixArtSigmaPipeline")
 WEIGHTS = (("config.json",), ("*.safetensors",))
@@ -60,10 +63,37 @@ def read_index(folder):
     return found if isinstance(found, dict) else {}
 
 
-def find_lora(path):
-    """A LoRA file, or the folder that holds pytorch_lora_weights.safetensors -> the file; else InputError."""
+def lora_strength(text):
+    """`a.safetensors:0.8` -> ("a.safetensors", 0.8); without a number behind its last colon, or where such a file is there, 1."""
+    name, colon, number = str(text).rpartition(":")
+    try:
+        strength = float(number) if colon and name and not Path(text).exists() else None
+    except (ValueError, OSError):
+        strength = None
+    if strength is None:
+        return str(text), 1.0
+    if not math.isfinite(strength):
+        raise InputError(f"{text}: {number} is no strength; give a number such as 0.8 behind the colon")
+    return name, strength
+
+
+def lora_names(given):
+    """What --lora holds, one name or several or nothing -> a tuple of names, each with its strength if it has one."""
+    return () if not given else (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
+
+def lora_paths(given):
+    """The same without strengths."""
+    return tuple(lora_strength(text)[0] for text in lora_names(given))
+
+
+def find_lora(text):
+    """A LoRA file, or the folder that holds one, with a strength behind a colon or without -> the file; else InputError."""
+    path = Path(lora_strength(text)[0])
     check_utf8(path)
-    file = Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
+    file = next((path / name for name in LORA_FILES if (path / name).is_file()), path / LORA_FILE) if path.is_dir() else path
+    if file.suffix.lower() in PICKLES and file.is_file():
+        check_tensor_file(file)
     if file.suffix != ".safetensors" or not file.is_file():
         raise InputError(f"no LoRA at {path}: name a .safetensors file, or a folder with {LORA_FILE}")
     return file

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
-from rotescope.models.model_files import find_lora, find_model, may_be_on_hub
+from rotescope.models.model_files import find_lora, find_model, lora_names, lora_paths, may_be_on_hub
 
 DTYPE_NAMES = ("fp32", "fp16", "bf16")
 BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # in a clone, rotescope/train is a link
@@ -17,8 +17,9 @@ class ModelOptions(Options):
     HEADINGS: ClassVar = {"model": "the model"}
     model: str = str(BASE)
     """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), or its name on the hub"""
-    lora: str | None = None
-    """LoRA file or folder, on top of the model"""
+    lora: tuple[str, ...] | None = None
+    """LoRAs on top of the model, files or folders: diffusers', PEFT's, kohya's, ai-toolkit's, LyCORIS' (LoHa, LoKr, full), DoRA; a
+    strength may follow a colon: a.safetensors:0.8 b.safetensors"""
     allow_unused_keys: bool = False
     """go on though some weights of the LoRA belong to no layer of the model, and so change no image"""
     dtype: str = "fp32"
@@ -31,8 +32,13 @@ class ModelOptions(Options):
         if self.dtype not in DTYPE_NAMES:
             raise InputError(f"dtype={self.dtype!r}: take one of {', '.join(DTYPE_NAMES)}")
         check_model_name(self.model)
-        if self.lora:
-            find_lora(self.lora)
+        for name in lora_names(self.lora):
+            find_lora(name)
+
+    @property
+    def model_inputs(self):
+        """The files and folders that are read for the model, which no output may replace."""
+        return (self.model, *lora_paths(self.lora))
 
 
 def check_model_name(name):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
 from rotescope.models.lora import attach_lora
-from rotescope.models.model_files import find_lora, find_model, read_index
+from rotescope.models.model_files import find_lora, find_model, lora_names, lora_strength, read_index
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_OPTION = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"  # the newer name, where it is known
@@ -24,8 +24,8 @@ def check_model(options):
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
     find_model(options.model)
     chosen_device(options.device)
-    if options.lora:
-        find_lora(options.lora)
+    for name in lora_names(options.lora):
+        find_lora(name)
 
 
 def open_model(options):
@@ -48,10 +48,10 @@ def chosen_device(name):
 def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False):
     """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode.
 
-    lora: a file or folder; allow_unused_keys: though some of it belongs to no layer. parts: {component: what stands for it},
-    which are not loaded.
+    lora: files or folders, one or several, as lora_names takes them; allow_unused_keys: though some of it belongs to no layer.
+    parts: {component: what stands for it}, which are not loaded.
     """
-    folder, lora = find_model(name), find_lora(lora) if lora else None
+    folder, loras = find_model(name), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
     kind = read_index(folder)["_class_name"]
     unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
     try:
@@ -60,9 +60,9 @@ def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused
                 folder, **{DTYPE_OPTION: dtype}, use_safetensors=True, local_files_only=True, **unchecked | (parts or {}))
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"{name} cannot be loaded ({error}): copy it again") from error
-    if lora:
+    for file, strength in loras:
         with quiet():
-            attach_lora(pipe, lora, name, allow_unused_keys)
+            attach_lora(pipe, file, name, allow_unused_keys, strength)
     for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
         part.requires_grad_(False).eval()
     return pipe
