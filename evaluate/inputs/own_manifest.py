@@ -1,11 +1,9 @@
 """What a fine-tune left of its training images: a manifest beside the model, or counts in the LoRA's header."""
-import json
 from pathlib import Path
-
-from safetensors import safe_open
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.adapters.header import read_header
 from rotescope.models.model_files import lora_names, lora_strength
 
 
@@ -27,13 +25,10 @@ def manifest_beside(model, lora=None) -> Manifest | None:
 
 
 def pictures_in_header(file) -> int | None:
-    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it (`ss_dataset_dirs`: each folder
-    with its `img_count`); None where it counts none."""
+    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it; None where it counts none."""
     try:
-        with safe_open(file, "pt") as opened:
-            folders = json.loads((opened.metadata() or {}).get("ss_dataset_dirs", "{}"))
-        return sum(int(folder["img_count"]) for folder in folders.values()) or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a header may hold anything
+        return read_header(file).pictures
+    except InputError:
         return None
 
 

@@ -9,6 +9,8 @@ from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.models.adapters.adapter_file import AdapterFile, read_adapter, updates_of
 from rotescope.models.adapters.attachment import attach
+from rotescope.models.adapters.description import shapes_of
+from rotescope.models.adapters.embeddings import add_bundled
 from rotescope.models.adapters.layer_index import LayerIndex, PipelineLayer
 from rotescope.models.adapters.layer_updates import LayerUpdate
 from rotescope.models.adapters.translation import translated
@@ -56,6 +58,7 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
     except InputError as error:
         raise InputError(f"{file} is a LoRA of another model ({_family(found)}): its layers have other sizes than those of "
                          f"{model} ({error})") from error
+    add_bundled(pipe, found.embeddings, Path(file))
     if unused:
         say(f"warning: {told}")
     return found
@@ -96,9 +99,4 @@ def _keys(placed):
 
 def _family(found):
     """What the file is a LoRA of, by its layers."""
-    shapes = {}
-    for update in found.updates:
-        factors = {name: w.to("meta") for name, w in update.factors.items()}
-        delta = LayerUpdate(update.name, update.kind, factors).delta_weight()
-        shapes[update.name] = () if delta is None else tuple(delta.shape)
-    return f"it would fit {guess_family(shapes)}"
+    return f"it would fit {guess_family(shapes_of(found))}"

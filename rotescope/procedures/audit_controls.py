@@ -45,7 +45,8 @@ def adapter_effect(pipe, text, config):
         raise RunError(f"the latents of {config.model} hold no numbers (NaN): pass --dtype fp32")
     if torch.equal(adapted, plain):
         raise InputError(f"{' and '.join(lora_names(config.lora))} changes nothing: on one prompt and noise the output is that "
-                         f"of {config.model} to the bit, so its weights or its strength are 0; name a trained one, or audit the model without it")
+                         f"of {config.model} to the bit, so its weights or its strength are 0; name a trained one, or audit the "
+                         "model without it")
     return AdapterEffect(change)
 
 

@@ -42,7 +42,7 @@ class AdapterFile:
 def read_adapter(path: str | Path) -> AdapterFile:
     """The updates of a file that check_tensor_file takes. InputError, one line, for one that is not whole or is no adapter."""
     path = Path(path)
-    return updates_of(path, load_tensors(path), _noted(path))
+    return updates_of(path, load_tensors(path), read_noted(path))
 
 
 def updates_of(path: Path, tensors: dict[str, torch.Tensor], noted: dict | None = None) -> AdapterFile:
@@ -99,8 +99,8 @@ def _magnitude(factors):
 
 # ----- what PEFT notes beside its tensors
 
-def _noted(path):
-    """In the file's metadata, as diffusers writes it, or in adapter_config.json beside it."""
+def read_noted(path: Path) -> dict:
+    """-> PEFT's settings by part; in the file's metadata, as diffusers writes it, or in adapter_config.json beside it."""
     try:
         with safe_open(path, "pt") as opened:
             found = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "null"))

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class AdapterHeader:
     """
     folders: tuple[TrainingFolder, ...] = ()
     resolution: tuple[int, int] | None = None
-    buckets: Mapping[tuple[int, int], int] = ()  # type: ignore[assignment]
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     clip_skip: int | None = None
-    tags: Mapping[str, Mapping[str, int]] = ()  # type: ignore[assignment]
+    tags: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     triggers: tuple[str, ...] = ()
     base_model: str | None = None
     base_sha256: str | None = None
@@ -75,12 +75,12 @@ class AdapterHeader:
     prediction_type: str | None = None
     zero_terminal_snr: bool = False
     network_module: str | None = None
-    network_args: Mapping[str, Any] = ()  # type: ignore[assignment]
+    network_args: Mapping[str, Any] = field(default_factory=dict)
     network_dim: int | None = None
     network_alpha: float | None = None
     epochs: int | None = None
     steps: int | None = None
-    modelspec: Mapping[str, str] = ()  # type: ignore[assignment]
+    modelspec: Mapping[str, str] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -136,8 +136,8 @@ def header_of(metadata: Mapping[str, str]) -> AdapterHeader:
         notes.whole("ss_clip_skip"), tags, _triggers(spec, folders, tags), notes.text("ss_sd_model_name"),
         notes.text("ss_new_sd_model_hash"), family, notes.flag("ss_v2"), "xl" in family.lower() if family else None,
         {"v": "v_prediction"}.get(kind or "", kind), bool(notes.flag("ss_zero_terminal_snr")), notes.text("ss_network_module"),
-        notes.table("ss_network_args"), notes.whole("ss_network_dim"), notes.number("ss_network_alpha"), notes.whole("ss_num_epochs"),
-        notes.whole("ss_steps"), spec, tuple(dict.fromkeys(notes.wrong)))
+        notes.table("ss_network_args"), notes.whole("ss_network_dim"), notes.number("ss_network_alpha"),
+        notes.whole("ss_num_epochs"), notes.whole("ss_steps"), spec, tuple(dict.fromkeys(notes.wrong)))
 
 
 class _Notes:
@@ -187,15 +187,16 @@ def _folders(notes):
              for name, said in list(notes.table(key).items())[:MOST_FOLDERS]]
     if not found and notes.text("ss_datasets"):
         sets = notes._read("ss_datasets", lambda text: _checked(json.loads(text), list)) or []
-        subsets = [subset for one in sets if isinstance(one, dict) for subset in one.get("subsets") or () if isinstance(subset, dict)]
+        subsets = [subset for one in sets if isinstance(one, dict) for subset in one.get("subsets") or ()
+                   if isinstance(subset, dict)]
         found = [_folder(subset.get("image_dir") or subset.get("metadata_file") or "a folder",
                          {"n_repeats": subset.get("num_repeats"), "img_count": subset.get("img_count")},
                          subset.get("is_reg") is True, notes, "ss_datasets") for subset in subsets[:MOST_FOLDERS]]
     return tuple(folder for folder in found if folder is not None)
 
 
-def _folder(name, said, is_regularization, notes, key):
-    counts = [said.get("n_repeats"), said.get("img_count")] if isinstance(said, dict) else ["?"]
+def _folder(name: object, said: Any, is_regularization: bool, notes: Any, key: str) -> TrainingFolder | None:
+    counts: list[Any] = [said.get("n_repeats"), said.get("img_count")] if isinstance(said, dict) else ["?"]
     if not all(count is None or _is_count(count) for count in counts):
         notes.wrong.append(key)
         return None
@@ -215,9 +216,9 @@ def _buckets(notes):
     found: Counter[tuple[int, int]] = Counter()
     buckets = notes.table("ss_bucket_info").get("buckets")
     for bucket in list(buckets.values())[:MOST_FOLDERS] if isinstance(buckets, dict) else ():
-        size, count = (bucket.get("resolution"), bucket.get("count")) if isinstance(bucket, dict) else (None, None)
-        if isinstance(size, list) and len(size) == 2 and all(map(_is_count, (*size, count))):
-            found[size[0], size[1]] += count
+        said = [*(bucket.get("resolution") or ()), bucket.get("count")] if isinstance(bucket, dict) else []
+        if len(said) == 3 and all(map(_is_count, said)):
+            found[said[0], said[1]] += said[2]
         else:
             notes.wrong.append("ss_bucket_info")
     return dict(found)
@@ -228,8 +229,8 @@ def _triggers(spec, folders, tags):
     if said := spec.get("modelspec.trigger_phrase"):
         return (said,)
     found = [NUMBER.sub("", folder.name) for folder in folders if NUMBER.match(folder.name) and not folder.is_regularization]
-    pictures = {folder.name: folder.pictures for folder in folders if not folder.is_regularization}
+    pictures = {folder.name: folder.pictures for folder in folders}
     for name, counts in tags.items():
-        of = pictures.get(name) or max(counts.values(), default=0)
-        found += [tag.strip() for tag, n in sorted(counts.items(), key=lambda item: -item[1])[:GUESSES] if n >= SHARE * max(of, 1)]
+        least = SHARE * (pictures.get(name) or max(counts.values(), default=1))
+        found += [tag.strip() for tag, n in sorted(counts.items(), key=lambda item: -item[1])[:GUESSES] if n >= least]
     return tuple(dict.fromkeys(filter(None, found)))[:GUESSES]
