@@ -6,7 +6,7 @@ from typing import ClassVar
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
 from rotescope.models.model_files import find_embedding, find_lora, find_model, lora_names, lora_paths, may_be_on_hub
-from rotescope.models.single_files.checks import find_checkpoint
+from rotescope.models.single_files.checks import find_model_path
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DTYPE_NAMES = ("fp32", "fp16", "bf16")
@@ -44,7 +44,7 @@ class ModelOptions(Options):
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             raise InputError(f"prediction_type={self.prediction_type!r}: take one of {', '.join(PREDICTION_TYPES)}")
         if not may_be_on_hub(self.model):
-            find_checkpoint(self.model, self.model_config)
+            find_model_path(self.model, self.model_config)
         for name in lora_names(self.lora):
             find_lora(name)
         for name in self.embedding or ():

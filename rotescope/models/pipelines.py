@@ -12,7 +12,7 @@ from rotescope.common.quiet_libraries import quiet
 from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.lora import attach_lora
 from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength, read_index
-from rotescope.models.single_files.checks import find_checkpoint
+from rotescope.models.single_files.checks import find_model_path
 from rotescope.models.single_files.opening import open_single_file, set_prediction_type
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,7 +25,7 @@ def check_model(options):
     """Raise InputError if open_model could not."""
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
-    find_checkpoint(options.model, options.model_config)
+    find_model_path(options.model, options.model_config)
     chosen_device(options.device)
     for name in lora_names(options.lora):
         find_lora(name)
@@ -59,7 +59,7 @@ def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused
     parts: {component: what stands for it}, which are not loaded. embeddings: files of textual inversions. model_config: the
     folder of configurations for a single file. prediction_type: what the denoiser predicts, if not what the model says.
     """
-    path, loras = find_checkpoint(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
+    path, loras = find_model_path(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
     options = {DTYPE_OPTION: dtype} | (parts or {})
     pipe = open_single_file(path, model_config, options) if path.is_file() else _open_folder(name, path, options)
     if prediction_type:
