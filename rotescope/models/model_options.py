@@ -25,7 +25,7 @@ class ModelOptions(Options):
     what the file lacks; SD 1, 2 and XL need none"""
     prediction_type: str | None = None
     """what the denoiser predicts, if the model says it wrong or not at all: epsilon, v_prediction or sample"""
-    lora: tuple[str, ...] | None = None
+    lora: tuple[str, ...] | str | None = None
     """LoRAs on top of the model, files or folders (diffusers, PEFT, kohya, ai-toolkit, LyCORIS, DoRA); a strength may follow a
     colon: a.safetensors:0.8 b.safetensors"""
     embedding: tuple[str, ...] | None = None

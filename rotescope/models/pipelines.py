@@ -7,12 +7,15 @@ import torch
 from diffusers.pipelines import pipeline_utils
 from safetensors.torch import load_file, save_file
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
+from rotescope.models.adapters.description import describe_adapter
 from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.lora import attach_lora
-from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength, read_index
+from rotescope.models.model_files import find_embedding, find_lora, is_single_file, lora_names, lora_strength, read_index
 from rotescope.models.single_files.checks import find_model_path
+from rotescope.models.single_files.contents import describe_model
 from rotescope.models.single_files.opening import open_single_file, set_prediction_type
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -34,10 +37,21 @@ def check_model(options):
 
 
 def open_model(options):
-    """ModelOptions -> the pipeline, where it is to run."""
+    """ModelOptions -> the pipeline, where it is to run; what was understood of the user's files is told on stderr."""
+    for line in understood(options):
+        say(line)
     return load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
                          embeddings=options.embedding or (), model_config=options.model_config,
                          prediction_type=options.prediction_type).to(chosen_device(options.device))
+
+
+def understood(options):
+    """-> lines on the single file and the LoRAs that ModelOptions names: what they are, by their headers."""
+    lines = describe_model(options.model).lines()[:1] if is_single_file(options.model) else []
+    for text in lora_names(options.lora):
+        first, second, *header = describe_adapter(find_lora(text)).lines()
+        lines += [first, f"  {second}; attached at strength {lora_strength(text)[1]:g}", *(f"  {line}" for line in header)]
+    return lines
 
 
 def chosen_device(name):
