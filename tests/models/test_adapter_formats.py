@@ -170,6 +170,9 @@ FUSED = [  # an original layer and those that its rows are; SD3's and FLUX's las
     ("flux", "diffusion_model.double_blocks.0.txt_attn.qkv", [f"transformer_blocks.0.attn.add_{x}_proj" for x in "qkv"], False),
     ("flux", "lora_unet_single_blocks_0_linear1",
      [*(f"single_transformer_blocks.0.attn.to_{x}" for x in "qkv"), "single_transformer_blocks.0.proj_mlp"], False),
+    ("flux", "double_blocks.0.processor.qkv_lora1", [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"], False),
+    ("flux", "double_blocks.0.processor.proj_lora2", ["transformer_blocks.0.attn.to_add_out"], False),
+    ("flux", "single_blocks.0.processor.qkv_lora", [f"single_transformer_blocks.0.attn.to_{x}" for x in "qkv"], False),
     ("flux", "lora_unet_final_layer_adaLN_modulation_1", ["norm_out.linear"], True),
     ("sd3", "lora_unet_joint_blocks_0_x_block_attn_qkv", [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"], False),
     ("sd3", "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1", ["transformer_blocks.0.norm1_context.linear"], False),
@@ -182,8 +185,10 @@ FUSED = [  # an original layer and those that its rows are; SD3's and FLUX's las
 def test_a_layer_that_is_one_in_the_original_is_cut(form, family, name, layers, swapped, pipes, tmp_path):
     pipe = pipes(family)
     before = [own_weight(pipe, "transformer", layer).clone() for layer in layers]
-    found, delta = PARTS[form]((sum(w.shape[0] for w in before), before[0].shape[1]), 0)
-    save_file({f"{name}.{end}": w for end, w in found.items()}, tmp_path / "a.safetensors")
+    found, delta = PARTS[form if "processor" not in name else "no alpha"](
+        (sum(w.shape[0] for w in before), before[0].shape[1]), 0)
+    ends = {end: end.removeprefix("lora_") if "processor" in name else end for end in found}  # XLabs: qkv_lora1.down.weight
+    save_file({f"{name}.{ends[end]}": w for end, w in found.items()}, tmp_path / "a.safetensors")
     attach_lora(pipe, tmp_path / "a.safetensors", "it")
     parts = delta.split([w.shape[0] for w in before])
     if swapped:

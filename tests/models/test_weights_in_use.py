@@ -43,7 +43,8 @@ def test_generate_takes_a_single_file_adapters_and_an_embedding(tmp_path, capsys
     told = capsys.readouterr().err
     assert f"{file}: a single-file checkpoint of Stable Diffusion" in told
     assert f"{one}: LoRA for Stable Diffusion" in told
-    assert "rank 2, strength 0.5 (alpha/rank); 2 layers of the denoiser, 1 layer of the text encoder; attached at strength 0.5" in told
+    assert ("rank 2, strength 0.5 (alpha/rank); 2 layers of the denoiser, 1 layer of the text encoder; attached at strength "
+            "0.5") in told
     assert "the word zwx in a prompt calls it (1 vector)" in told
     run = json.loads((tmp_path / "all/run.json").read_text())
     assert [part.partition(":")[2] for part in run["hashes"]["lora"].split()] == ["0.5", "1"]
