@@ -10,6 +10,7 @@ from rotescope.models.adapters.attachment import attach
 from rotescope.models.adapters.description import shapes_of
 from rotescope.models.adapters.embeddings import add_bundled
 from rotescope.models.adapters.layer_index import LayerIndex, PipelineLayer
+from rotescope.models.adapters.layer_names import format_of
 from rotescope.models.adapters.layer_updates import LayerUpdate
 from rotescope.models.model_families import guess_family
 
@@ -53,6 +54,8 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
     except InputError as error:
         raise InputError(f"{file} is a LoRA of another model ({_family(found)}): its layers have other sizes than those of "
                          f"{model} ({error})") from error
+    if format_of(found.weights) == "PEFT" and any(update.rank and update.alpha is None for update in found.updates):
+        say(f"{file} does not say its alpha, and no adapter_config.json is beside it: it is taken as the rank")
     add_bundled(pipe, found.embeddings, Path(file))
     if unused:
         say(f"warning: {told}")

@@ -57,6 +57,8 @@ def check_tensor_file(path: str | Path) -> Path:
     if start.startswith(PICKLED) or zipfile.is_zipfile(path):
         raise InputError(f"{path} is a pickle under another name, which may run any program when it is opened, so it is not "
                          f"read: {CONVERT}")
+    if start.startswith(b"GGUF"):
+        raise InputError(f"{path} is a GGUF, whose weights are cut to few bits: name the .safetensors that it was made of")
     if len(start) < 9 or start[8:9] != b"{":
         raise InputError(f"{path} is no safetensors file: copy it again, or name another one")
     return path

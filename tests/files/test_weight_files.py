@@ -124,6 +124,7 @@ REFUSED = [  # what the file is, what is said of it as a LoRA
     *((f"a pickle, .{end}", pickled(f"a.{end}"), "is a pickle by its name") for end in ("ckpt", "bin", "pth")),
     ("a pickle under another name", pickled("a.safetensors"), "is a pickle under another name"),
     ("a zip of a pickle", zipped, "is a pickle under another name"),
+    ("a GGUF", lambda f: holding_bytes(f, b"GGUF" + b"\0" * 99), "is a GGUF"),
     ("nothing", header_of(b"", 0), "is no safetensors file"),
     ("a picture", lambda f: holding_bytes(f, b"\x89PNG" + b"\0" * 99), "is no safetensors file"),
     ("cut in its header", changed(100), "is cut short within its header: copy it again"),

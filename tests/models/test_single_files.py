@@ -7,12 +7,13 @@ from importlib.resources import files
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import save_file
 from tiny_families import tiny_family
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from rotescope.common.errors import InputError
-from rotescope.models.adapters.original_names import unet_name
+from rotescope.models.adapters.original_names import unet_name, unet_names
 from rotescope.models.pipelines import load_pipeline
 from rotescope.models.single_files.configuration import CONFIGS, configuration_folder
 from rotescope.models.single_files.contents import describe_model
@@ -145,6 +146,21 @@ def test_configurations_that_ship_have_the_published_sizes(name):
                 module = kind.from_config(parts[part])
             found[part] = sum(p.numel() for p in module.parameters())
     assert found == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_original_names_are_those_that_diffusers_converts(name):
+    """Of each layer of the real models: its loader makes our name of it again."""
+    settings = json.loads((CONFIGS / f"{name}.json").read_text())["unet"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(settings)
+    layers = {key: module for key, module in unet.named_modules() if hasattr(module, "weight")}
+    originals = {ours[0]: name for name, ours in unet_names(set(layers), settings["layers_per_block"])}
+    assert set(originals) == set(layers)
+    marked = {f"model.diffusion_model.{original}.{end}": torch.tensor(float(n)) for n, original in enumerate(originals.values())
+              for end in ("weight", "bias")}
+    back = convert_ldm_unet_checkpoint(dict(marked), dict(unet.config))
+    assert {float(back[f"{layer}.weight"]): layer for layer in originals} == dict(enumerate(originals))
 
 
 def test_the_tokenizer_that_is_made_is_clips():

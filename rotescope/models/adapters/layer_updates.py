@@ -87,7 +87,7 @@ class LayerUpdate:
 
     def delta_weight(self) -> torch.Tensor | None:
         """ΔW in float32 or more, α and all: (out, in), or (out, in, k, k) where the factors say so; None if it has none."""
-        factors = {name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in self.factors.items()}
+        factors = {name: _wide(w) for name, w in self.factors.items()}
         delta = _DELTAS[self.kind](factors)
         if delta is None:
             return None
@@ -98,9 +98,14 @@ class LayerUpdate:
         bias = next((self.factors[name] for name in ("diff_b", "b_norm", "up_bias") if name in self.factors), None)
         if bias is None:
             return None
-        bias = bias.to(torch.promote_types(bias.dtype, torch.float32))
+        bias = _wide(bias)
         return (torch.cat([bias[part] for part in self.rows]) if self.rows else bias) * (
             self.scale if "up_bias" in self.factors else 1.0)
+
+
+def _wide(numbers):
+    """In float32, or as they are where that is more; 8-bit floats have no arithmetic of their own."""
+    return numbers if numbers.dtype.itemsize >= 4 else numbers.to(torch.float32)
 
 
 def _rows_of(magnitude, rows):
@@ -114,7 +119,7 @@ def updated_weight(weight: torch.Tensor, update: LayerUpdate, strength: float = 
 
     Raises InputError if the update has another size than the weight.
     """
-    start = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    start = _wide(weight)
     delta = update.delta_weight()
     if delta is None:
         return start
