@@ -123,8 +123,7 @@ REFUSED = [  # what the file is, what is said of it as a LoRA
     ("a pickle, .pt", pickled("a.pt"), "is a pickle by its name, which may run any program .* weights_only=True"),
     *((f"a pickle, .{end}", pickled(f"a.{end}"), "is a pickle by its name") for end in ("ckpt", "bin", "pth")),
     ("a pickle under another name", pickled("a.safetensors"), "is a pickle under another name"),
-    ("a zip of a pickle", zipped, "is a pickle under another name"),
-    ("a GGUF", lambda f: holding_bytes(f, b"GGUF" + b"\0" * 99), "is a GGUF"),
+    ("a zip of a pickle", zipped, "is a pickle under another name"), ("a GGUF", lambda f: holding_bytes(f, b"GGUF" + b"\0" * 99), "is a GGUF"),
     ("nothing", header_of(b"", 0), "is no safetensors file"),
     ("a picture", lambda f: holding_bytes(f, b"\x89PNG" + b"\0" * 99), "is no safetensors file"),
     ("cut in its header", changed(100), "is cut short within its header: copy it again"),
@@ -152,6 +151,9 @@ REFUSED = [  # what the file is, what is said of it as a LoRA
     ("LoKr of another width", holding(lambda: adapter({next(iter(TINY)): (32, 16)}, "LoKr")), "is a LoRA of another model"),
     ("half of a layer", holding(lambda: {k: w for k, w in adapter(TINY, "alpha").items() if "up" not in k}),
      "so it is not whole: copy it again"),
+    *((f"{form} of two ranks", holding(lambda form=form: {
+        k: w[:1] if k.endswith(("_down.weight", "w1_b", "w2_b")) else w for k, w in adapter(TINY, form).items()}),
+       "whose sizes do not fit each other .*: copy it again") for form in ("alpha", "LoHa", "LoKr, both factored")),
     ("half of a LoKr", holding(lambda: {k: w for k, w in adapter(TINY, "LoKr").items() if "w1" not in k}), "it is not whole"),
     ("one layer in two formats", holding(lambda: adapter(TINY, "alpha") | adapter(
         {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (16, 16)}, "PEFT")), "two formats for one layer"),

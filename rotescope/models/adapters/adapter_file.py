@@ -92,9 +92,20 @@ def _update(path, found, tensors, noted):
                          alpha or None, _magnitude(factors), numbers.get("scalar", 1.0))
     if not update.is_whole:
         raise InputError(f"{path} lacks weights of layers of which it has others ({layer}), so it is not whole: copy it again")
+    _check_factors(path, update)
     if told is not None and noted.get("rslora") and update.rank:  # α/√r, Kalajdzievski 2023, arXiv 2312.03732
         return replace(update, alpha=told * update.rank ** 0.5)
     return update
+
+
+def _check_factors(path, update):
+    """InputError if the sizes of the factors do not fit each other; no number is computed."""
+    try:
+        replace(update, factors={name: torch.empty(w.shape, device="meta") for name, w in update.factors.items()}).delta_weight()
+    except (RuntimeError, IndexError, ValueError) as error:
+        sizes = ", ".join(f"{name} {' × '.join(map(str, w.shape))}" for name, w in update.factors.items())
+        raise InputError(f"{path} has factors of {update.name} whose sizes do not fit each other ({sizes}): copy it "
+                         "again") from error
 
 
 def _magnitude(factors):
