@@ -2,11 +2,12 @@
 
 A copy is a number in the manifest: it costs no memory, no file and no second reading.
 """
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from rotescope.common.errors import InputError
-from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.manifest import Manifest, exact_copies
 from rotescope.models.seeds import hashed_integer
 
 CAPTION_STYLES = ("same", "one", "several")
@@ -89,9 +90,11 @@ def apply_dcr(manifest, duplication, fraction=0.05, weight=5, seed=0):
 
 def check_served(manifest, samples):
     """Raise InputError if a run of `samples` samples, steps times global batch, ends before every copy was shown once."""
-    if samples < manifest.copies:
+    epochs = math.ceil(max(1, *(1 / exact_copies(e.copies) for e in manifest)))   # until the rarest was shown once
+    needed = math.ceil(epochs * exact_copies(manifest.copies))
+    if samples < needed:
         dose = max(e.copies for e in manifest)
-        raise InputError(f"the plan takes {manifest.copies} samples to show each image as often as it says (up to {dose} times), "
+        raise InputError(f"the plan takes {needed} samples to show each image as often as it says (up to {dose:g} times), "
                          f"and the run serves {samples}: train longer, in larger batches, or plan fewer copies")
 
 
