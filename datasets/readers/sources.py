@@ -10,6 +10,7 @@
     folder that `Dataset.save_to_disk` wrote, or the NAME/OF a data set on Hugging Face's hub
 """
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Quarantined
 
 USUAL = DataOptions()
+ONE = re.compile(r"(picture|mask|cache)s\b")
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def sentences(found: Listing) -> tuple[str, ...]:
 
 
 def counted(set_aside: tuple[tuple[str, int], ...]) -> str:
-    """[("masks", 12), ("latents caches", 30)] -> "12 masks, 30 latents caches"."""
-    return ", ".join(f"{n:,} {what}" for what, n in set_aside)
+    """[("masks", 12), ("latents caches", 1)] -> "12 masks, 1 latents cache"."""
+    return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}" for what, n in set_aside)
 
 
 def _but(found):
