@@ -31,7 +31,7 @@ class Example:
     row: int | None             # row in that table, or place among that archive's files; None for an image file
     sha256: str                 # of the encoded bytes
     copies: int | float = 1     # how often an epoch shows it; a fraction is exact over the epochs: 1.5 is 3 times in two
-    group: str = ""             # "duplicated" | "control" | ""; set by the duplication plan
+    group: str = ""             # "duplicated" | "control" | ""; set by the duplication plan, or by copies that differ
     served: int = 0             # how often training did show it; set by train/
     matched: str = ""           # a control's: image_id of the duplicated image that it was chosen to resemble
     note: str = ""              # what a trainer's configuration says of it beside, such as that its tags are shuffled

@@ -96,7 +96,7 @@ def _is_within(place, folder):
 def _is_blob(place, folder):
     """Whether a link leads into the blobs beside the snapshot that `folder` is part of."""
     snapshots = next((p for p in folder.absolute().parents if p.name == "snapshots"), None)
-    return bool(snapshots) and _is_within(place, snapshots.parent / "blobs")
+    return snapshots is not None and _is_within(place, snapshots.parent / "blobs")
 
 
 def _hint(name):

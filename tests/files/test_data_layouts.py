@@ -1,7 +1,7 @@
 """What people have on their disks as training data: each layout, good, damaged and contradictory, as a tiny real tree.
 
-A case says which files lie there, and what is understood: {picture: (copies, captions)} and the lines that are said; or the one line
-of an error.
+A case says which files lie there, and what is understood: {picture: (copies, captions)} and the lines that are said;
+or the one line of an error.
 """
 import json
 import re
@@ -93,8 +93,8 @@ KOHYA = [
 
 SIDE_FILES = [
     Case("three kinds of caption files", {
-        "a.png": P, "a.txt": "a", "b.png": P, "b.caption": "b", "c.png": P, "c.json": {"caption": "a cat", "tags": ["cat", "rug"]},
-        "d.png": P, "d.json": {"tags": "dog, grass"}},
+        "a.png": P, "a.txt": "a", "b.png": P, "b.caption": "b", "c.png": P,
+        "c.json": {"caption": "a cat", "tags": ["cat", "rug"]}, "d.png": P, "d.json": {"tags": "dog, grass"}},
         {"a.png": (1, "a"), "b.png": (1, "b"), "c.png": (1, "a cat, cat, rug"), "d.png": (1, "dog, grass")}),
     Case("caption files that differ", {"a.png": P, "a.txt": "a cat", "a.caption": "a dog"}, {"a.png": (1, "a cat")},
          ("note: 1 picture has .txt and .caption beside it that say different things: .txt counts; --caption_extension names",)),
@@ -124,7 +124,8 @@ SIDE_FILES = [
         ("note: 2 control pictures, 1 hidden picture, 1 latents cache, 2 masks set aside",)),
     Case("AVIF, and capitals", {"a.AVIF": P, "a.txt": "a", "b.Jpeg": P, "b.txt": "b"}, {"a.AVIF": (1, "a"), "b.Jpeg": (1, "b")}),
     Case("only masks", {"a-masklabel.png": P}, error="holds no images, only 1 mask:"),
-    Case("DreamBooth", {"dog/a.png": P, "dog/a.txt": "not this", "class/r.png": P, "class/s.png": P}, {"dog/a.png": (1, "sks dog")},
+    Case("DreamBooth", {"dog/a.png": P, "dog/a.txt": "not this", "class/r.png": P, "class/s.png": P},
+         {"dog/a.png": (1, "sks dog")},
          ("note: 2 class pictures (--class_data_dir) set aside",
           "note: all pictures are taken for trained under 'sks dog': their caption files are not read"),
          options={"instance_prompt": "sks dog", "class_data_dir": "{}/class"}),
@@ -168,8 +169,8 @@ KOHYA_CONFIGS = [
           "note: 10_dog/ is shown 2 times, as num_repeats says: the 10 in its name does not count here"), at="set.toml"),
     Case("kohya's JSON with metadata", {
         "set.json": subset(metadata_file="dog/meta.json", num_repeats=3),
-        "dog/meta.json": {"a.png": {"caption": "a dog", "tags": "dog, grass"}, "b": {"tags": "only, tags"}, "c.png": {"caption": "c"},
-                          "../out.png": {"caption": "out"}, "/etc/hostname": {"caption": "x"}},
+        "dog/meta.json": {"a.png": {"caption": "a dog", "tags": "dog, grass"}, "b": {"tags": "only, tags"},
+                          "c.png": {"caption": "c"}, "../out.png": {"caption": "out"}, "/etc/hostname": {"caption": "x"}},
         "dog/a.png": P, "dog/b.JPG": P, "out.png": P},
         {"dog/a.png": (3, "a dog,dog, grass"), "dog/b.JPG": (3, "only, tags")},
         bad=("meta.json: there is no picture c.png", "meta.json: ../out.png leads out of", "/etc/hostname leads out of"),
@@ -182,9 +183,10 @@ KOHYA_CONFIGS = [
         {"dog/a.png": (5, "a dog")}, ("note: 1 picture is listed twice: the repeats are added",), at="set.json"),
     Case("no image_dir", {"set.toml": "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2"}, at="set.toml",
          error=r"subset 1 of data set 1, has no image_dir: name the folder"),
-    Case("an image_dir that is not there", {"set.json": subset()}, error="names the folder 'dog', and there is none", at="set.json"),
-    Case("an image_dir on another system", {"set.json": {"datasets": [{"subsets": [{"image_dir": "C:\\train\\dog"}]}]}}, at="set.json",
-         error="it is a path of Windows", options={"allow_outside_paths": True}),
+    Case("an image_dir that is not there", {"set.json": subset()}, at="set.json",
+         error="names the folder 'dog', and there is none"),
+    Case("an image_dir on another system", {"set.json": {"datasets": [{"subsets": [{"image_dir": "C:\\train\\dog"}]}]}},
+         at="set.json", error="it is a path of Windows", options={"allow_outside_paths": True}),
     Case("an image_dir outside", {"in/set.json": {"datasets": [{"subsets": [{"image_dir": "../dog"}]}]}, "dog/a.png": P},
          error=r"'\.\./dog', which lies outside of its own folder: pass --allow_outside_paths", at="in/set.json"),
     Case("an image_dir outside, allowed", {
@@ -192,14 +194,15 @@ KOHYA_CONFIGS = [
         {"in/../dog/a.png": (1, "dog")}, at="in/set.json", options={"allow_outside_paths": True}),
     Case("repeats that are no number", {"set.json": subset(num_repeats="many"), "dog/a.png": P}, at="set.json",
          error="subset 1 of data set 1, has num_repeats 'many': write a number"),
-    Case("no repeats", {"set.json": subset(num_repeats=0), "dog/a.png": P}, error="holds no images, only 1 picture with 0 repeats",
-         at="set.json"),
+    Case("no repeats", {"set.json": subset(num_repeats=0), "dog/a.png": P}, at="set.json",
+         error="holds no images, only 1 picture with 0 repeats"),
     Case("captions of another extension", {"set.json": subset(caption_extension=".caption"), "dog/a.png": P, "dog/a.txt": "a"},
          error=r"a\.png has no caption", at="set.json"),
     Case("a TOML cut short", {"set.toml": "[[datasets"}, error=r"set\.toml is no TOML", at="set.toml"),
     Case("a folder without pictures", {"set.json": subset(), "dog/deep/a.png": P}, error="holds no images", at="set.json"),
     Case("an unknown configuration", {"set.yaml": "a: 1"}, error="is no configuration of data that is known", at="set.yaml"),
-    Case("YAML that would build objects", {"set.yaml": "!!python/object/apply:os.system [ls]"}, error="is no YAML", at="set.yaml"),
+    Case("YAML that would build objects", {"set.yaml": "!!python/object/apply:os.system [ls]"}, at="set.yaml",
+         error="is no YAML"),
 ]
 
 
@@ -233,7 +236,7 @@ ONETRAINER = [
 
 
 def ai_toolkit(**settings):
-    return {"job": "extension", "config": {"process": [{"trigger_word": "sks", "datasets": [{"folder_path": "dog", **settings}]}]}}
+    return {"config": {"process": [{"trigger_word": "sks", "datasets": [{"folder_path": "dog", **settings}]}]}}
 
 
 AI_TOOLKIT = [
@@ -273,10 +276,11 @@ def backend(**settings):
 
 SIMPLETUNER = [
     Case("SimpleTuner's backends", {
-        "multidatabackend.json": [*backend(), {"id": "c", "dataset_type": "conditioning", "type": "local", "instance_data_dir": "cond"},
-                                  {"id": "n", "type": "local", "instance_data_dir": "cat", "caption_strategy": "filename"},
-                                  {"id": "i", "type": "local", "instance_data_dir": "bird", "caption_strategy": "instanceprompt",
-                                   "instance_prompt": "a bird", "repeats": 1}, {"id": "x", "instance_data_dir": "x", "disabled": True}],
+        "multidatabackend.json": [
+            *backend(), {"id": "c", "dataset_type": "conditioning", "type": "local", "instance_data_dir": "cond"},
+            {"id": "n", "type": "local", "instance_data_dir": "cat", "caption_strategy": "filename"},
+            {"id": "i", "type": "local", "instance_data_dir": "bird", "caption_strategy": "instanceprompt",
+             "instance_prompt": "a bird", "repeats": 1}, {"id": "x", "instance_data_dir": "x", "disabled": True}],
         "dog/a.png": P, "dog/a.txt": "a dog\nthe dog", "dog/deep/b.png": P, "dog/deep/b.txt": "b", "cond/a.png": P,
         "cat/my_cat_1.png": P, "bird/z.png": P, "dog/aspect_ratio_bucket_indices_dog.json": "{}"},
         {"dog/a.png": (5, "a dog", "the dog"), "dog/deep/b.png": (5, "b"), "cat/my_cat_1.png": (1, "my cat 1"),
@@ -294,7 +298,8 @@ HUGGING_FACE = [
         "data/train/a.png": P, "data/train/deep/b.png": P, "data/test/metadata.csv": "file_name,text\nc.png,a cow\n",
         "data/test/c.png": P, "README.md": "x"},
         {"data/train/a.png": (1, "a dog"), "data/train/deep/b.png": (1, "a cat")},
-        ("1 file is left out of {}, not named in data/train/metadata.jsonl: README.md", "note: 1 picture of other splits set aside")),
+        ("1 file is left out of {}, not named in data/train/metadata.jsonl: README.md",
+         "note: 1 picture of other splits set aside")),
     Case("the only split", {"data/test/metadata.csv": "file_name,text\nc.png,a cow\n", "data/test/c.png": P},
          {"data/test/c.png": (1, "a cow")}),
     Case("metadata of several folders", {"x/metadata.csv": "file_name,text\na.png,a\n", "x/a.png": P,

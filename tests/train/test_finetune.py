@@ -117,7 +117,7 @@ def test_an_epoch_shows_each_image_exactly_as_often_as_planned():
 
 
 def test_fractions_of_copies_are_exact_over_the_epochs():
-    """Of 1.5 copies come 3 in two epochs, of 1/4 one in four, of 10/3, as a float has it, ten in three; in no epoch all leftovers."""
+    """Of 1.5 copies come 3 in two epochs, of 1/4 one in four, of 10/3, as a float has it, ten in three."""
     copies = [1.5, 0.25, 1, 10 / 3, 0.1, 1.5]
     passes = ShuffledPasses(copies, torch.Generator().manual_seed(0))
     whole = passes.take(60 * 3 + 60 // 4 + 60 + 200 + 6)[0]   # sixty epochs
