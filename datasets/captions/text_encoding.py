@@ -54,16 +54,16 @@ def decode_text(data: bytes, name: str, encoding: str = "") -> str:
 def guess_encoding(data: bytes) -> str:
     """The likeliest of shift_jis, gbk and cp1252, for bytes that are no UTF-8.
 
-    East Asian bytes come in pairs, so letters beyond ASCII stand in runs; an accented letter of Western Europe stands alone.
+    Kana show Japanese. Other East Asian bytes come in pairs, so letters beyond ASCII stand in runs; an accented letter of Western
+    Europe stands alone.
     """
+    if _is_mostly(data, "shift_jis", KANA):
+        return "shift_jis"
     runs = re.findall(rb"[\x80-\xff]+[\x40-\xff]?", data)
     alone = sum(len(run.rstrip(bytes(range(0x80)))) == 1 for run in runs)
     if alone > len(runs) / 2:
         return "cp1252"
-    for kind, script in (("shift_jis", KANA), ("gbk", HAN), ("shift_jis", HAN)):
-        if _is_mostly(data, kind, script):
-            return kind
-    return "cp1252"
+    return next((kind for kind in ("gbk", "shift_jis") if _is_mostly(data, kind, HAN)), "cp1252")
 
 
 def check_encoding(encoding: str) -> None:

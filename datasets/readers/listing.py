@@ -14,7 +14,7 @@ from rotescope.datasets.manifest import Example, Manifest, exact_copies, plain_c
 from rotescope.datasets.readers.formats import from_hub, from_parquet, from_saved_dataset, from_tar
 from rotescope.datasets.readers.image_folder import from_metadata, metadata_file, nested_metadata
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Entry, Item, Quarantined, Remark, SetAside
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside
 from rotescope.datasets.trainers.picture_tree import unreadable
 from rotescope.datasets.trainers.registry import configuration_layout, folder_layout, is_configuration
 
@@ -27,7 +27,7 @@ PLAIN = "folder of pictures"
 class Listing:
     """What a path lists, in order, and what was set aside on the way."""
     layout: str                                    # in words
-    entries: tuple[Entry | Example | Quarantined, ...]
+    entries: tuple[ListedPicture | Example | Quarantined, ...]
     set_aside: tuple[tuple[str, int], ...] = ()    # (what it is, how many)
     remarks: tuple[str, ...] = ()                  # sentences on how it was read
     unused: tuple[str, ...] = ()                   # a sentence on files of no known kind
@@ -106,7 +106,7 @@ def _by_metadata(folder, files):
     if not used:
         return None
     entries = [entry for file in used for entry in _listed(from_metadata, file)]
-    named = {Path(os.path.normpath(e.file)) for e in entries if isinstance(e, Entry)}
+    named = {Path(os.path.normpath(e.file)) for e in entries if isinstance(e, ListedPicture)}
     inside = {f for other in others for f in files if f.is_relative_to(other.parent)}
     aside = sum(f.suffix.lower() in IMAGES for f in inside)
     known = {*used, *named, *inside}
@@ -125,7 +125,7 @@ def _collected(layout, items: Iterable[Item], folder, why):
             rest += [] if item.reason else [Path(item.file)]
         elif isinstance(item, Remark):
             remarks.append(item.sentence)
-        elif isinstance(item, Entry):
+        elif isinstance(item, ListedPicture):
             key = (os.path.normpath(item.file), item.row, item.captions)
             twice += key in entries
             entries[key] = _added(entries.get(key), item)
@@ -142,7 +142,7 @@ def _added(before, entry):
     if before is None:
         return entry
     both = exact_copies(before.copies) + exact_copies(entry.copies)
-    return Entry(entry.captions, before.file, before.row, plain_copies(both), before.note)
+    return ListedPicture(entry.captions, before.file, before.row, plain_copies(both), before.note)
 
 
 def _unused(folder, files, used, why):
@@ -171,7 +171,7 @@ def _walk(folder):
 
 def _listed(reader, path):
     """What the reader yields; entries that it cannot make out, it yields as InputErrors."""
-    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else Entry(e[0], str(e[1]), e[2]) for e in reader(path)]
+    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else ListedPicture(e[0], str(e[1]), e[2]) for e in reader(path)]
 
 
 def _shard(reader, file):

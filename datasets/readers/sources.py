@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.image_bytes import decode, locate, read_encoded
@@ -56,7 +57,7 @@ def read_source(path: str | Path, need_captions: bool = True, options: DataOptio
 
 
 def _identified(examined):
-    """[(Entry, SHA-256)] -> Manifest."""
+    """[(ListedPicture, SHA-256)] -> Manifest."""
     made = identify([(e.captions, e.file, e.row, sha) for e, sha in examined])
     return Manifest(tuple(replace(one, copies=e.copies, note=e.note) if e.copies != 1 or e.note else one
                           for one, (e, _) in zip(made, examined, strict=True)))
@@ -64,17 +65,17 @@ def _identified(examined):
 
 def sentences(found: Listing) -> tuple[str, ...]:
     """What to say of a listing beside its pictures: a line for what was set aside, and its remarks."""
-    aside = (f"note: {counted(found.set_aside)} set aside",) if found.set_aside else ()
+    aside = (f"note: {in_numbers(found.set_aside)} set aside",) if found.set_aside else ()
     return (*aside, *(f"note: {remark}" for remark in found.remarks))
 
 
-def counted(set_aside: tuple[tuple[str, int], ...]) -> str:
+def in_numbers(set_aside: tuple[tuple[str, int], ...]) -> str:
     """[("masks", 12), ("latents caches", 1)] -> "12 masks, 1 latents cache"."""
     return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}" for what, n in set_aside)
 
 
 def _but(found):
-    return f", only {counted(found.set_aside)}" if found.set_aside else ""
+    return f", only {in_numbers(found.set_aside)}" if found.set_aside else ""
 
 
 def as_source(data):
@@ -92,7 +93,7 @@ def load_source(path, need_captions=True, options=USUAL):
     return source.manifest
 
 
-def load_manifest(data: str | Path) -> Manifest:
+def load_manifest(data: str | Path, **options: Any) -> Manifest:
     """The images of a data set, each known by its content.
 
     Parameters
@@ -100,6 +101,8 @@ def load_manifest(data: str | Path) -> Manifest:
     data : str or Path
         A folder of images, a Parquet or tar file, a manifest, a trainer's configuration of its data, a saved Hugging Face data
         set, or the name of one on the hub.
+    **options
+        How it is read, as the commands have it: ``caption_lines``, ``data_layout``, ``allow_outside_paths`` and so on.
 
     Returns
     -------
@@ -118,7 +121,9 @@ def load_manifest(data: str | Path) -> Manifest:
     >>> len(manifest), manifest[0].open().size
     (6, (64, 64))
     """
-    return load_source(data, need_captions=False)
+    chosen = DataOptions(**options)
+    chosen.check()
+    return load_source(data, need_captions=False, options=chosen)
 
 
 def _complaint(quarantined):
@@ -127,7 +132,7 @@ def _complaint(quarantined):
 
 
 def _examined(entry, need_captions):
-    """Entry -> it and the SHA-256 of the bytes; an Example of a manifest as it is; or Quarantined."""
+    """ListedPicture -> it and the SHA-256 of the bytes; an Example of a manifest as it is; or Quarantined."""
     if isinstance(entry, Quarantined):
         return entry
     planned = isinstance(entry, Example)

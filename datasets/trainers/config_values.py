@@ -10,7 +10,7 @@ import yaml
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.text_encoding import read_text
 from rotescope.datasets.trainers.config_paths import printable_name
-from rotescope.datasets.trainers.entry import Entry, Item, Quarantined
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined
 from rotescope.datasets.trainers.picture_tree import PictureTree
 
 SUFFIXES = (".toml", ".json", ".yaml", ".yml")
@@ -87,4 +87,4 @@ def captioned(tree: PictureTree, picture: Path, caption_of, copies: int | float 
         captions, note = caption_of(picture)
     except InputError as error:
         return Quarantined(printable_name(picture), str(error))
-    return Entry(captions, str(picture), copies=copies, note=note)
+    return ListedPicture(captions, str(picture), copies=copies, note=note)

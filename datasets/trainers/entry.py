@@ -7,7 +7,7 @@ from rotescope.datasets.trainers.data_options import DataOptions
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedPicture:
     """A picture that the trainer shows."""
     captions: tuple[str, ...]
     file: str                # the image file, or the table or archive that holds it
@@ -37,7 +37,7 @@ class Quarantined:
     group: str = ""   # what a manifest's plan has it for
 
 
-Item = Entry | SetAside | Remark | Quarantined
+Item = ListedPicture | SetAside | Remark | Quarantined
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.trainers.config_paths import file_in, named_place, printable_name
 from rotescope.datasets.trainers.config_values import Setting, captioned, read_config, tables_in
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Entry, Item, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
 from rotescope.datasets.trainers.kohya_folders import numbered_folder
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures
 
@@ -131,7 +131,7 @@ def _listed(table, folder, setting, repeats):
             said = said_in(about if isinstance(about, dict) else {}, setting.text("caption_separator", ","))
             lines = tuple(line for text in said for line in split_lines(text, "first"))
             captions, note = as_trained(lines, setting)
-            yield Entry(captions, str(place), copies=repeats, note=note)
+            yield ListedPicture(captions, str(place), copies=repeats, note=note)
         except InputError as error:
             yield Quarantined(printable_name(name), f"{printable_name(table)}: {error}")
 

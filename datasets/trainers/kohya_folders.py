@@ -16,7 +16,7 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.trainers.config_paths import printable_name
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Entry, Item, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures, readable_captions
 from rotescope.datasets.trainers.plain_folder import class_folder, class_pictures
 
@@ -84,7 +84,7 @@ def _numbered(folder, options):
             yield captions
             continue
         bare += not captions
-        yield Entry(captions or ((folder.words,) if folder.words else ()), str(picture), copies=folder.repeats)
+        yield ListedPicture(captions or ((folder.words,) if folder.words else ()), str(picture), copies=folder.repeats)
     yield from tree.remarks()
     yield from (SetAside(str(f), "") for f in tree.others)
     for inner in (p for p in folder.path.iterdir() if p.is_dir() and not p.name.startswith(".")):

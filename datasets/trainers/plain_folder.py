@@ -9,7 +9,7 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.trainers.config_paths import printable_name
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Entry, Item, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures, readable_captions
 
 CLASS_PICTURES = "class pictures (--class_data_dir)"
@@ -23,7 +23,7 @@ def plain_entries(folder: Path, options: DataOptions) -> Iterator[Item]:
         if regular and picture.absolute().is_relative_to(regular):
             continue
         captions = (options.instance_prompt,) if options.instance_prompt else readable_captions(tree, picture)
-        yield captions if isinstance(captions, Quarantined) else Entry(captions, str(picture))
+        yield captions if isinstance(captions, Quarantined) else ListedPicture(captions, str(picture))
     yield from tree.remarks()
     yield from class_pictures(options)
     if options.instance_prompt and tree.has_captions:
