@@ -95,7 +95,7 @@ class PictureTree:
         return read_side_file(file, lines, self.options.caption_encoding)
 
     def _files(self):
-        """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere are kept, to be named."""
+        """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere stay, to be named."""
         if not self.recursive:
             return sorted(f for f in self._entries(self.folder) if is_file_or_lost(f))
         found = []
