@@ -1,4 +1,5 @@
-"""The file of captions that lies beside a picture: a.txt, a.caption or a.json beside a.jpg; its lines, its tags, its trigger."""
+"""The file of captions that lies beside a picture: a.txt, a.caption or a.json beside a.jpg; its lines, its
+tags, its trigger."""
 import json
 import random
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ def read_side_file(file: Path, lines: str = "all", encoding: str = "") -> tuple[
     file : Path
         Text, or JSON with `caption` or `tags`.
     lines : str
-        What several lines of text mean. "all": each is a caption; "first": the first that is not empty is the caption;
-        "joined": the whole is one caption.
+        What several lines of text mean. "all": each is a caption; "first": the first that is not empty is the
+        caption; "joined": the whole is one caption.
     encoding : str
         Of the file; UTF-8 and what shows itself unless given.
 
@@ -39,7 +40,8 @@ def read_side_file(file: Path, lines: str = "all", encoding: str = "") -> tuple[
         If it cannot be read as text or JSON.
     """
     if file.stat().st_size > LARGEST:
-        raise InputError(f"{_named(file)} has {file.stat().st_size:,} bytes, more than captions take: mend it or leave it out")
+        raise InputError(f"{_named(file)} has {file.stat().st_size:,} bytes, more than captions take: mend "
+                         "it or leave it out")
     text = read_text(file, encoding)
     if file.suffix.lower() != ".json":
         return split_lines(text, lines)
@@ -58,9 +60,11 @@ def split_lines(text: str, lines: str = "all") -> tuple[str, ...]:
 
 
 def said_in(about, separator: str = ",") -> tuple[str, ...]:
-    """What a JSON value says of a picture: a text, a list of texts, or an object with `caption` or `tags` -> captions.
+    """What a JSON value says of a picture: a text, a list of texts, or an object with `caption` or `tags` ->
+    captions.
 
-    Where it has both, they are one caption, the tags behind, as kohya's metadata mean it; `separator` stands between.
+    Where it has both, they are one caption, the tags behind, as kohya's metadata mean it; `separator` stands
+    between.
     """
     if not isinstance(about, Mapping):
         return _texts(about)
@@ -74,15 +78,16 @@ def said_in(about, separator: str = ",") -> tuple[str, ...]:
 
 def _texts(value):
     """Whole characters only; no empty text."""
-    texts = (t.encode(errors="replace").decode().strip() for t in (value if isinstance(value, list) else [value])
-             if isinstance(t, str))
+    several = value if isinstance(value, list) else [value]
+    texts = (t.encode(errors="replace").decode().strip() for t in several if isinstance(t, str))
     return tuple(t for t in texts if t)
 
 
 # ----- what trainers do to a caption
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """`[trigger]` and `[name]` expanded; a trigger that the caption then lacks comes first, as ai-toolkit has it."""
+    """`[trigger]` and `[name]` expanded; a trigger that the caption then lacks comes first, as ai-toolkit has
+    it."""
     expanded = caption.replace("[trigger]", trigger).replace("[name]", trigger)
     return expanded if not trigger or trigger in expanded else f"{trigger} {expanded}".strip()
 

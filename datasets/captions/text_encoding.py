@@ -1,12 +1,14 @@
-"""Text files of any origin as text: decoded where the encoding is certain, else refused with a guess at it."""
+"""Text files of any origin as text: decoded where the encoding is certain, else refused with a guess at
+it."""
 import codecs
 import re
 from pathlib import Path
 
 from rotescope.common.errors import InputError
 
-MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))   # UTF-32's mark begins as UTF-16's does
+MARKS = (   # UTF-32's mark begins as UTF-16's does
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 KANA = re.compile("[\u3041-\u30fe]")        # hiragana and katakana
 HAN = re.compile("[\u3041-\u30fe\u4e00-\u9fff]")   # and Chinese characters
 UNSURE = 0.6   # share of the characters beyond ASCII that have to be of a script
@@ -20,7 +22,8 @@ def read_text(file: str | Path, encoding: str = "") -> str:
     file : str or Path
         A caption, a table or a configuration.
     encoding : str
-        As Python calls it. Unless given: UTF-8, or UTF-16 or UTF-32 where a mark at the beginning or zero bytes show it.
+        As Python calls it. Unless given: UTF-8, or UTF-16 or UTF-32 where a mark at the beginning or zero
+        bytes show it.
 
     Returns
     -------
@@ -35,7 +38,8 @@ def read_text(file: str | Path, encoding: str = "") -> str:
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise InputError(f"{_printable(file)} cannot be read ({error.strerror}): mend it or leave it out") from error
+        raise InputError(f"{_printable(file)} cannot be read ({error.strerror}): mend it or leave it "
+                         "out") from error
     return decode_text(data, _printable(file), encoding)
 
 
@@ -46,16 +50,16 @@ def decode_text(data: bytes, name: str, encoding: str = "") -> str:
         text = data.decode(marked or encoding or _by_zeros(data) or "utf-8")
     except (UnicodeDecodeError, LookupError) as error:
         kind = guess_encoding(data)
-        raise InputError(f"{name} is no {(encoding or 'UTF-8')}; it looks like {kind}: save it as UTF-8, or pass "
-                         f"--caption_encoding {kind}") from error
+        raise InputError(f"{name} is no {(encoding or 'UTF-8')}; it looks like {kind}: save it as UTF-8, or "
+                         f"pass --caption_encoding {kind}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def guess_encoding(data: bytes) -> str:
     """The likeliest of shift_jis, gbk and cp1252, for bytes that are no UTF-8.
 
-    Kana show Japanese. Other East Asian bytes come in pairs, so letters beyond ASCII stand in runs; an accented letter of Western
-    Europe stands alone.
+    Kana show Japanese. Other East Asian bytes come in pairs, so letters beyond ASCII stand in runs; an
+    accented letter of Western Europe stands alone.
     """
     if _is_mostly(data, "shift_jis", KANA):
         return "shift_jis"
@@ -71,7 +75,8 @@ def check_encoding(encoding: str) -> None:
     try:
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
-        raise InputError(f"no encoding {encoding!r}: name one such as utf-8, cp1252, shift_jis or gbk") from error
+        raise InputError(f"no encoding {encoding!r}: name one such as utf-8, cp1252, shift_jis or "
+                         "gbk") from error
 
 
 def _is_mostly(data, kind, script):

@@ -1,4 +1,5 @@
-"""Pictures that two sets have in common: training and held-out, mine and somebody else's; the same bytes, or the same picture."""
+"""Pictures that two sets have in common: training and held-out, mine and somebody else's; the same bytes, or
+the same picture."""
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def _same_pictures(ours, theirs, verify, on_image):
     first: dict = {}
     for example, label in zip(theirs, labels[len(ours):], strict=True):
         first.setdefault(label, example)
-    yield from ((example, first[label]) for example, label in zip(ours, labels, strict=False) if label in first)
+    own_labels = labels[:len(ours)]
+    yield from ((e, first[label]) for e, label in zip(ours, own_labels, strict=True) if label in first)
     if verify and len(theirs) > 1:
         openers = [e.open for e in theirs]
         verifiers = make_verifiers([e.sha256 for e in theirs], openers)

@@ -1,4 +1,5 @@
-"""What training data are, in three lines, before a picture of them is opened: for `rotescope inspect` and for a notebook."""
+"""What training data are, in three lines, before a picture of them is opened: for `rotescope inspect` and for
+a notebook."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class DataDescription:
         bare = f", {self.without_caption:,} of them without a caption" if self.without_caption else ""
         times = (f"each {_times(self.least)}" if self.least == self.most else
                  f"from {_times(self.least)} to {_times(self.most)}")
-        found = [f"{self.layout}: {_number(self.pictures, 'picture')}{bare}, {_number(self.captions, 'caption')}; an epoch shows "
-                 f"{times}, {self.shown:,.6g} in all"]
+        found = [f"{self.layout}: {_number(self.pictures, 'picture')}{bare}, "
+                 f"{_number(self.captions, 'caption')}; an epoch shows {times}, {self.shown:,.6g} in all"]
         found += [f"set aside: {in_numbers(self.set_aside)}"] if self.set_aside else []
         rest = [*self.left_out[:1], *self.notes]
         more = f" (and {len(self.left_out) - 1:,} more left out)" if len(self.left_out) > 1 else ""
@@ -67,7 +68,8 @@ def describe_data(path: str | Path, options: DataOptions | None = None) -> DataD
     Parameters
     ----------
     path : str or Path
-        What `--train_data` takes: a folder, a trainer's configuration, a table, a manifest, a name on the hub.
+        What `--train_data` takes: a folder, a trainer's configuration, a table, a manifest, a name on the
+        hub.
     options : DataOptions, optional
         How it is read.
 
@@ -89,8 +91,10 @@ def describe_listing(path: str, found: Listing) -> DataDescription:
     copies = [exact_copies(e.copies) for e in pictures] or [exact_copies(0)]
     return DataDescription(
         path, found.layout, len(pictures), len({c for e in pictures for c in e.captions}),
-        sum(not e.captions for e in pictures), plain_copies(min(copies)), plain_copies(max(copies)), plain_copies(sum(copies)),
-        found.set_aside, tuple(e.reason for e in found.entries if isinstance(e, Quarantined)), (*found.unused, *found.remarks))
+        sum(not e.captions for e in pictures), *(plain_copies(of(copies)) for of in (min, max, sum)),
+        set_aside=found.set_aside,
+        left_out=tuple(e.reason for e in found.entries if isinstance(e, Quarantined)),
+        notes=(*found.unused, *found.remarks))
 
 
 def _times(copies):

@@ -1,4 +1,5 @@
-"""Hugging Face's imagefolder: metadata.csv, .jsonl or .parquet with a `file_name` and a caption column, at the top or deeper.
+"""Hugging Face's imagefolder: metadata.csv, .jsonl or .parquet with a `file_name` and a caption column, at
+the top or deeper.
 
     metadata.jsonl + a.jpg            {"file_name": "a.jpg", "text": "a cat"}
     data/train/metadata.jsonl + a.jpg and data/test/metadata.jsonl + b.jpg    of several splits, train
@@ -53,8 +54,10 @@ def nested_metadata(folder: Path, files: list[Path]) -> tuple[list[Path], list[P
         return found, []
     wanted = next((s for s in ("train", "training") if s in splits), None)
     if not wanted:
-        raise InputError(f"{locate(folder, None)} has the splits {', '.join(splits)}: name the folder of the one to train on")
-    return [f for f in found if split_of[f] in (wanted, "")], [f for f in found if split_of[f] not in (wanted, "")]
+        raise InputError(f"{locate(folder, None)} has the splits {', '.join(splits)}: name the folder of "
+                         "the one to train on")
+    used = [f for f in found if split_of[f] in (wanted, "")]
+    return used, [f for f in found if f not in used]
 
 
 def _split_in(parts):
@@ -62,14 +65,16 @@ def _split_in(parts):
 
 
 def from_metadata(file):
-    """A metadata file -> (captions, file, None) of each picture that it names, from its own folder; or an InputError."""
+    """A metadata file -> (captions, file, None) of each picture that it names, from its own folder; or an
+    InputError."""
     for number, row in enumerate(_rows_of(file), 1):
         name = next((row[c] for c in FILE_COLUMNS if row.get(c)), None) if isinstance(row, dict) else None
         if not is_file_name(name):
             yield InputError(f"{locate(file, None)} names no image in entry {number}: give it a `file_name`")
             continue
         try:
-            yield several(next((row[c] for c in CAPTION_COLUMNS if c in row), None)), file_in(file.parent, name), None
+            caption = next((row[c] for c in CAPTION_COLUMNS if c in row), None)
+            yield several(caption), file_in(file.parent, name), None
         except InputError as error:
             yield InputError(f"{locate(file, None)}, entry {number}: {error}")
 

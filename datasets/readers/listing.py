@@ -1,4 +1,5 @@
-"""What lies at a path: which layout it has, the pictures that it lists, and what is set aside. No picture is opened yet."""
+"""What lies at a path: which layout it has, the pictures that it lists, and what is set aside. No picture is
+opened yet."""
 import os
 import re
 from collections import Counter
@@ -34,7 +35,7 @@ class Listing:
     set_aside: tuple[tuple[str, int], ...] = ()    # (what it is, how many)
     remarks: tuple[str, ...] = ()                  # sentences on how it was read
     unused: tuple[str, ...] = ()                   # a sentence on files of no known kind
-    by_trainer: bool = False                       # whether a trainer's layout says how often pictures are shown
+    by_trainer: bool = False                       # whether a trainer's layout says how often each is shown
 
 
 def list_data(path: str | Path, options: DataOptions) -> Listing:
@@ -45,14 +46,15 @@ def list_data(path: str | Path, options: DataOptions) -> Listing:
     place = Path(path)
     found = _of_folder(place, options) if place.is_dir() else _of_file(str(path), options)
     if options.instance_prompt and found.layout != PLAIN:
-        raise InputError(f"--instance_prompt is for a folder of pictures without captions, and {locate(path, None)} is a "
-                         f"{found.layout}: leave it out")
+        raise InputError("--instance_prompt is for a folder of pictures without captions, and "
+                         f"{locate(path, None)} is a {found.layout}: leave it out")
     return found
 
 
 def in_numbers(set_aside: tuple[tuple[str, int], ...]) -> str:
     """[("masks", 12), ("latents caches", 1)] -> "12 masks, 1 latents cache"."""
-    return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}" for what, n in set_aside)
+    return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}"
+                     for what, n in set_aside)
 
 
 # ----- files
@@ -61,18 +63,20 @@ def _of_file(name, options):
     path = Path(name)
     if not path.exists():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise InputError(f"no data at {path}: name a folder of captioned images, a Parquet file or a manifest")
+            raise InputError(f"no data at {path}: name a folder of captioned images, a Parquet file or a "
+                             "manifest")
         return Listing("data set on the hub", tuple(_listed(from_hub, name)))
     if kind := our_kind(path):
         if kind != "manifest":
-            raise InputError(f"{path} is what rotescope found out ({kind}), no training data: name the images or their manifest")
+            raise InputError(f"{path} is what rotescope found out ({kind}), no training data: name the "
+                             "images or their manifest")
         return Listing("manifest", tuple(Manifest.load(path)))
     if is_configuration(path):
         layout = configuration_layout(path)
         return _collected(layout.name, layout.entries(path, options), path.parent, "")
     if path.suffix not in TABLES:
-        raise InputError(f"{path} is neither a folder nor a Parquet or tar file, nor a trainer's configuration: "
-                         "name one of these")
+        raise InputError(f"{path} is neither a folder nor a Parquet or tar file, nor a trainer's "
+                         "configuration: name one of these")
     return Listing(f"{path.suffix[1:]} file", tuple(_listed(TABLES[path.suffix], path)))
 
 
@@ -94,7 +98,7 @@ def _of_folder(folder, options):
     if "dataset_dict.json" in names or "state.json" in names:
         return Listing("saved data set", tuple(_listed(from_saved_dataset, folder)))
     layout = folder_layout(folder, options)
-    listed = metadata_file(folder) if options.data_layout == "auto" else None   # says more than the folders' names
+    listed = metadata_file(folder) if options.data_layout == "auto" else None   # more than the folders' names
     if layout.name != PLAIN and not listed:
         return _collected(layout.name, layout.entries(folder, options), folder, "no part of kohya's folders")
     files, unread = _walk(folder)
@@ -106,7 +110,8 @@ def _of_folder(folder, options):
             read = unread + [entry for file in shards for entry in _shard(reader, file)]
             unused = _unused(folder, files, set(shards), f"beside the {suffix} files that are read")
             return Listing(f"folder of {suffix[1:]} files", tuple(read), unused=unused)
-    return _collected(PLAIN, PLAIN_FOLDER.entries(folder, options), folder, "neither images nor captions of one")
+    items = PLAIN_FOLDER.entries(folder, options)
+    return _collected(PLAIN, items, folder, "neither images nor captions of one")
 
 
 def _by_metadata(folder, files):
@@ -121,12 +126,14 @@ def _by_metadata(folder, files):
     aside = sum(f.suffix.lower() in IMAGES for f in inside)
     known = {*used, *named, *inside}
     told = ", ".join(sorted({locate(f.relative_to(folder), None) for f in used}))
-    return Listing("Hugging Face folder", tuple(entries), (("pictures of other splits", aside),) if aside else (),
-                   unused=_unused(folder, files, known, f"not named in {told if len(used) < 3 else 'the metadata files'}"))
+    why = f"not named in {told if len(used) < 3 else 'the metadata files'}"
+    others_too = (("pictures of other splits", aside),) if aside else ()
+    return Listing("Hugging Face folder", tuple(entries), others_too, unused=_unused(folder, files, known, why))
 
 
 def _collected(layout, items: Iterable[Item], folder, why):
-    """What a layout yields -> Listing; a picture that is listed twice under the same captions is one, its copies added."""
+    """What a layout yields -> Listing; a picture that is listed twice under the same captions is one, its
+    copies added."""
     entries: dict = {}
     aside, remarks, rest, twice = Counter(), [], [], 0
     for item in items:
@@ -144,7 +151,8 @@ def _collected(layout, items: Iterable[Item], folder, why):
     if twice:
         pictures = "1 picture is" if twice == 1 else f"{twice:,} pictures are"
         remarks.append(f"{pictures} listed twice: the repeats are added")
-    return Listing(layout, tuple(entries.values()), tuple(sorted(aside.items())), tuple(dict.fromkeys(remarks)),
+    told = tuple(dict.fromkeys(remarks))
+    return Listing(layout, tuple(entries.values()), tuple(sorted(aside.items())), told,
                    _unused(folder, rest, set(), why or "named by no configuration"), layout != PLAIN)
 
 
@@ -156,7 +164,8 @@ def _added(before, entry):
 
 
 def _unused(folder, files, used, why):
-    """-> (a sentence,) on what lies there beside what is used, hidden files and manifests apart; () if nothing does."""
+    """-> (a sentence,) on what lies there beside what is used, hidden files and manifests apart; () if
+    nothing does."""
     rest = [locate(_from(f, folder), None) for f in files if Path(os.path.normpath(f)) not in used
             and not any(part.startswith(".") for part in _from(f, folder).parts)
             and not our_kind(f) and not f.name.endswith(".quarantined.csv")]
@@ -172,7 +181,8 @@ def _from(file, folder):
 
 
 def _walk(folder):
-    """-> the files under a folder, sorted, links that lead nowhere included, and what could not be entered."""
+    """-> the files under a folder, sorted, links that lead nowhere included, and what could not be
+    entered."""
     unread, found = [], []
     for root, _, names in os.walk(folder, onerror=lambda e: unread.append(unreadable(e.filename, e))):
         found += [Path(root, name) for name in names]
@@ -181,8 +191,8 @@ def _walk(folder):
 
 def _listed(reader, path):
     """What the reader yields; entries that it cannot make out, it yields as InputErrors."""
-    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else ListedPicture(e[0], str(e[1]), e[2])
-            for e in reader(path)]
+    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else
+            ListedPicture(e[0], str(e[1]), e[2]) for e in reader(path)]
 
 
 def _shard(reader, file):

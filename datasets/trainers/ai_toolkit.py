@@ -41,7 +41,8 @@ def ai_toolkit_entries(file: Path, options: DataOptions) -> Iterator[Item]:
     for process in tables_in(config["process"], f"{shown}, process"):
         outer = Setting(f"{shown}, process,", process)
         for number, one in enumerate(tables_in(process.get("datasets") or [], f"{shown}, datasets"), 1):
-            setting = Setting(f"{shown}, data set {number},", one, {"trigger_word": outer.text("trigger_word")})
+            trigger = {"trigger_word": outer.text("trigger_word")}
+            setting = Setting(f"{shown}, data set {number},", one, trigger)
             yield from _data_set(setting, str(config.get("name") or ""), file, options)
 
 
@@ -54,7 +55,8 @@ def _data_set(setting, job, file, options):
     folder = named_place(path, file, options)
     repeats = setting.number("num_repeats", 1)
     if setting.switch("is_reg") or repeats < 1:
-        reason = "regularisation pictures (is_reg)" if setting.switch("is_reg") else f"pictures with {repeats} repeats"
+        few = f"pictures with {repeats} repeats"
+        reason = "regularisation pictures (is_reg)" if setting.switch("is_reg") else few
         yield from (SetAside(str(folder), reason) for _ in range(count_pictures(folder)))
         return
     aside = {}
@@ -63,8 +65,8 @@ def _data_set(setting, job, file, options):
             place = apart_from(named_place(named, file, options), folder, setting.where, key)
             aside[place.absolute()] = reason
             yield from (SetAside(str(place), reason) for _ in range(count_pictures(place)))
-    extension = setting.text("caption_ext", "")
-    tree = PictureTree(folder, options, "joined", extension if extension.startswith(".") or not extension else f".{extension}")
+    extension = setting.text("caption_ext").lstrip(".")
+    tree = PictureTree(folder, options, "joined", extension and f".{extension}")
     pictures = [p for p in tree.pictures if not _is_kept_apart(p, folder, aside)]
     caption_of = _captioner(setting, tree)
     yield from [captioned(tree, picture, caption_of, repeats) for picture in pictures]
@@ -73,9 +75,11 @@ def _data_set(setting, job, file, options):
 
 
 def _is_kept_apart(picture, folder, aside):
-    """ai-toolkit passes over folders whose names begin with an underscore; control pictures may lie within."""
+    """ai-toolkit passes over folders whose names begin with an underscore; control pictures may lie
+    within."""
     inner = picture.relative_to(folder).parts[:-1]
-    return any(part.startswith("_") for part in inner) or any(picture.absolute().is_relative_to(place) for place in aside)
+    beside = any(picture.absolute().is_relative_to(place) for place in aside)
+    return beside or any(part.startswith("_") for part in inner)
 
 
 def _captioner(setting, tree):

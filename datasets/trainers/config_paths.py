@@ -1,4 +1,5 @@
-"""Paths that stand inside a configuration or a table: they are data, and followed only where the user named the place."""
+"""Paths that stand inside a configuration or a table: they are data, and followed only where the user named
+the place."""
 import os
 import re
 from pathlib import Path
@@ -15,8 +16,9 @@ def named_place(name, config: Path, options: DataOptions, what: str = "folder") 
     Parameters
     ----------
     name : str
-        As it stands there: absolute, or relative to the configuration's folder. Trainers start elsewhere, so with
-        `options.allow_outside_paths` a relative one may also count from the folder above or from the working directory.
+        As it stands there: absolute, or relative to the configuration's folder. Trainers start elsewhere, so
+        with `options.allow_outside_paths` a relative one may also count from the folder above or from the
+        working directory.
     config : Path
         The configuration.
     options : DataOptions
@@ -43,36 +45,39 @@ def named_place(name, config: Path, options: DataOptions, what: str = "folder") 
         tried += [home.parent / given, Path.cwd() / given]
     is_there = Path.is_dir if what == "folder" else Path.is_file
     if not options.allow_outside_paths and not _is_within(tried[0], home):
-        raise InputError(f"{shown} names the {what} {name!r}, which lies outside of its own folder: pass --allow_outside_paths "
-                         "if that is yours to read (rotescope prepare has it, and makes a manifest for any command), or put the "
-                         "configuration beside the pictures")
+        raise InputError(f"{shown} names the {what} {name!r}, which lies outside of its own folder: pass "
+                         "--allow_outside_paths if that is yours to read (rotescope prepare has it, and "
+                         "makes a manifest for any command), or put the configuration beside the pictures")
     found = next((place for place in tried if is_there(place)), None)
     if found is None:
-        raise InputError(f"{shown} names the {what} {name!r}, and there is none{_hint(name)}: correct the path")
+        raise InputError(f"{shown} names the {what} {name!r}, and there is none{_hint(name)}: correct the "
+                         "path")
     return found
 
 
 def apart_from(place: Path, folder: Path, where: str, key: str) -> Path:
-    """The folder of control pictures or masks that `where` names under `key`. InputError if the pictures' own folder lies in it:
-    nothing would then be left to train on."""
+    """The folder of control pictures or masks that `where` names under `key`. InputError if the pictures' own
+    folder lies in it: nothing would then be left to train on."""
     if folder.resolve().is_relative_to(place.resolve()):
         raise InputError(f"{where} has the folder of its pictures for its {key} too: correct one of the two")
     return place
 
 
 def file_in(folder: Path, name) -> Path:
-    """A picture that a table in `folder` names -> its path. InputError for a name that is none, or that leaves the folder.
+    """A picture that a table in `folder` names -> its path. InputError for a name that is none, or that
+    leaves the folder.
 
-    A link that leaves it is refused too, except into the blobs of the hub's cache, of which a downloaded data set is made.
+    A link that leaves it is refused too, except into the blobs of the hub's cache, of which a downloaded data
+    set is made.
     """
     if not is_file_name(name):
         raise InputError(f"{name!r} is no file's name: write one")
     given = _local(name)
     place = folder / given
-    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))   # a/../b.png is, links not yet followed
+    inside = Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))   # links come next
     if not inside or not (_is_within(place, folder) or _is_blob(place, folder)):
-        raise InputError(f"{printable_name(name)} leads out of {printable_name(folder)}, and is not followed: "
-                         "put the picture there")
+        raise InputError(f"{printable_name(name)} leads out of {printable_name(folder)}, and is not "
+                         "followed: put the picture there")
     return place
 
 

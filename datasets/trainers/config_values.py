@@ -1,4 +1,5 @@
-"""Values of a trainer's configuration: the file read as JSON, TOML or YAML, and each value checked for what it should be."""
+"""Values of a trainer's configuration: the file read as JSON, TOML or YAML, and each value checked for what
+it should be."""
 import json
 import tomllib
 from functools import lru_cache
@@ -18,10 +19,12 @@ LARGEST = 64_000_000   # bytes of a configuration: kohya's metadata of a million
 
 
 def read_config(file: Path) -> Any:
-    """What a .toml, .json, .yaml or .yml file holds. InputError if it cannot be read as what its name says."""
+    """What a .toml, .json, .yaml or .yml file holds. InputError if it cannot be read as what its name
+    says."""
     stat = file.stat()
     if stat.st_size > LARGEST:
-        raise InputError(f"{printable_name(file)} has {stat.st_size:,} bytes, more than a configuration has: name the folder")
+        raise InputError(f"{printable_name(file)} has {stat.st_size:,} bytes, more than a configuration "
+                         "has: name the folder")
     return _parsed(str(file), stat.st_mtime_ns)
 
 
@@ -36,7 +39,8 @@ def _parsed(file, mtime):
 
 
 class Setting:
-    """One table of a configuration, over those that it takes its defaults from; `where` is what an InputError calls it."""
+    """One table of a configuration, over those that it takes its defaults from; `where` is what an InputError
+    calls it."""
 
     def __init__(self, where: str, *tables: Any):
         self.where = where
@@ -69,7 +73,8 @@ class Setting:
 
     def _checked(self, table):
         if not isinstance(table, dict):
-            raise InputError(f"{self.where} is {type(table).__name__}, and should be a table of settings: mend it")
+            raise InputError(f"{self.where} is {type(table).__name__}, and should be a table of settings: "
+                             "mend it")
         return table
 
 
@@ -82,7 +87,8 @@ def tables_in(value: Any, where: str) -> list[Any]:
 
 
 def captioned(tree: PictureTree, picture: Path, caption_of, copies: int | float = 1) -> Item:
-    """A picture with what `caption_of(picture)` says, (captions, note); Quarantined where that is an InputError."""
+    """A picture with what `caption_of(picture)` says, (captions, note); Quarantined where that is an
+    InputError."""
     try:
         captions, note = caption_of(picture)
     except InputError as error:

@@ -1,4 +1,5 @@
-"""What a trainer's layout of data says: which pictures it shows, how often, under which captions, and which files it does not."""
+"""What a trainer's layout of data says: which pictures it shows, how often, under which captions, and which
+files it does not."""
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ Item = ListedPicture | SetAside | Remark | Quarantined
 class TrainerLayout:
     """How one trainer lays out its data: the contract of every reader of such a layout.
 
-    `recognise` says whether a path is laid out so. `entries` then yields what it says; it raises InputError where the whole
-    cannot be read. A picture that cannot be used is Quarantined, and the rest goes on.
+    `recognise` says whether a path is laid out so. `entries` then yields what it says; it raises InputError
+    where the whole cannot be read. A picture that cannot be used is Quarantined, and the rest goes on.
     """
     name: str                                                      # as a line for people says it
     recognise: Callable[[Path], bool]

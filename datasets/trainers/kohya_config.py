@@ -2,12 +2,13 @@
 
     [general]                       shuffle_caption = true, keep_tokens = 1
     [[datasets]]                    resolution = 1024
-    [[datasets.subsets]]            image_dir = "dog", num_repeats = 10, class_tokens = "sks dog"; or metadata_file = "meta.json"
+    [[datasets.subsets]]            image_dir = "dog", num_repeats = 10, class_tokens = "sks dog"
+    [[datasets.subsets]]            image_dir = "cat", metadata_file = "meta.json"
 
     meta.json                       {"a.jpg": {"caption": "a dog", "tags": "dog, grass"}}
 
-Facts: kohya-ss/sd-scripts. A subset takes what it lacks from its data set, and that from `general`. The number in a folder's name
-does not count here.
+Facts: kohya-ss/sd-scripts. A subset takes what it lacks from its data set, and that from `general`. The
+number in a folder's name does not count here.
 """
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,14 @@ from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.trainers.config_paths import apart_from, file_in, named_place, printable_name
 from rotescope.datasets.trainers.config_values import Setting, captioned, read_config, tables_in
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import (
+    Item,
+    ListedPicture,
+    Quarantined,
+    Remark,
+    SetAside,
+    TrainerLayout,
+)
 from rotescope.datasets.trainers.kohya_folders import numbered_folder
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures
 
@@ -38,7 +46,8 @@ def kohya_config_entries(file: Path, options: DataOptions) -> Iterator[Item]:
     """The pictures of each subset, `num_repeats` times."""
     held, shown = read_config(file), printable_name(file)
     for number, one in enumerate(tables_in(held["datasets"], f"{shown}, datasets"), 1):
-        for inner, subset in enumerate(tables_in(one.get("subsets") or [], f"{shown}, subsets of data set {number}"), 1):
+        subsets = tables_in(one.get("subsets") or [], f"{shown}, subsets of data set {number}")
+        for inner, subset in enumerate(subsets, 1):
             where = f"{shown}, subset {inner} of data set {number},"
             outer = {key: value for key, value in one.items() if key != "subsets"}
             yield from _subset(Setting(where, subset, outer, held.get("general") or {}), file, options)
@@ -57,7 +66,7 @@ def _subset(setting, file, options):
         return
     own = numbered_folder(folder)
     if own and own.repeats != repeats:
-        yield Remark(f"{name}/ is shown {repeats} times, as num_repeats says: the {own.repeats} in its name does not count here")
+        yield Remark(f"{name}/ has num_repeats {repeats}: the {own.repeats} in its name does not count here")
     if setting.get("conditioning_data_dir") is not None:
         beside = named_place(setting.get("conditioning_data_dir"), file, options)
         apart_from(beside, folder, setting.where, "conditioning_data_dir")
@@ -78,17 +87,20 @@ def _found(folder, setting, repeats, options):
     def caption_of(picture):
         return as_trained(tree.captions(picture) or ((words,) if words else ()), setting)
     if not tree.pictures:
-        yield Remark(f"{printable_name(folder)} holds no pictures itself, and kohya does not look into its folders")
+        yield Remark(f"{printable_name(folder)} holds no pictures itself, and kohya does not look into its "
+                     "folders")
     found = [captioned(tree, picture, caption_of, repeats) for picture in tree.pictures]
     yield from found
     yield from tree.remarks()
     yield from (SetAside(str(f), "") for f in tree.others)
     if tree.wanted and tree.pictures and not tree.has_captions:
-        yield Remark(f"no picture in {printable_name(folder.name)}/ has a {tree.wanted} file, where its caption is looked for")
+        yield Remark(f"no picture in {printable_name(folder.name)}/ has a {tree.wanted} file, where its "
+                     "caption is looked for")
 
 
 def as_trained(captions: tuple[str, ...], setting: Setting) -> tuple[tuple[str, ...], str]:
-    """Captions with the subset's prefix and suffix; where tags are shuffled, once in the file's order and once in another.
+    """Captions with the subset's prefix and suffix; where tags are shuffled, once in the file's order and
+    once in another.
 
     Returns the captions and the manifest's note.
     """
@@ -100,14 +112,16 @@ def as_trained(captions: tuple[str, ...], setting: Setting) -> tuple[tuple[str, 
     mark = setting.text("keep_tokens_separator")
     if mark and full and mark in full[0]:   # what stands before it stays, and it is no part of the caption
         keep = sum(bool(tag.strip()) for tag in full[0].split(mark)[0].split(separator))
-        full = tuple(f"{separator} ".join(part.strip(f"{separator} ") for part in caption.split(mark)) for caption in full)
+        parts = ([part.strip(f"{separator} ") for part in caption.split(mark)] for caption in full)
+        full = tuple(f"{separator} ".join(several) for several in parts)
     return with_shuffled(full, keep, separator)
 
 
 def with_shuffled(captions: tuple[str, ...], keep: int, separator: str) -> tuple[tuple[str, ...], str]:
-    """Each caption in the file's order and once shuffled, the first of all in the file's order -> captions, note."""
-    both = (variant for caption in captions for variant in (caption, shuffle_tags(caption, keep, separator or ",")))
-    found = tuple(dict.fromkeys(both))
+    """Each caption in the file's order and once shuffled, the first of all in the file's order -> captions,
+    note."""
+    both = ((caption, shuffle_tags(caption, keep, separator or ",")) for caption in captions)
+    found = tuple(dict.fromkeys(variant for pair in both for variant in pair))
     return found, shuffle_note(keep) if len(found) > len(set(captions)) else ""
 
 
@@ -129,7 +143,8 @@ def kohya_metadata_entries(file: Path, options: DataOptions) -> Iterator[Item]:
 def _listed(table, folder, setting, repeats):
     held = read_config(table)
     if not isinstance(held, dict):
-        raise InputError(f"{printable_name(table)} should say of each picture, by its name, its caption or tags: mend it")
+        raise InputError(f"{printable_name(table)} should say of each picture, by its name, its caption or "
+                         "tags: mend it")
     for name, about in held.items():
         try:
             place = _picture(folder, name)
@@ -149,7 +164,8 @@ def _picture(folder, name):
     endings = (ending for ext in sorted(IMAGES) for ending in (ext, ext.upper()))
     found = next((p for e in endings if (p := place.with_name(place.name + e)).is_file()), None)
     if not found:
-        raise InputError(f"there is no picture {printable_name(name)} in {printable_name(folder)}: bring it back or leave it out")
+        raise InputError(f"there is no picture {printable_name(name)} in {printable_name(folder)}: bring it "
+                         "back or leave it out")
     return file_in(folder, str(found))
 
 

@@ -1,11 +1,12 @@
-"""kohya's folders: the number before a folder's name says how often an epoch shows its pictures, the words behind caption them.
+"""kohya's folders: the number before a folder's name says how often an epoch shows its pictures, the words
+behind caption them.
 
     img/10_sks dog/a.jpg + a.txt    10 times; the caption is the file's first line
     img/10_sks dog/b.jpg            10 times, under "sks dog"
     reg/1_dog/c.jpg                 regularisation: set aside
 
-Facts: kohya-ss/sd-scripts. Only pictures that lie in a numbered folder itself are shown; a folder without a number, or with 0,
-is passed over.
+Facts: kohya-ss/sd-scripts. Only pictures that lie in a numbered folder itself are shown; a folder without a
+number, or with 0, is passed over.
 """
 import re
 from collections.abc import Iterator
@@ -16,7 +17,14 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.trainers.config_paths import printable_name
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import (
+    Item,
+    ListedPicture,
+    Quarantined,
+    Remark,
+    SetAside,
+    TrainerLayout,
+)
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures, readable_captions
 from rotescope.datasets.trainers.plain_folder import class_folder, class_pictures
 
@@ -45,10 +53,11 @@ def is_kohya_tree(path: Path) -> bool:
 
 
 def kohya_entries(path: Path, options: DataOptions) -> Iterator[Item]:
-    """The pictures of the numbered folders in `path`, in its img/, or of `path` itself where it is one of them."""
+    """The pictures of the numbered folders in `path`, in its img/, or of `path` itself where it is one of
+    them."""
     if options.instance_prompt:
-        raise InputError(f"{printable_name(path)} has kohya's numbered folders, whose pictures have captions of their own: leave "
-                         "out --instance_prompt, or pass --data_layout folder")
+        raise InputError(f"{printable_name(path)} has kohya's numbered folders, whose pictures have "
+                         "captions of their own: leave out --instance_prompt, or pass --data_layout folder")
     root = _root(path, options.data_layout == "kohya")
     if root == path and (own := numbered_folder(path)) and _holds_pictures(path):
         yield from _numbered(own, options)
@@ -84,27 +93,30 @@ def _numbered(folder, options):
             yield captions
             continue
         bare += not captions
-        yield ListedPicture(captions or ((folder.words,) if folder.words else ()), str(picture), copies=folder.repeats)
+        words = (folder.words,) if folder.words else ()
+        yield ListedPicture(captions or words, str(picture), copies=folder.repeats)
     yield from tree.remarks()
     yield from (SetAside(str(f), "") for f in tree.others)
     for inner in (p for p in folder.path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         yield from _counted(inner, "pictures in folders within a numbered folder, which kohya does not read")
     if 0 < bare < len(tree.pictures) and folder.words:
-        yield Remark(f"{bare} of the {len(tree.pictures)} pictures in {printable_name(folder.path.name)}/ have no caption file: "
-                     f"they are captioned {folder.words!r}")
+        yield Remark(f"{bare} of the {len(tree.pictures)} pictures in {printable_name(folder.path.name)}/ "
+                     f"have no caption file: they are captioned {folder.words!r}")
 
 
 def _beside(path, root, options):
     """What lies beside img/: regularisation pictures, logs, models and the pictures in them."""
     regular = class_folder(options)
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p != root and not p.name.startswith(".")):
+    for folder in (p for p in _folders(path) if p != root and not p.name.startswith(".")):
         if not (regular and regular.is_relative_to(folder.absolute())):
             yield from _aside(folder)
     for file in sorted(p for p in path.iterdir() if p.is_file()):
-        yield SetAside(str(file), "pictures outside of a numbered folder" if file.suffix.lower() in IMAGES else "")
+        picture = file.suffix.lower() in IMAGES
+        yield SetAside(str(file), "pictures outside of a numbered folder" if picture else "")
         if file.suffix.lower() == ".toml":
-            yield Remark(f"{printable_name(file.name)} lies beside the folders and is not read: the folders' numbers count. "
-                         "Name that file as --train_data if it is what you trained with")
+            yield Remark(f"{printable_name(file.name)} lies beside the folders and is not read: the "
+                         "folders' numbers count. Name that file as --train_data if it is what you trained "
+                         "with")
 
 
 def _aside(folder):
@@ -127,19 +139,21 @@ def _counted(folder, reason):
 def _root(path, sure):
     roots = _roots(path, sure)
     if not roots:
-        raise InputError(f"{printable_name(path)} holds no folders named as kohya has them, such as 10_sks dog: rename one, or "
-                         "leave out --data_layout kohya")
+        raise InputError(f"{printable_name(path)} holds no folders named as kohya has them, such as 10_sks "
+                         "dog: rename one, or leave out --data_layout kohya")
     if len(roots) == 1:
         return roots[0]
     usual = [r for r in roots if r.name.lower() in ("img", "image", "images")]
     if len(usual) == 1:
         return usual[0]
     names = ", ".join(printable_name(r.name) for r in roots)
-    raise InputError(f"{printable_name(path)} holds several folders with numbered ones in them ({names}): name one of them")
+    raise InputError(f"{printable_name(path)} holds several folders with numbered ones in them ({names}): "
+                     "name one of them")
 
 
 def _roots(path, sure=False):
-    """`path` where it is a numbered folder or holds such, else those of its folders that do and are no regularisation.
+    """`path` where it is a numbered folder or holds such, else those of its folders that do and are no
+    regularisation.
 
     sure: the user says that numbers are repeats, whatever they look like.
     """
@@ -148,7 +162,8 @@ def _roots(path, sure=False):
     own = numbered_folder(path)
     if own and (sure or 0 < own.repeats < YEARS[0]) and _holds_pictures(path):
         return [path]
-    return [p for p in _folders(path) if not REGULAR.fullmatch(p.name) and not p.name.startswith(".") and _has_repeats(p, sure)]
+    inner = (p for p in _folders(path) if not REGULAR.fullmatch(p.name) and not p.name.startswith("."))
+    return [p for p in inner if _has_repeats(p, sure)]
 
 
 def _has_repeats(path, sure):

@@ -1,11 +1,12 @@
 """OneTrainer's concepts: a list of folders, each shown as its balancing says.
 
     concepts.json   [{"path": "dog", "enabled": true, "include_subdirectories": false, "balancing": 1.5,
-                      "balancing_strategy": "REPEATS", "text": {"prompt_source": "sample", "prompt_path": ""}}]
+                      "balancing_strategy": "REPEATS", "text": {"prompt_source": "sample", "prompt_path":
+                      ""}}]
 
 Facts: Nerogar/OneTrainer. Under REPEATS an epoch shows each picture `balancing` times, fractions over several
-epochs; under SAMPLES it shows so many pictures of the folder together. A prompt comes from the text file beside
-the picture ("sample"), from one file for all ("concept") or from the picture's name ("filename").
+epochs; under SAMPLES it shows so many pictures of the folder together. A prompt comes from the text file
+beside the picture ("sample"), from one file for all ("concept") or from the picture's name ("filename").
 """
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ from rotescope.datasets.trainers.kohya_config import with_shuffled
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures
 
 SOURCES = ("sample", "concept", "filename")
-OWN_KEYS = {"include_subdirectories", "balancing", "balancing_strategy", "text", "image", "enabled", "concept_stats", "repeats"}
-OTHER_TYPES = {"VALIDATION": "held-out pictures (validation concepts)", "PRIOR_PREDICTION": "regularisation pictures (prior)"}
+OWN_KEYS = {"include_subdirectories", "balancing", "balancing_strategy", "text", "image", "enabled",
+            "concept_stats", "repeats"}
+OTHER_TYPES = {"VALIDATION": "held-out pictures (validation concepts)",
+               "PRIOR_PREDICTION": "regularisation pictures (prior)"}
 
 
 def is_onetrainer(file: Path) -> bool:
@@ -78,7 +81,8 @@ def _copies(setting, balancing, pictures):
     """How often an epoch shows each of the concept's pictures."""
     strategy = setting.text("balancing_strategy", "REPEATS")
     if strategy not in ("REPEATS", "SAMPLES"):
-        raise InputError(f"{setting.where} has balancing_strategy {strategy!r}: OneTrainer knows REPEATS and SAMPLES")
+        raise InputError(f"{setting.where} has balancing_strategy {strategy!r}: OneTrainer knows REPEATS "
+                         "and SAMPLES")
     return balancing if strategy == "REPEATS" else int(balancing) / max(pictures, 1)
 
 
@@ -93,7 +97,8 @@ def _captioner(text, tree, file, options):
         shared = split_lines(read_text(place, options.caption_encoding), options.lines_of("all"))
 
     def caption_of(picture):
-        own = {"sample": lambda: tree.captions(picture), "concept": lambda: shared, "filename": lambda: (picture.stem,)}[source]()
+        own = {"sample": lambda: tree.captions(picture), "concept": lambda: shared,
+               "filename": lambda: (picture.stem,)}[source]()
         if not text.switch("enable_tag_shuffling"):
             return own, ""
         return with_shuffled(own, int(text.number("keep_tags_count", 1)), text.text("tag_delimiter", ","))

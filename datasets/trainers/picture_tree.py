@@ -1,4 +1,5 @@
-"""What lies under a folder of pictures: the pictures, the captions beside them, and what trainers keep there and never show."""
+"""What lies under a folder of pictures: the pictures, the captions beside them, and what trainers keep there
+and never show."""
 import os
 import re
 from collections import Counter
@@ -19,20 +20,20 @@ MASK_FOLDER = re.compile(r"_?masks?", re.IGNORECASE)
 CONDITION_FOLDER = re.compile(r"(conditioning|control).*", re.IGNORECASE)
 CACHES = {".npz", ".npy", ".pt", ".safetensors"}
 METADATA_CACHE = re.compile(r"(metadata_cache|aspect_ratio_bucket_.*|\.?aitk_size)\.json", re.IGNORECASE)
-MASKS, CONTROLS, LATENTS, TABLES, HIDDEN = ("masks", "control pictures", "latents caches", "metadata caches",
-                                            "hidden pictures")
+MASKS, CONTROLS, HIDDEN = "masks", "control pictures", "hidden pictures"
+LATENTS, TABLES = "latents caches", "metadata caches"
 
 
 @dataclass
 class PictureTree:
-    """The files under a folder, sorted by what they are. `claim` a picture's captions, then ask for the `rest`."""
+    """The files under a folder, sorted by what they are. Ask for the captions of its pictures, then for remarks."""
     folder: Path
     options: DataOptions
     usual_lines: str = "all"
-    extension: str = ""             # of the caption files, where a configuration names it; the options' own counts first
+    extension: str = ""             # of the caption files, as a configuration names it; options come first
     recursive: bool = True
     pictures: list[Path] = field(default_factory=list)    # sorted
-    others: list[Path] = field(default_factory=list)      # neither pictures nor captions of one, nor set aside
+    others: list[Path] = field(default_factory=list)      # of no known kind
     aside: list[SetAside] = field(default_factory=list)
     unread: list[Quarantined] = field(default_factory=list)
     linked: list[Path] = field(default_factory=list)      # links to folders
@@ -52,8 +53,8 @@ class PictureTree:
         for f in (f for f in files if f.suffix.lower() not in IMAGES):
             if f.suffix.lower() in (*EXTENSIONS, self.wanted) and (f.parent, f.stem) in owners:
                 self._sides.setdefault((f.parent, f.stem), {})[f.suffix.lower()] = f
-            elif reason := LATENTS if f.suffix.lower() in CACHES else TABLES if METADATA_CACHE.fullmatch(f.name) else "":
-                self.aside.append(SetAside(str(f), reason))
+            elif f.suffix.lower() in CACHES or METADATA_CACHE.fullmatch(f.name):
+                self.aside.append(SetAside(str(f), LATENTS if f.suffix.lower() in CACHES else TABLES))
             else:
                 self.others.append(f)
 
@@ -80,26 +81,32 @@ class PictureTree:
         return next(iter(said.values()), ())
 
     def remarks(self) -> Iterator[Item]:
-        """What is to be said of the tree once its captions are read: unreadable places, files set aside, contradictions."""
+        """What is to be said of the tree once its captions are read: unreadable places, files set aside,
+        contradictions."""
         yield from self.unread
         yield from self.aside
         if self.linked:
-            folders = "1 link to a folder is" if len(self.linked) == 1 else f"{len(self.linked)} links to folders are"
-            yield Remark(f"{folders} not followed, the first {printable_name(self.linked[0])}: name the folder itself")
+            n = len(self.linked)
+            links = "1 link to a folder is" if n == 1 else f"{n} links to folders are"
+            first = printable_name(self.linked[0])
+            yield Remark(f"{links} not followed, the first {first}: name the folder itself")
         for pair, n in self.differing.items():
             pictures = "1 picture has" if n == 1 else f"{n:,} pictures have"
-            yield Remark(f"{pictures} {pair} beside it that say different things: {pair.split(' ')[0]} counts; "
-                         "--caption_extension names another")
+            yield Remark(f"{pictures} {pair} beside it that say different things: {pair.split(' ')[0]} "
+                         "counts; --caption_extension names another")
 
     def _read(self, file, lines):
         return read_side_file(file, lines, self.options.caption_encoding)
 
     def _files(self):
-        """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere stay, to be named."""
+        """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere
+        stay, to be named."""
         if not self.recursive:
             return sorted(f for f in self._entries(self.folder) if is_file_or_lost(f))
         found = []
-        for root, folders, names in os.walk(self.folder, onerror=lambda e: self.unread.append(unreadable(e.filename, e))):
+        def note(error):
+            self.unread.append(unreadable(error.filename, error))
+        for root, folders, names in os.walk(self.folder, onerror=note):
             found += [Path(root, name) for name in names]
             self.linked += [place for name in folders if (place := Path(root, name)).is_symlink()]
         return sorted(f for f in found if is_file_or_lost(f))
@@ -112,7 +119,8 @@ class PictureTree:
             return []
 
     def _why_aside(self, file, places):
-        """Why a picture is none that is trained on; "" if it is one. places: the folders that hold a picture of this name."""
+        """Why a picture is none that is trained on; "" if it is one. places: the folders that hold a picture
+        of this name."""
         inner = file.relative_to(self.folder).parts
         if any(part.startswith(".") or part == "__MACOSX" for part in inner):
             return HIDDEN
@@ -126,8 +134,10 @@ class PictureTree:
         return ""
 
     def _has_original(self, places, kind):
-        """Whether a picture of the same name lies outside of folders of that kind: masks of nothing are pictures themselves."""
-        return any(not any(kind.fullmatch(part) for part in place.relative_to(self.folder).parts) for place in places)
+        """Whether a picture of the same name lies outside of folders of that kind: masks of nothing are
+        pictures themselves."""
+        inner = (place.relative_to(self.folder).parts for place in places)
+        return any(not any(kind.fullmatch(part) for part in parts) for parts in inner)
 
 
 def is_file_or_lost(file: Path) -> bool:

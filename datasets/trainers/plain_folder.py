@@ -1,4 +1,5 @@
-"""A folder of pictures with their captions beside them, each shown once; or all under one prompt, as DreamBooth scripts have it.
+"""A folder of pictures with their captions beside them, each shown once; or all under one prompt, as
+DreamBooth scripts have it.
 
     dog/a.jpg + dog/a.txt                              each line a caption
     dog/*.jpg, --instance_prompt "a photo of sks dog"  one caption for all; --class_data_dir is set aside
@@ -9,7 +10,14 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.trainers.config_paths import printable_name
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
+from rotescope.datasets.trainers.entry import (
+    Item,
+    ListedPicture,
+    Quarantined,
+    Remark,
+    SetAside,
+    TrainerLayout,
+)
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures, readable_captions
 
 CLASS_PICTURES = "class pictures (--class_data_dir)"
@@ -27,7 +35,8 @@ def plain_entries(folder: Path, options: DataOptions) -> Iterator[Item]:
     yield from tree.remarks()
     yield from class_pictures(options)
     if options.instance_prompt and tree.has_captions:
-        yield Remark(f"all pictures are taken for trained under {options.instance_prompt!r}: their caption files are not read")
+        yield Remark(f"all pictures are taken for trained under {options.instance_prompt!r}: their caption "
+                     "files are not read")
     yield from (SetAside(str(f), "") for f in tree.others)
 
 
@@ -37,7 +46,8 @@ def class_folder(options: DataOptions) -> Path | None:
         return None
     folder = Path(options.class_data_dir).absolute()
     if not folder.is_dir():
-        raise InputError(f"no folder of class pictures at {printable_name(folder)}: correct --class_data_dir or leave it out")
+        raise InputError(f"no folder of class pictures at {printable_name(folder)}: correct "
+                         "--class_data_dir or leave it out")
     return folder
 
 

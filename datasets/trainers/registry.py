@@ -13,7 +13,8 @@ from rotescope.datasets.trainers.onetrainer import ONETRAINER
 from rotescope.datasets.trainers.plain_folder import PLAIN_FOLDER
 from rotescope.datasets.trainers.simpletuner import SIMPLETUNER
 
-CONFIGURATIONS = (KOHYA_CONFIG, ONETRAINER, SIMPLETUNER, AI_TOOLKIT, KOHYA_METADATA)   # the first that recognises a file reads it
+CONFIGURATIONS = (   # the first that recognises a file reads it
+    KOHYA_CONFIG, ONETRAINER, SIMPLETUNER, AI_TOOLKIT, KOHYA_METADATA)
 
 
 def configuration_layout(file: Path) -> TrainerLayout:
@@ -21,8 +22,8 @@ def configuration_layout(file: Path) -> TrainerLayout:
     found = next((layout for layout in CONFIGURATIONS if layout.recognise(file)), None)
     if not found:
         known = "kohya's data sets or metadata, OneTrainer's concepts, ai-toolkit's or SimpleTuner's"
-        raise InputError(f"{printable_name(file)} is no configuration of data that is known ({known}): name the folder "
-                         "of pictures")
+        raise InputError(f"{printable_name(file)} is no configuration of data that is known ({known}): name "
+                         "the folder of pictures")
     return found
 
 
@@ -35,4 +36,5 @@ def folder_layout(folder: Path, options: DataOptions) -> TrainerLayout:
     """The layout of a folder: as the options say, or as its folders are named."""
     if options.data_layout == "folder":
         return PLAIN_FOLDER
-    return KOHYA_FOLDERS if options.data_layout == "kohya" or KOHYA_FOLDERS.recognise(folder) else PLAIN_FOLDER
+    kohya = options.data_layout == "kohya" or KOHYA_FOLDERS.recognise(folder)
+    return KOHYA_FOLDERS if kohya else PLAIN_FOLDER

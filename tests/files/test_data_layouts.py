@@ -168,7 +168,7 @@ KOHYA_CONFIGS = [
          {"10_dog/a.png": (2, "photo, dog, grass , best", "photo, grass, best, dog"),
           "10_dog/b.png": (2, "photo, sks dog , best", "photo, best, sks dog"), "cat/c.png": (7, "a cat, rug")},
          ("note: 1 regularisation picture (is_reg) set aside",
-          "note: 10_dog/ is shown 2 times, as num_repeats says: the 10 in its name does not count here"), at="set.toml"),
+          "note: 10_dog/ has num_repeats 2: the 10 in its name does not count here"), at="set.toml"),
     Case("kohya's JSON with metadata", {
         "set.json": subset(metadata_file="dog/meta.json", num_repeats=3),
         "dog/meta.json": {"a.png": {"caption": "a dog", "tags": "dog, grass"}, "b": {"tags": "only, tags"},
