@@ -91,8 +91,8 @@ def describe_listing(path: str, found: Listing) -> DataDescription:
     copies = [exact_copies(e.copies) for e in pictures] or [exact_copies(0)]
     return DataDescription(
         path, found.layout, len(pictures), len({c for e in pictures for c in e.captions}),
-        sum(not e.captions for e in pictures), *(plain_copies(of(copies)) for of in (min, max, sum)),
-        set_aside=found.set_aside,
+        sum(not e.captions for e in pictures), plain_copies(min(copies)), plain_copies(max(copies)),
+        plain_copies(sum(copies)), found.set_aside,
         left_out=tuple(e.reason for e in found.entries if isinstance(e, Quarantined)),
         notes=(*found.unused, *found.remarks))
 
