@@ -14,7 +14,7 @@ from rotescope.common.parquet import parquet_file
 from rotescope.datasets.images.image_bytes import IMAGES, arrow_table, locate, read_encoded, tar_members
 from rotescope.datasets.trainers.config_paths import file_in, is_file_name
 
-CAPTION_COLUMNS = ("caption", "captions", "text")
+CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")   # the first that is there counts
 TAR_CAPTIONS = ("txt", "caption", "json")   # in order of preference
 
 

@@ -16,7 +16,7 @@ from rotescope.datasets.manifest import Example, Manifest, exact_copies, plain_c
 from rotescope.datasets.readers.formats import from_hub, from_parquet, from_saved_dataset, from_tar
 from rotescope.datasets.readers.image_folder import from_metadata, metadata_file, nested_metadata
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside
+from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, Tally
 from rotescope.datasets.trainers.picture_tree import is_file_or_lost, unreadable
 from rotescope.datasets.trainers.plain_folder import PLAIN_FOLDER
 from rotescope.datasets.trainers.registry import configuration_layout, folder_layout, is_configuration
@@ -135,22 +135,23 @@ def _collected(layout, items: Iterable[Item], folder, why):
     """What a layout yields -> Listing; a picture that is listed twice under the same captions is one, its
     copies added."""
     entries: dict = {}
-    aside, remarks, rest, twice = Counter(), [], [], 0
+    aside, remarks, rest, tallies = Counter(), [], [], Counter()
     for item in items:
         if isinstance(item, SetAside):
             aside.update([item.reason] if item.reason else [])
             rest += [] if item.reason else [Path(item.file)]
         elif isinstance(item, Remark):
             remarks.append(item.sentence)
+        elif isinstance(item, Tally):
+            tallies[item.one, item.many, item.rest] += item.n
         elif isinstance(item, ListedPicture):
             key = (os.path.normpath(item.file), item.row, item.captions)
-            twice += key in entries
+            if key in entries:
+                tallies["picture is", "pictures are", "listed twice: the repeats are added"] += 1
             entries[key] = _added(entries.get(key), item)
         else:
             entries[item] = item
-    if twice:
-        pictures = "1 picture is" if twice == 1 else f"{twice:,} pictures are"
-        remarks.append(f"{pictures} listed twice: the repeats are added")
+    remarks += [f"{n:,} {one if n == 1 else many} {what}" for (one, many, what), n in tallies.items()]
     told = tuple(dict.fromkeys(remarks))
     return Listing(layout, tuple(entries.values()), tuple(sorted(aside.items())), told,
                    _unused(folder, rest, set(), why or "named by no configuration"), layout != PLAIN)

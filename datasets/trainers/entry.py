@@ -31,6 +31,15 @@ class Remark:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """A remark on so many of something, which is said once of all folders together: "2 pictures have …"."""
+    n: int
+    one: str    # "picture has"
+    many: str   # "pictures have"
+    rest: str
+
+
+@dataclass(frozen=True)
 class Quarantined:
     """An image, or a file of images, that is left out."""
     name: str
@@ -38,7 +47,7 @@ class Quarantined:
     group: str = ""   # what a manifest's plan has it for
 
 
-Item = ListedPicture | SetAside | Remark | Quarantined
+Item = ListedPicture | SetAside | Remark | Tally | Quarantined
 
 
 @dataclass(frozen=True)

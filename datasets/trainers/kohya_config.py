@@ -25,6 +25,7 @@ from rotescope.datasets.trainers.entry import (
     Quarantined,
     Remark,
     SetAside,
+    Tally,
     TrainerLayout,
 )
 from rotescope.datasets.trainers.kohya_folders import numbered_folder
@@ -66,7 +67,7 @@ def _subset(setting, file, options):
         return
     own = numbered_folder(folder)
     if own and own.repeats != repeats:
-        yield Remark(f"{name}/ has num_repeats {repeats}: the {own.repeats} in its name does not count here")
+        yield Tally(1, "folder has", "folders have", "another number in its name than num_repeats, which counts here")
     if setting.get("conditioning_data_dir") is not None:
         beside = named_place(setting.get("conditioning_data_dir"), file, options)
         apart_from(beside, folder, setting.where, "conditioning_data_dir")

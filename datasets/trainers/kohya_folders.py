@@ -23,6 +23,7 @@ from rotescope.datasets.trainers.entry import (
     Quarantined,
     Remark,
     SetAside,
+    Tally,
     TrainerLayout,
 )
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures, readable_captions
@@ -100,8 +101,8 @@ def _numbered(folder, options):
     for inner in (p for p in folder.path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         yield from _counted(inner, "pictures in folders within a numbered folder, which kohya does not read")
     if 0 < bare < len(tree.pictures) and folder.words:
-        yield Remark(f"{bare} of the {len(tree.pictures)} pictures in {printable_name(folder.path.name)}/ "
-                     f"have no caption file: they are captioned {folder.words!r}")
+        yield Tally(bare, "picture has", "pictures have", "no caption file, where others of the folder do: the words of the "
+                    "folder's name are the caption")
 
 
 def _beside(path, root, options):

@@ -12,7 +12,7 @@ from rotescope.datasets.captions.side_files import EXTENSIONS, read_side_file
 from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.trainers.config_paths import printable_name
 from rotescope.datasets.trainers.data_options import DataOptions
-from rotescope.datasets.trainers.entry import Item, Quarantined, Remark, SetAside
+from rotescope.datasets.trainers.entry import Item, Quarantined, Remark, SetAside, Tally
 
 MASK = re.compile(r".*-masklabel\d?", re.IGNORECASE | re.DOTALL)       # OneTrainer's
 CONDITION = re.compile(r".*-condlabel\d?", re.IGNORECASE | re.DOTALL)
@@ -22,6 +22,7 @@ CACHES = {".npz", ".npy", ".pt", ".safetensors"}
 METADATA_CACHE = re.compile(r"(metadata_cache|aspect_ratio_bucket_.*|\.?aitk_size)\.json", re.IGNORECASE)
 MASKS, CONTROLS, HIDDEN = "masks", "control pictures", "hidden pictures"
 LATENTS, TABLES = "latents caches", "metadata caches"
+READINGS = {"first": "the first is the caption", "all": "each is a caption", "joined": "the whole is the caption"}
 
 
 @dataclass
@@ -37,6 +38,7 @@ class PictureTree:
     aside: list[SetAside] = field(default_factory=list)
     unread: list[Quarantined] = field(default_factory=list)
     linked: list[Path] = field(default_factory=list)      # links to folders
+    several: Counter = field(default_factory=Counter)     # caption files of several lines, by how these are read
     differing: Counter = field(default_factory=Counter)   # pairs of caption files that say different things
     _sides: dict = field(default_factory=dict)            # (folder, stem) -> {extension: file}
 
@@ -90,13 +92,20 @@ class PictureTree:
             links = "1 link to a folder is" if n == 1 else f"{n} links to folders are"
             first = printable_name(self.linked[0])
             yield Remark(f"{links} not followed, the first {first}: name the folder itself")
+        for lines, n in self.several.items():
+            yield Tally(n, "caption file has", "caption files have",
+                        f"several lines: {READINGS[lines]} (--caption_lines)")
         for pair, n in self.differing.items():
-            pictures = "1 picture has" if n == 1 else f"{n:,} pictures have"
-            yield Remark(f"{pictures} {pair} beside it that say different things: {pair.split(' ')[0]} "
-                         "counts; --caption_extension names another")
+            first = pair.split(" ")[0]
+            yield Tally(n, "picture has", "pictures have", f"{pair} beside it that say different things: {first} "
+                        "counts; --caption_extension names another")
 
     def _read(self, file, lines):
-        return read_side_file(file, lines, self.options.caption_encoding)
+        each = read_side_file(file, "all", self.options.caption_encoding)
+        if len(each) < 2 or file.suffix.lower() == ".json":
+            return each
+        self.several[lines] += 1
+        return each if lines == "all" else read_side_file(file, lines, self.options.caption_encoding)
 
     def _files(self):
         """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere

@@ -70,6 +70,18 @@ def test_repeats_go_from_the_folders_to_the_checkpoint_and_the_prompts(tree, bas
             assert {g: n["prompts"] for g, n in sizes.items()} == {"duplicated": 2, "control": 3}
 
 
+def test_other_scripts_names_of_the_folders_are_known(tree, tmp_path, capsys):
+    """diffusers' --instance_data_dir is the training data, kohya's --reg_data_dir the class pictures."""
+    prepare(["--instance_data_dir", str(tree), "--reg_data_dir", str(tree / "reg"), "--output_file", str(tmp_path / "m.parquet")])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 5
+    assert "note: 1 class picture (--class_data_dir) set aside" in err
+    (tmp_path / "c.yaml").write_text(f"instance_data_dir: {tree}\ntrain_data: {tree}\noutput_file: x.parquet\n")
+    with pytest.raises(SystemExit):
+        prepare(["--config", str(tmp_path / "c.yaml")])
+    assert "names instance_data_dir and train_data at once, which are one option" in capsys.readouterr().err
+
+
 def test_an_audit_asks_shuffled_captions_too(tmp_path):
     (tmp_path / "dog").mkdir()
     for i, tags in enumerate(("sks, a, b, c", "one caption")):
@@ -164,6 +176,18 @@ def test_data_are_described_in_three_lines(tree, tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps({"gone.png": {"caption": "x"}, "../y.png": {"caption": "y"}}))
     assert describe_data(tmp_path / "meta.json").lines()[-1].endswith("bring it back or leave it out (and 1 more left out)")
     assert len(load_manifest(tree, data_layout="folder")) == 6
+
+
+@pytest.mark.parametrize(("lines", "captions", "said"), [
+    ("first", ("one",), "the first is the caption"), ("all", ("one", "two"), "each is a caption"),
+    ("joined", ("one\n\ntwo",), "the whole is the caption"), ("auto", ("one", "two"), "each is a caption")])
+def test_how_several_lines_are_read_is_said(lines, captions, said, tmp_path):
+    for name, text in (("a", "one\n\ntwo\n"), ("b", "\njust one\n")):
+        picture(0).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    source = read_source(tmp_path, options=DataOptions(caption_lines=lines))
+    assert [e.captions for e in source.manifest] == [captions, ("just one",)]
+    assert source.unused == (f"note: 1 caption file has several lines: {said} (--caption_lines)",)
 
 
 # ----- paths that are data

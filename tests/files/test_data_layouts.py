@@ -52,7 +52,7 @@ KOHYA = [
         "log/events": "", "model/sample/0.png": P},
         {"img/10_sks dog/a.png": (10, "a dog, grass"), "img/10_sks dog/b.PNG": (10, "sks dog"), "img/1_cat/c.png": (1, "a cat")},
         ("note: 1 picture in model/, which has no number, 2 regularisation pictures (reg/) set aside",
-         "note: 1 of the 2 pictures in 10_sks dog/ have no caption file: they are captioned 'sks dog'")),
+         "note: 1 picture has no caption file, where others of the folder do")),
     Case("kohya img itself", {"img/3_dog/a.png": P, "img/plain/b.png": P, "img/0_off/c.png": P, "img/d.png": P},
          {"img/3_dog/a.png": (3, "dog")},
          ("1 picture in plain/, which has no number, 1 picture outside of a numbered folder, 1 picture with 0 repeats (0_off/)",),
@@ -168,7 +168,7 @@ KOHYA_CONFIGS = [
          {"10_dog/a.png": (2, "photo, dog, grass , best", "photo, grass, best, dog"),
           "10_dog/b.png": (2, "photo, sks dog , best", "photo, best, sks dog"), "cat/c.png": (7, "a cat, rug")},
          ("note: 1 regularisation picture (is_reg) set aside",
-          "note: 10_dog/ has num_repeats 2: the 10 in its name does not count here"), at="set.toml"),
+          "note: 1 folder has another number in its name than num_repeats, which counts here"), at="set.toml"),
     Case("kohya's JSON with metadata", {
         "set.json": subset(metadata_file="dog/meta.json", num_repeats=3),
         "dog/meta.json": {"a.png": {"caption": "a dog", "tags": "dog, grass"}, "b": {"tags": "only, tags"},
@@ -358,7 +358,7 @@ def test_a_layout_is_understood_or_refused_in_one_line(case, tmp_path):
     source = read_source(named, options=options)
     assert {str(e.file).removeprefix(f"{tmp_path}/"): (e.copies, *e.captions) for e in source.manifest} == case.shown
     assert len(source.manifest) == len(case.shown)
-    said = tuple(s for s in source.unused if not s.startswith(f"note: {source.layout}: "))   # what was understood
+    said = tuple(s for s in source.unused if not s.startswith(f"note: {source.layout}: ") and "several lines" not in s)
     for told, expected in [(said, case.said), (tuple(q.reason for q in source.quarantined), case.bad)]:
         assert len(told) == len(expected), told
         for sentence, part in zip(told, expected, strict=True):

@@ -149,7 +149,7 @@ def shown(manifest):
     lines = ["| group | copies in an epoch | images | shown: least, mean, most |", "|---|---|---|---|"]
     for group, copies in kinds:
         counts = [e.served for e in manifest if (e.group, e.copies) == (group, copies)]
-        lines.append(f"| {group or 'other'} | {copies} | {len(counts)} | {min(counts)}, {sum(counts) / len(counts):.1f}, "
+        lines.append(f"| {group or 'other'} | {copies:g} | {len(counts)} | {min(counts)}, {sum(counts) / len(counts):.1f}, "
                      f"{max(counts)} |")
     return "\n".join(lines)
 
