@@ -4,6 +4,7 @@ import io
 import json
 import os
 
+import datasets as hf_datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -188,6 +189,22 @@ def test_how_several_lines_are_read_is_said(lines, captions, said, tmp_path):
     source = read_source(tmp_path, options=DataOptions(caption_lines=lines))
     assert [e.captions for e in source.manifest] == [captions, ("just one",)]
     assert source.unused == (f"note: 1 caption file has several lines: {said} (--caption_lines)",)
+
+
+def test_nested_metadata_are_read_as_hugging_face_reads_them(tmp_path):
+    """Its imagefolder, on the same tree: the same pictures under the same captions, of the same split."""
+    for split, seeds in (("train", (0, 1, 2)), ("test", (3,))):
+        home = tmp_path / "set/data" / split / "deep"
+        home.mkdir(parents=True)
+        for seed in seeds:
+            picture(seed).save(home / f"{seed}.png")
+        (home.parent / "metadata.jsonl").write_text("".join(
+            json.dumps({"file_name": f"deep/{seed}.png", "text": f"number {seed}"}) + "\n" for seed in seeds))
+    ours = load_source(tmp_path / "set")
+    theirs = hf_datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "c"))
+    assert [e.captions[0] for e in ours] == theirs["text"][:] == ["number 0", "number 1", "number 2"]
+    for e, row in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(np.asarray(e.open()), np.asarray(row["image"].convert("RGB")))
 
 
 # ----- paths that are data
