@@ -21,8 +21,8 @@ class DataOptions(Options):
     kohya: the number before a folder's name says how often an epoch shows its pictures"""
     caption_lines: str = "auto"
     """what several lines in a caption file mean. first: the first is the caption; all: each is one; joined:
-    the whole is one; auto: as the trainer has it: kohya the first, ai-toolkit the whole, all others and a
-    plain folder each"""
+    the whole is one; auto: as the trainer has it: kohya the first, ai-toolkit and musubi-tuner the whole, all
+    others and a plain folder each"""
     caption_extension: str = ""
     """of the caption files, such as .caption; unless given .txt, .caption or .json, whichever there is, in
     this order"""

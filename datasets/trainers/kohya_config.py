@@ -67,7 +67,8 @@ def _subset(setting, file, options):
         return
     own = numbered_folder(folder)
     if own and own.repeats != repeats:
-        yield Tally(1, "folder has", "folders have", "another number in its name than num_repeats, which counts here")
+        yield Tally(1, "folder has", "folders have", "another number in its name than num_repeats, which "
+                                                     "counts here")
     if setting.get("conditioning_data_dir") is not None:
         beside = named_place(setting.get("conditioning_data_dir"), file, options)
         apart_from(beside, folder, setting.where, "conditioning_data_dir")

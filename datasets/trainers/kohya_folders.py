@@ -101,7 +101,8 @@ def _numbered(folder, options):
     for inner in (p for p in folder.path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         yield from _counted(inner, "pictures in folders within a numbered folder, which kohya does not read")
     if 0 < bare < len(tree.pictures) and folder.words:
-        yield Tally(bare, "picture has", "pictures have", "no caption file, where others of the folder do: the words of the "
+        yield Tally(bare, "picture has", "pictures have", "no caption file, where others of the folder do: "
+                                                          "the words of the "
                     "folder's name are the caption")
 
 

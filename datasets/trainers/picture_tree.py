@@ -27,7 +27,8 @@ READINGS = {"first": "the first is the caption", "all": "each is a caption", "jo
 
 @dataclass
 class PictureTree:
-    """The files under a folder, sorted by what they are. Ask for the captions of its pictures, then for remarks."""
+    """The files under a folder, sorted by what they are. Ask for the captions of its pictures, then for
+    remarks."""
     folder: Path
     options: DataOptions
     usual_lines: str = "all"
@@ -97,7 +98,8 @@ class PictureTree:
                         f"several lines: {READINGS[lines]} (--caption_lines)")
         for pair, n in self.differing.items():
             first = pair.split(" ")[0]
-            yield Tally(n, "picture has", "pictures have", f"{pair} beside it that say different things: {first} "
+            yield Tally(n, "picture has", "pictures have", f"{pair} beside it that say different things: "
+                                                           f"{first} "
                         "counts; --caption_extension names another")
 
     def _read(self, file, lines):

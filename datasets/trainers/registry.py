@@ -9,21 +9,22 @@ from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import TrainerLayout
 from rotescope.datasets.trainers.kohya_config import KOHYA_CONFIG, KOHYA_METADATA
 from rotescope.datasets.trainers.kohya_folders import KOHYA_FOLDERS
+from rotescope.datasets.trainers.musubi_tuner import MUSUBI_TUNER
 from rotescope.datasets.trainers.onetrainer import ONETRAINER
 from rotescope.datasets.trainers.plain_folder import PLAIN_FOLDER
 from rotescope.datasets.trainers.simpletuner import SIMPLETUNER
 
 CONFIGURATIONS = (   # the first that recognises a file reads it
-    KOHYA_CONFIG, ONETRAINER, SIMPLETUNER, AI_TOOLKIT, KOHYA_METADATA)
+    KOHYA_CONFIG, MUSUBI_TUNER, ONETRAINER, SIMPLETUNER, AI_TOOLKIT, KOHYA_METADATA)
 
 
 def configuration_layout(file: Path) -> TrainerLayout:
     """The layout of a trainer's configuration. InputError if it is none that is known, or no such file."""
     found = next((layout for layout in CONFIGURATIONS if layout.recognise(file)), None)
     if not found:
-        known = "kohya's data sets or metadata, OneTrainer's concepts, ai-toolkit's or SimpleTuner's"
-        raise InputError(f"{printable_name(file)} is no configuration of data that is known ({known}): name "
-                         "the folder of pictures")
+        known = "kohya's data sets or metadata, musubi-tuner's, OneTrainer's, ai-toolkit's or SimpleTuner's"
+        raise InputError(f"{printable_name(file)} is no configuration of data that is known ({known}): "
+                         "name the folder of pictures")
     return found
 
 

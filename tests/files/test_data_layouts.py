@@ -341,7 +341,27 @@ ODD = [
     Case("a caption file that is none", {"a.png": P, "a.txt": "x" * 1_000_001, "b.png": P, "b.txt": "b"}, {"b.png": (1, "b")},
          bad=("a.txt has 1,000,001 bytes, more than captions take",)),
 ]
-CASES = [*ODD, *KOHYA, *SIDE_FILES, *KOHYA_CONFIGS, *ONETRAINER, *AI_TOOLKIT, *SIMPLETUNER, *HUGGING_FACE]
+MUSUBI = [
+    Case("musubi-tuner's TOML", {
+        "set.toml": '''[general]
+caption_extension = ".txt"
+[[datasets]]
+image_directory = "dog"
+control_directory = "edges"
+num_repeats = 4
+[[datasets]]
+image_jsonl_file = "cats.jsonl"
+[[datasets]]
+video_directory = "film"
+''', "dog/a.png": P, "dog/a.txt": "a dog\non grass", "dog/deep/no.png": P, "edges/a.png": P, "cats/c.png": P,
+        "cats.jsonl": '{"image_path": "cats/c.png", "caption": "a cat"}\n{"image_path": "/etc/x.png", "caption": "x"}\nno\n'},
+        {"dog/a.png": (4, "a dog\non grass"), "cats/c.png": (1, "a cat")},
+        ("note: 1 control picture set aside", "note: {}, data set 3, is of film, and left out: only pictures are read"),
+        bad=("cats.jsonl, line 2: /etc/x.png leads out of", "cats.jsonl, line 3: Expecting value"), at="set.toml"),
+    Case("musubi-tuner without a directory", {"set.toml": '[[datasets]]\nimage_directory = "a"\n[[datasets]]\nnum_repeats = 1\n',
+                                              "a/a.png": P}, error="data set 2, has no image_directory", at="set.toml"),
+]
+CASES = [*ODD, *MUSUBI, *KOHYA, *SIDE_FILES, *KOHYA_CONFIGS, *ONETRAINER, *AI_TOOLKIT, *SIMPLETUNER, *HUGGING_FACE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -375,6 +395,8 @@ CONFIGURATIONS = {
         "prompt_source": "sample", "prompt_path": "", "enable_tag_shuffling": True, "tag_delimiter": ",", "keep_tags_count": 1})],
     "aitoolkit.json": ai_toolkit(caption_ext="txt", num_repeats=2, is_reg=False, control_path="control", default_caption="d",
                                  shuffle_tokens=True),
+    "musubi.json": {"general": {"caption_extension": ".txt"}, "datasets": [
+        {"image_directory": "dog", "num_repeats": 2, "control_directory": "control"}, {"image_jsonl_file": "meta.json"}]},
     "simpletuner.json": backend(
         dataset_type="image", caption_strategy="textfile", instance_prompt="i", disabled=False, probability=1,
         prepend_instance_prompt=True, caption_shuffle={"enable": True, "position_start": 1}),
