@@ -15,6 +15,7 @@ from rotescope.datasets.captions.side_files import said_in, shuffle_tags, with_t
 from rotescope.datasets.captions.text_encoding import guess_encoding
 from rotescope.datasets.images.image_bytes import decode
 from rotescope.datasets.inspection.preflight import preflight
+from rotescope.datasets.inspection.risk import risks
 from rotescope.datasets.inspection.shared_pictures import shared_pictures
 from rotescope.datasets.manifest import Example, Manifest
 from rotescope.datasets.plans.duplication import check_served, group_by_copies
@@ -138,6 +139,15 @@ def test_risk_has_the_repeats(tree):
     found = preflight(read_source(tree), verify=False)
     assert [found.risks[i].risk for i in found.order] == [10, 10, 1, 1, 1]
     assert (found.summary["shown"], found.summary["images"]) == (23, 5)
+
+
+def test_the_order_of_shuffled_tags_takes_no_risk_away():
+    """Ten showings under "a, b, c" in any order are ten under one caption; two captions in turn are five under each."""
+    about = dict(file="x.png", row=None, copies=10)
+    shuffled = Example("1", ("a, b, c", "c, a, b"), sha256="0" * 64, note="tags are shuffled at training", **about)
+    two = Example("2", ("d, e", "e, d"), sha256="1" * 64, **about)
+    found = risks(Manifest((shuffled, two)), [0, 1])
+    assert [(r.risk, r.caption, r.exposures) for r in found] == [(10, "a, b, c", 10), (5, "d, e", 10)]
 
 
 # ----- two sets
