@@ -27,7 +27,7 @@ def describe(config, prompts, policies):
 
 def hashes_of(config, prompts):
     """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
-    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id))) + "\n" for p in prompts)
+    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id, *map(str, p.size or ())))) + "\n" for p in prompts)
     found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
     return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
 

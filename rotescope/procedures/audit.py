@@ -27,6 +27,7 @@ from rotescope.mitigate.embedding_search.targets import choose_targets
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
+from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
 from rotescope.models.model_files import find_model
@@ -58,6 +59,7 @@ def run_audit(config):
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
+    prompts = prompts_in_buckets(config, prompts, manifest)
     check_plan(config, prompts)
     for rule in rules:
         rule.scope(list(policies))

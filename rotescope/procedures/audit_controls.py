@@ -14,6 +14,7 @@ from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvide
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.picture_size import fixed_size
 from rotescope.models.model_files import find_lora
 
 STEPS = 2        # of the output that is compared: the first ones tell
@@ -53,8 +54,9 @@ def adapter_effect(pipe, text, config):
 
 def _latents(pipe, text, config):
     pipe.set_progress_bar_config(disable=True)
+    width, height = fixed_size(config.resolution)
     found = pipe(prompt=[text], **guidance_arguments(pipe, 1, config.guidance_scale), num_inference_steps=STEPS,
-                 height=config.resolution, width=config.resolution, output_type="latent",
+                 height=height, width=width, output_type="latent",
                  generator=[torch.Generator().manual_seed(0)]).images
     return found.detach().float().cpu()
 
