@@ -13,7 +13,7 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {  # what people say -> the class, and
 }
 
 
-def check_scheduler(name):
+def check_scheduler_name(name):
     """InputError for a name that is neither in SCHEDULERS nor that of a class of diffusers'."""
     if name and name not in SCHEDULERS and not name.endswith("Scheduler"):
         raise InputError(f"--scheduler {name}: take one of {', '.join(SCHEDULERS)}, or a scheduler's class in diffusers; "

@@ -13,7 +13,7 @@ from rotescope.mitigate.prompts.conditioning import Conditioning, prompt_lines
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt, caption_prompts
 from rotescope.mitigate.sampling.picture_size import bucket, parse_resolution, prompts_in_buckets
 from rotescope.mitigate.sampling.sampler import batches, noise_seed, sample
-from rotescope.models.schedulers import SCHEDULERS, check_scheduler, set_scheduler
+from rotescope.models.schedulers import SCHEDULERS, check_scheduler_name, set_scheduler
 
 LONG = "a cat and a bus and a frog and a pig and a crown and a gift and a rocket and a crab on a blue background with a panda"
 
@@ -60,8 +60,9 @@ def test_any_shape_in_every_family(kind):
 def test_the_negative_prompt_is_the_pipelines(kind):
     pipe = TINY[kind]()
     given = {"pixart": {"use_resolution_binning": False}}.get(kind, {})
-    assert (drawn(pipe, ["a cat"], negative_prompt="a red bus")[0] == stock(pipe, "a cat", negative_prompt="a red bus", **given)).all()
-    assert (drawn(pipe, ["a cat"], negative_prompt="a red bus")[0] != drawn(pipe, ["a cat"])[0]).any()
+    ours = drawn(pipe, ["a cat"], negative_prompt="a red bus")[0]
+    assert (ours == stock(pipe, "a cat", negative_prompt="a red bus", **given)).all()
+    assert (ours != drawn(pipe, ["a cat"])[0]).any()
 
 
 def test_layers_are_skipped_as_trainers_count():
@@ -94,8 +95,8 @@ def test_a_long_caption_is_read_in_chunks(skip):
     expected = stock(pipe, None, prompt_embeds=cond, negative_prompt_embeds=uncond)
     assert (drawn(pipe, [LONG], max_token_length=44, clip_skip=skip)[0] == expected).all()
     assert (drawn(pipe, [LONG], max_token_length=22)[0] == drawn(pipe, [LONG])[0]).all()   # one chunk is the pipeline's own
-    own = drawn(pipe, ["a cat"], "og-stp")[0]
-    assert (own == drawn(pipe, [EmbeddedPrompt("a cat", embedding=pipe.encode_prompt("a cat", "cpu", 1, False)[0][0])], "og-stp")[0]).all()
+    embedded = EmbeddedPrompt("a cat", embedding=pipe.encode_prompt("a cat", "cpu", 1, False)[0][0])
+    assert (drawn(pipe, ["a cat"], "og-stp")[0] == drawn(pipe, [embedded], "og-stp")[0]).all()
 
 
 def test_sdxl_joins_chunks_of_both_encoders():
@@ -161,7 +162,8 @@ def test_each_prompt_is_drawn_in_its_pictures_bucket(tmp_path):
         prompts_in_buckets(config, [Prompt("a cat")], manifest)
 
 
-@pytest.mark.parametrize("name", [n if n in ("euler-a", "dpm++-sde") else pytest.param(n, marks=pytest.mark.slow) for n in SCHEDULERS])
+@pytest.mark.parametrize("name", [n if n in ("euler-a", "dpm++-sde") else pytest.param(n, marks=pytest.mark.slow)
+                                  for n in SCHEDULERS])
 def test_every_named_scheduler_draws(name):
     pipe = tiny_pipeline()
     set_scheduler(pipe, name)
@@ -177,4 +179,4 @@ def test_a_scheduler_keeps_the_models_noise_and_must_fit():
     with pytest.raises(InputError, match="does not fit FluxPipeline"):
         set_scheduler(tiny_flux(), "ddim")
     with pytest.raises(InputError, match="did you mean 'euler'"):
-        check_scheduler("eular")
+        check_scheduler_name("eular")
