@@ -165,7 +165,7 @@ def check_generation(config, training=None):
     """
     if not (config.resume and is_finished(config.output_dir)):
         check_output(config.output_dir, config.overwrite,
-                     inputs=(config.model, config.lora, config.prompts, training), texts=config.mitigation)
+                     inputs=(*config.model_inputs, config.prompts, training), texts=config.mitigation)
     check_model(config)
     check_sampling(config)
     return named_policies(config.mitigation, training)

@@ -30,6 +30,7 @@ from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.models.adapters.attachment import switch_adapters
 from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
@@ -150,7 +151,7 @@ def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout,
     if base:
         plainly = named_policies(("none",))
         if base == ADAPTER_OFF:
-            pipe.disable_lora()
+            switch_adapters(pipe, False)
             sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"], seeds)
         else:
             del pipe  # makes room

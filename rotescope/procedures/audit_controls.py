@@ -15,7 +15,8 @@ from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.picture_size import fixed_size
-from rotescope.models.model_files import find_lora
+from rotescope.models.adapters.attachment import without_adapters
+from rotescope.models.model_files import find_lora, lora_names
 
 STEPS = 2        # of the output that is compared: the first ones tell
 ASKED = 24       # training pictures, and held-out ones, whose recall is compared, at most
@@ -38,17 +39,15 @@ def adapter_effect(pipe, text, config):
     InputError if both are equal to the bit, RunError if they hold no numbers.
     """
     adapted = _latents(pipe, text, config)
-    pipe.disable_lora()
-    try:
+    with without_adapters(pipe):
         plain = _latents(pipe, text, config)
-    finally:
-        pipe.enable_lora()
     change = float((adapted - plain).norm() / plain.norm().clamp(min=1e-12))
     if not math.isfinite(change):
         raise RunError(f"the latents of {config.model} hold no numbers (NaN): pass --dtype fp32")
     if torch.equal(adapted, plain):
-        raise InputError(f"{config.lora} changes nothing: on one prompt and noise the output is that of {config.model} to the "
-                         "bit, so its weights or its strength are 0; name a trained one, or audit the model without it")
+        raise InputError(f"{' and '.join(lora_names(config.lora))} changes nothing: on one prompt and noise the output is that "
+                         f"of {config.model} to the bit, so its weights or its strength are 0; name a trained one, or audit the "
+                         "model without it")
     return AdapterEffect(change)
 
 
@@ -78,7 +77,7 @@ def set_evidence(config, pipe, manifest, heldout):
 
 def counted(lora, manifest):
     """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
-    found = lora and pictures_in_header(find_lora(lora))
+    found = lora_names(lora) and pictures_in_header(find_lora(lora_names(lora)[0]))
     return SetEvidence("header", found, len({e.sha256 for e in manifest})) if found else None
 
 

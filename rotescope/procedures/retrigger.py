@@ -33,7 +33,7 @@ SHOWN = 4  # images of a group in the picture
 def check_retrigger(config):
     """Raise InputError for whatever would stop the run later."""
     check_output(config.output_dir, config.overwrite, inputs=(
-        config.model, config.lora, config.train_data, config.heldout_data), texts=(config.descriptor, *config.mitigation))
+        *config.model_inputs, config.train_data, config.heldout_data), texts=(config.descriptor, *config.mitigation))
     check_beside(config.index_dir, config.output_dir, "--index_dir")
     if config.index_dir:
         check_outside(config.index_dir, (config.train_data, config.heldout_data))
