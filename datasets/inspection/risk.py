@@ -12,12 +12,14 @@ their own 64, and 64 copies under five captions in turn 12.8. It ranks; it is no
 from collections import Counter
 from dataclasses import dataclass
 
+from rotescope.datasets.manifest import plain_copies
+
 
 @dataclass(frozen=True)
 class Risk:
     """Of the picture that an image shows, its near-duplicates included."""
     risk: float
-    exposures: int          # times an epoch shows the picture
+    exposures: int | float  # times an epoch shows the picture
     caption: str            # the caption of the maximum, "" without captions
     caption_share: float    # of that caption's exposures, how many are this picture
     caption_pictures: int   # pictures that bear it
@@ -61,7 +63,8 @@ def _risk(example, picture, best, exposures, shown, total, bearers, speakers):
     risk, c = best
     own = {word for caption in example.captions for word in key(caption).split() if len(speakers[word]) == 1}
     spelt = next((caption for caption in example.captions if key(caption) == c), c)
-    return Risk(risk, exposures[picture], spelt, shown[picture, c] / total[c], len(bearers[c]), tuple(sorted(own)))
+    return Risk(risk, plain_copies(round(exposures[picture], 6)), spelt, shown[picture, c] / total[c], len(bearers[c]),
+                tuple(sorted(own)))
 
 
 def ranking(found):

@@ -10,6 +10,7 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
@@ -49,7 +50,7 @@ def run_audit(config):
     policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
     get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
-    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, options=data_options(config))
     check_images(config, manifest, heldout)
     check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
     check_ids(rules, {e.image_id for e in manifest})
