@@ -20,6 +20,7 @@ from rotescope.mitigate.sampling.picture_size import prompts_in_buckets, wants_b
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
 from rotescope.mitigate.sampling.run_description import describe, sample_described
 from rotescope.mitigate.sampling.sampler import sample
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, chosen_device, load_pipeline, open_model
 
 
@@ -173,6 +174,7 @@ def check_generation(config, training=None):
 
 def generate_to_folder(config):
     """Sample as a GenerateConfig says -> the samples folder. Every process of `accelerate launch` calls it."""
+    config = sampled_as_trained(config)
     policies = check_generation(config)
     prompts = prompts_in_buckets(config, load_prompts(config.prompts, config.groups, config.max_prompts),
                                  Manifest.load(config.prompts) if is_manifest(config.prompts) else ())

@@ -23,8 +23,8 @@ from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, i
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
-from rotescope.mitigate.prompts.conditioning import Conditioning, check_conditioning, conditions, prompt_lines
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.mitigate.sampling.conditioning import Conditioning, check_conditioning, conditions, prompt_lines
 from rotescope.mitigate.sampling.picture_size import fixed_size
 from rotescope.models.seeds import hashed_integer
 

@@ -8,7 +8,7 @@ from scipy.stats import mannwhitneyu
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.images.sampling import evenly_spread
-from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap, pictures_in_header
+from rotescope.evaluate.inputs.own_manifest import header_counts, manifest_beside, overlap
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvidence
 from rotescope.mitigate.contract.families import family, guidance_arguments
@@ -64,21 +64,25 @@ def _latents(pipe, text, config):
 
 def set_evidence(config, pipe, manifest, heldout):
     """What shows that the model was trained on the manifest -> SetEvidence: the user's word, the model's own manifest, or else
-    its memory, tried on training pictures against held-out ones."""
+    its memory, tried on training pictures against held-out ones. A LoRA's header that counts other pictures comes before memory,
+    for pictures that are not looked at may leak."""
     if config.trust_train_data:
         return SetEvidence("trusted")
     own = manifest_beside(config.model, config.lora)
     listed = SetEvidence("manifest", *overlap(manifest, own)) if own else None
     if listed and listed.known >= OWN_SET * listed.of:
         return listed
-    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or counted(config.lora, manifest) or \
-        SetEvidence("nothing")
+    header = counted(config.lora, manifest)
+    if header and header.contradicts:
+        return header
+    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or header or SetEvidence("nothing")
 
 
 def counted(lora, manifest):
     """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
-    found = lora_names(lora) and pictures_in_header(find_lora(lora_names(lora)[0]))
-    return SetEvidence("header", found, len({e.sha256 for e in manifest})) if found else None
+    found = lora_names(lora) and header_counts(find_lora(lora_names(lora)[0]))
+    return SetEvidence("header", found[0], len({e.sha256 for e in manifest}), said=found[1],
+                       shown=float(sum(e.copies for e in manifest))) if found else None
 
 
 def membership(pipe, manifest, heldout):

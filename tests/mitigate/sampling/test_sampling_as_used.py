@@ -9,8 +9,8 @@ from tiny import TINY, clip, image_folder, seeded, tiny_flux, tiny_pipeline, tin
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.methods.registry import get_mitigation
-from rotescope.mitigate.prompts.conditioning import Conditioning, prompt_lines
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt, caption_prompts
+from rotescope.mitigate.sampling.conditioning import Conditioning, prompt_lines
 from rotescope.mitigate.sampling.picture_size import bucket, parse_resolution, prompts_in_buckets
 from rotescope.mitigate.sampling.sampler import batches, noise_seed, sample
 from rotescope.models.schedulers import SCHEDULERS, check_scheduler_name, set_scheduler
