@@ -50,7 +50,7 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
     if unused:  # the libraries only remark on it
         more = f" and {len(unused) - NAMED:,} more" if len(unused) > NAMED else ""
         told = (f"{len(unused):,} of the {len(found.weights):,} weights of {file} attach to nothing in {model}: "
-                f"{', '.join(unused[:NAMED])}{more}")
+                f"{', '.join(unused[:NAMED])}{more}{_other_denoiser(found, placed)}")
         if not allow_unused:
             raise InputError(f"{told}; name a LoRA of this model, or pass --allow_unused_keys to go on with the others")
     try:
@@ -95,6 +95,12 @@ def _placed_by_libraries(pipe, found):
 
 def _keys(placed):
     return frozenset[str]().union(*(update.keys for _, update in placed))
+
+
+def _other_denoiser(found, placed):
+    """Of a file whose layers of a denoiser all attach to nothing: what it is."""
+    own = {update.name for update in found.updates if found.parts[update.name][0] == "denoiser"}
+    return f", and none of the denoiser's attaches: {_family(found)}" if own and not own & {u.name for _, u in placed} else ""
 
 
 def _family(found):

@@ -10,10 +10,12 @@ from safetensors import safe_open
 from rotescope.common.errors import InputError
 from rotescope.models.adapters.layer_names import AdapterKey, parse_key, unread_kind
 from rotescope.models.adapters.layer_updates import LayerUpdate
+from rotescope.models.single_files.contents import describe_model
 from rotescope.models.tensor_files import load_tensors
 
 NUMBER_ENDS = (".alpha", ".scale", ".scalar")  # keys of numbers that go with a layer; they are not counted as weights
 BUNDLED = "bundle_emb."                         # textual inversions that go with a LoRA
+OPTION_OF = {"checkpoint": "--model", "embedding": "--embedding"}
 KIND_OF = {"up": "LoRA", "hada_w1_a": "LoHa", "lokr": "LoKr", "diff": "full", "norm": "norm"}
 
 
@@ -54,8 +56,7 @@ def updates_of(path: Path, tensors: dict[str, torch.Tensor], noted: dict | None 
             layers[f"{found.part}:{found.name}"].append(found)
     if not layers:
         kind = unread_kind(tensors)
-        raise InputError(f"{path} holds {kind}, which is not read: save it as a LoRA" if kind else
-                         f"{path} holds no adapter: none of its {len(tensors):,} keys is a LoRA's or LyCORIS'")
+        raise InputError(f"{path} holds {kind}, which is not read: save it as a LoRA" if kind else _what_else(path, tensors))
     updates, parts = [], {}
     for found in layers.values():
         update = _update(path, found, tensors, noted or {})
@@ -64,6 +65,13 @@ def updates_of(path: Path, tensors: dict[str, torch.Tensor], noted: dict | None 
             parts[update.name] = found[0].part, found[0].name
     return AdapterFile(path, tuple(updates), parts, tuple(weights),
                        {key: w for key, w in tensors.items() if key.startswith(BUNDLED)})
+
+
+def _what_else(path, tensors):
+    about = describe_model(path)
+    if about.kind in OPTION_OF:
+        return f"{path} is {about.what}: name it with {OPTION_OF[about.kind]}"
+    return f"{path} holds no adapter: none of its {len(tensors):,} keys is a LoRA's or LyCORIS'"
 
 
 def _update(path, found, tensors, noted):

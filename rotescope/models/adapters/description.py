@@ -14,8 +14,8 @@ from rotescope.models.model_families import FamilyGuess, guess_family
 from rotescope.models.tensor_files import TensorFile, read_tensor_file
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PART_WORDS = {"denoiser": "denoiser", "text_encoder": "text encoder", "text_encoder_2": "second text encoder",
-              "text_encoder_3": "third text encoder", "": "no named part"}
+PART_WORDS = {"denoiser": "the denoiser", "text_encoder": "the text encoder", "text_encoder_2": "the second text encoder",
+              "text_encoder_3": "the third text encoder", "": "a part that is not named"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ class AdapterDescription:
     def lines(self) -> list[str]:
         """What a person is told, in up to three lines."""
         kinds = " and ".join(self.kinds) if len(self.kinds) == 1 else ", ".join(f"{k} on {n:,}" for k, n in self.kinds.items())
-        parts = ", ".join(f"{n:,} layers of the {PART_WORDS.get(part, part)}" for part, n in self.modules.items())
+        parts = ", ".join(f"{n:,} layer{'' if n == 1 else 's'} of {PART_WORDS.get(part, part)}" for part, n in self.modules.items())
         with_it = f"; brings the embeddings {', '.join(self.embeddings)}" if self.embeddings else ""
         first = f"{self.path}: {kinds} for {self.family}, named as {self.format} does"
-        return [first, f"{self._numbers()}{parts}{with_it}", " ".join(self.header.lines())][:3 if self.header.lines() else 2]
+        said = self.header.lines()
+        return [first, f"{self._numbers()}{parts}{with_it}", *(["; ".join([said[0], *(line.strip() for line in said[1:])])] if said
+                                                               else [])]
 
     def _numbers(self):
         if not self.ranks:
@@ -75,7 +77,7 @@ def describe_adapter(path: str | Path) -> AdapterDescription:
     return AdapterDescription(
         table.path, format_of(table.shapes), dict(Counter(map(kind_word, found.updates)).most_common()),
         guess_family(shapes_of(found)), dict(Counter(u.rank for u in factored if u.rank is not None)),
-        tuple(sorted({round(u.scale, 6) for u in factored})), dict(Counter(part for part, _ in found.parts.values())),
+        tuple(sorted({round(u.scale, 6) for u in factored})), dict(sorted(Counter(part for part, _ in found.parts.values()).items())),
         tuple(dict.fromkeys(key.split(".")[1] for key in found.embeddings)), header_of(table.metadata))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotescope.common.errors import InputError
 from rotescope.models.adapters.layer_names import parse_key, unread_kind
 from rotescope.models.model_families import FamilyGuess, guess_family
 from rotescope.models.tensor_files import TensorFile, read_tensor_file
@@ -94,14 +95,14 @@ def description_of(table: TensorFile) -> ModelDescription:
             kind if kind in ("denoiser", "VAE", "text encoder") else None)
         if part and key not in MARKS:
             parts[part] = parts.get(part, 0) + _count(shape)
-        if part == "denoiser" or kind == "adapter":
+        if part == "denoiser":
             shapes[key.removesuffix(".weight")] = shape
     formats = sorted(set(table.formats.values()), key=list(table.formats.values()).count, reverse=True)
     said = table.metadata.get("modelspec.prediction_type", "")
     first = next((shape for key, shape in table.shapes.items() if re.search(r"(input_blocks\.0\.0|conv_in)\.weight$", key)
                   and "first_stage" not in key and len(shape) == 4), None)
     return ModelDescription(
-        table.path, kind, guess_family(shapes), parts, tuple(formats),
+        table.path, kind, _family_of_adapter(table) if kind == "adapter" else guess_family(shapes), parts, tuple(formats),
         "v_prediction" if "v_pred" in table.shapes else PREDICTIONS.get(said), "ztsnr" in table.shapes,
         first[1] if first and kind != "VAE" else None, table.metadata.get("modelspec.title", "")[:80])
 
@@ -121,6 +122,15 @@ def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if any(key.endswith((".diff", ".diff_b")) for key in shapes):
         return "adapter"
     return next((kind for kind, pattern in BARE if any(pattern.search(key) for key in shapes)), "unknown")
+
+
+def _family_of_adapter(table: TensorFile) -> FamilyGuess:
+    """By the sizes of what its factors make; that brings torch, which nothing else here needs."""
+    from rotescope.models.adapters.description import describe_adapter
+    try:
+        return describe_adapter(table.path).family
+    except InputError:  # half of one, or of a kind that is not read
+        return guess_family({})
 
 
 def _count(shape: tuple[int, ...]) -> int:
