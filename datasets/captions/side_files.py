@@ -11,6 +11,7 @@ from rotescope.models.seeds import hashed_integer
 EXTENSIONS = (".txt", ".caption", ".json")   # in order of preference
 LINES = ("first", "all", "joined")
 SHUFFLED = "tags are shuffled at training"   # how a manifest's note begins where that is so
+LARGEST = 1_000_000   # bytes of a caption file
 CAPTION_KEYS = ("caption", "captions", "text", "prompt")
 
 
@@ -37,6 +38,8 @@ def read_side_file(file: Path, lines: str = "all", encoding: str = "") -> tuple[
     InputError
         If it cannot be read as text or JSON.
     """
+    if file.stat().st_size > LARGEST:
+        raise InputError(f"{_named(file)} has {file.stat().st_size:,} bytes, more than captions take: mend it or leave it out")
     text = read_text(file, encoding)
     if file.suffix.lower() != ".json":
         return split_lines(text, lines)
@@ -96,7 +99,7 @@ def shuffle_tags(caption: str, keep: int = 0, separator: str = ",") -> str:
     mixed = list(rest)
     random.Random(hashed_integer(caption)).shuffle(mixed)
     mixed = mixed if mixed != rest else [*rest[1:], rest[0]]
-    return f"{separator} ".join([*head, *mixed])
+    return (f"{separator} " if separator.strip() else separator).join([*head, *mixed])
 
 
 def shuffle_note(keep: int) -> str:

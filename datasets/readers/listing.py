@@ -15,12 +15,13 @@ from rotescope.datasets.readers.formats import from_hub, from_parquet, from_save
 from rotescope.datasets.readers.image_folder import from_metadata, metadata_file, nested_metadata
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside
-from rotescope.datasets.trainers.picture_tree import unreadable
+from rotescope.datasets.trainers.picture_tree import is_file_or_lost, unreadable
+from rotescope.datasets.trainers.plain_folder import PLAIN_FOLDER
 from rotescope.datasets.trainers.registry import configuration_layout, folder_layout, is_configuration
 
 NAMED = 5   # of the files that are no part of a data set
 TABLES = {".parquet": from_parquet, ".tar": from_tar}
-PLAIN = "folder of pictures"
+PLAIN = PLAIN_FOLDER.name
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def _of_folder(folder, options):
     if "dataset_dict.json" in names or "state.json" in names:
         return Listing("saved data set", tuple(_listed(from_saved_dataset, folder)))
     layout = folder_layout(folder, options)
-    if layout.name != PLAIN:
+    listed = metadata_file(folder) if options.data_layout == "auto" else None   # says more than the folders' names
+    if layout.name != PLAIN and not listed:
         return _collected(layout.name, layout.entries(folder, options), folder, "no part of kohya's folders")
     files, unread = _walk(folder)
     if not options.instance_prompt and (found := _by_metadata(folder, files)):
@@ -96,7 +98,7 @@ def _of_folder(folder, options):
             read = unread + [entry for file in shards for entry in _shard(reader, file)]
             unused = _unused(folder, files, set(shards), f"beside the {suffix} files that are read")
             return Listing(f"folder of {suffix[1:]} files", tuple(read), unused=unused)
-    return _collected(layout.name, layout.entries(folder, options), folder, "neither images nor captions of one")
+    return _collected(PLAIN, PLAIN_FOLDER.entries(folder, options), folder, "neither images nor captions of one")
 
 
 def _by_metadata(folder, files):
@@ -166,12 +168,13 @@ def _walk(folder):
     unread, found = [], []
     for root, _, names in os.walk(folder, onerror=lambda e: unread.append(unreadable(e.filename, e))):
         found += [Path(root, name) for name in names]
-    return sorted(f for f in found if f.is_file() or f.is_symlink()), unread
+    return sorted(f for f in found if is_file_or_lost(f)), unread
 
 
 def _listed(reader, path):
     """What the reader yields; entries that it cannot make out, it yields as InputErrors."""
-    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else ListedPicture(e[0], str(e[1]), e[2]) for e in reader(path)]
+    return [Quarantined(str(path), str(e)) if isinstance(e, InputError) else ListedPicture(e[0], str(e[1]), e[2])
+            for e in reader(path)]
 
 
 def _shard(reader, file):

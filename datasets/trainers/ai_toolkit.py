@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.side_files import with_trigger
-from rotescope.datasets.trainers.config_paths import named_place, printable_name
+from rotescope.datasets.trainers.config_paths import apart_from, named_place, printable_name
 from rotescope.datasets.trainers.config_values import Setting, captioned, read_config, tables_in
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Item, SetAside, TrainerLayout
@@ -37,18 +37,20 @@ def is_ai_toolkit(file: Path) -> bool:
 
 def ai_toolkit_entries(file: Path, options: DataOptions) -> Iterator[Item]:
     """The pictures of every data set of every process, `num_repeats` times."""
-    shown = printable_name(file)
-    for process in tables_in(read_config(file)["config"]["process"], f"{shown}, process"):
+    shown, config = printable_name(file), read_config(file)["config"]
+    for process in tables_in(config["process"], f"{shown}, process"):
         outer = Setting(f"{shown}, process,", process)
         for number, one in enumerate(tables_in(process.get("datasets") or [], f"{shown}, datasets"), 1):
             setting = Setting(f"{shown}, data set {number},", one, {"trigger_word": outer.text("trigger_word")})
-            yield from _data_set(setting, file, options)
+            yield from _data_set(setting, str(config.get("name") or ""), file, options)
 
 
-def _data_set(setting, file, options):
-    path = setting.get("folder_path") or setting.get("dataset_path")
+def _data_set(setting, job, file, options):
+    """job: the name of the configuration, which `[name]` in a path stands for."""
+    path = setting.text("folder_path") or setting.text("dataset_path")
     if not path:
         raise InputError(f"{setting.where} has no folder_path: name the folder of its pictures")
+    path = path.replace("[name]", job)
     folder = named_place(path, file, options)
     repeats = setting.number("num_repeats", 1)
     if setting.switch("is_reg") or repeats < 1:
@@ -58,7 +60,7 @@ def _data_set(setting, file, options):
     aside = {}
     for key, reason in BESIDE.items():
         for named in filter(None, _several(setting.get(key))):
-            place = named_place(named, file, options)
+            place = apart_from(named_place(named, file, options), folder, setting.where, key)
             aside[place.absolute()] = reason
             yield from (SetAside(str(place), reason) for _ in range(count_pictures(place)))
     extension = setting.text("caption_ext", "")

@@ -51,6 +51,14 @@ def named_place(name, config: Path, options: DataOptions, what: str = "folder") 
     return found
 
 
+def apart_from(place: Path, folder: Path, where: str, key: str) -> Path:
+    """The folder of control pictures or masks that `where` names under `key`. InputError if the pictures' own folder lies in it:
+    nothing would then be left to train on."""
+    if folder.resolve().is_relative_to(place.resolve()):
+        raise InputError(f"{where} has the folder of its pictures for its {key} too: correct one of the two")
+    return place
+
+
 def file_in(folder: Path, name) -> Path:
     """A picture that a table in `folder` names -> its path. InputError for a name that is none, or that leaves the folder.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.side_files import said_in, shuffle_note, shuffle_tags, split_lines
 from rotescope.datasets.images.image_bytes import IMAGES
-from rotescope.datasets.trainers.config_paths import file_in, named_place, printable_name
+from rotescope.datasets.trainers.config_paths import apart_from, file_in, named_place, printable_name
 from rotescope.datasets.trainers.config_values import Setting, captioned, read_config, tables_in
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Item, ListedPicture, Quarantined, Remark, SetAside, TrainerLayout
@@ -60,6 +60,7 @@ def _subset(setting, file, options):
         yield Remark(f"{name}/ is shown {repeats} times, as num_repeats says: the {own.repeats} in its name does not count here")
     if setting.get("conditioning_data_dir") is not None:
         beside = named_place(setting.get("conditioning_data_dir"), file, options)
+        apart_from(beside, folder, setting.where, "conditioning_data_dir")
         yield from (SetAside(str(beside), "control pictures") for _ in range(count_pictures(beside)))
     if setting.get("metadata_file") is not None:
         table = named_place(setting.get("metadata_file"), file, options, "file")
@@ -95,7 +96,11 @@ def as_trained(captions: tuple[str, ...], setting: Setting) -> tuple[tuple[str, 
     full = tuple(" ".join(part for part in (before, caption, behind) if part) for caption in captions)
     if not setting.switch("shuffle_caption"):
         return full, ""
-    keep, separator = int(setting.number("keep_tokens", 0)), setting.text("caption_separator", ",")
+    keep, separator = int(setting.number("keep_tokens", 0)), setting.text("caption_separator", ",") or ","
+    mark = setting.text("keep_tokens_separator")
+    if mark and full and mark in full[0]:   # what stands before it stays, and it is no part of the caption
+        keep = sum(bool(tag.strip()) for tag in full[0].split(mark)[0].split(separator))
+        full = tuple(f"{separator} ".join(part.strip(f"{separator} ") for part in caption.split(mark)) for caption in full)
     return with_shuffled(full, keep, separator)
 
 

@@ -35,6 +35,7 @@ class PictureTree:
     others: list[Path] = field(default_factory=list)      # neither pictures nor captions of one, nor set aside
     aside: list[SetAside] = field(default_factory=list)
     unread: list[Quarantined] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)      # links to folders
     differing: Counter = field(default_factory=Counter)   # pairs of caption files that say different things
     _sides: dict = field(default_factory=dict)            # (folder, stem) -> {extension: file}
 
@@ -82,6 +83,9 @@ class PictureTree:
         """What is to be said of the tree once its captions are read: unreadable places, files set aside, contradictions."""
         yield from self.unread
         yield from self.aside
+        if self.linked:
+            folders = "1 link to a folder is" if len(self.linked) == 1 else f"{len(self.linked)} links to folders are"
+            yield Remark(f"{folders} not followed, the first {printable_name(self.linked[0])}: name the folder itself")
         for pair, n in self.differing.items():
             pictures = "1 picture has" if n == 1 else f"{n:,} pictures have"
             yield Remark(f"{pictures} {pair} beside it that say different things: {pair.split(' ')[0]} counts; "
@@ -91,12 +95,14 @@ class PictureTree:
         return read_side_file(file, lines, self.options.caption_encoding)
 
     def _files(self):
+        """Links to files are followed, as trainers do; those to folders are not; those that lead nowhere stay, to be named."""
         if not self.recursive:
-            return sorted(f for f in self._entries(self.folder) if f.is_file() or f.is_symlink() and not f.is_dir())
+            return sorted(f for f in self._entries(self.folder) if is_file_or_lost(f))
         found = []
-        for root, _, names in os.walk(self.folder, onerror=lambda e: self.unread.append(unreadable(e.filename, e))):
+        for root, folders, names in os.walk(self.folder, onerror=lambda e: self.unread.append(unreadable(e.filename, e))):
             found += [Path(root, name) for name in names]
-        return sorted(f for f in found if f.is_file() or f.is_symlink())
+            self.linked += [place for name in folders if (place := Path(root, name)).is_symlink()]
+        return sorted(f for f in found if is_file_or_lost(f))
 
     def _entries(self, folder):
         try:
@@ -122,6 +128,11 @@ class PictureTree:
     def _has_original(self, places, kind):
         """Whether a picture of the same name lies outside of folders of that kind: masks of nothing are pictures themselves."""
         return any(not any(kind.fullmatch(part) for part in place.relative_to(self.folder).parts) for place in places)
+
+
+def is_file_or_lost(file: Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere; no device, which would not end."""
+    return file.is_file() or file.is_symlink() and not file.exists()
 
 
 def unreadable(file, error) -> Quarantined:

@@ -6,6 +6,7 @@ Facts: bghira/SimpleTuner, documentation/DATALOADER.md. `repeats` counts the sho
 picture 5 times. A caption is each line of the text file ("textfile"), one prompt for all ("instanceprompt"), the
 file's name ("filename") or a column of a table ("parquet").
 """
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import read_table
 from rotescope.datasets.captions.side_files import from_file_name, said_in
+from rotescope.datasets.captions.text_encoding import read_text
 from rotescope.datasets.trainers.config_paths import named_place, printable_name
 from rotescope.datasets.trainers.config_values import Setting, captioned, read_config, tables_in
 from rotescope.datasets.trainers.data_options import DataOptions
@@ -21,6 +23,7 @@ from rotescope.datasets.trainers.entry import Item, Remark, SetAside, TrainerLay
 from rotescope.datasets.trainers.kohya_config import with_shuffled
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures
 
+SEPARATORS = {"comma": ",", "space": " ", "period": "."}
 STRATEGIES = ("textfile", "instanceprompt", "filename", "parquet")
 ASIDE = {"conditioning": "control pictures", "eval": "held-out pictures (eval)"}
 OWN_KEYS = {"instance_data_dir", "instance_data_root", "dataset_type", "caption_strategy", "aws_bucket_name"}
@@ -62,7 +65,7 @@ def _pictures(setting, folder, file, options):
     repeats = setting.number("repeats", 0)
     if repeats < 0:
         raise InputError(f"{setting.where} has repeats {repeats}: write 0 or more, the showings after the first")
-    tree = PictureTree(folder, options, "all")
+    tree = PictureTree(folder, options, "joined" if setting.switch("disable_multiline_split") else "all")
     caption_of = _captioner(setting, tree, folder, file, options)
     yield from [captioned(tree, picture, caption_of, repeats + 1) for picture in tree.pictures]
     yield from tree.remarks()
@@ -89,7 +92,9 @@ def _captioner(setting, tree, folder, file, options):
                "parquet": lambda: next((table[n] for n in (inner, picture.name, picture.stem) if n in table), ())}[strategy]()
         if setting.switch("prepend_instance_prompt") and prompt and strategy != "instanceprompt":
             own = tuple(f"{prompt} {caption}" for caption in own)
-        return with_shuffled(own, int(shuffle.number("position_start", 0)), ",") if shuffle.switch("enable") else (own, "")
+        if not shuffle.switch("enable"):
+            return own, ""
+        return with_shuffled(own, int(shuffle.number("position_start", 0)), SEPARATORS.get(shuffle.text("split_on"), ","))
     return caption_of
 
 
@@ -99,13 +104,15 @@ def _caption_table(setting, file, options):
     place = named_place(about.get("path"), file, options, "file")
     named, said, fallback = (about.text(key) for key in ("filename_column", "caption_column", "fallback_caption_column"))
     try:
-        rows = read_table(place).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{printable_name(place)} cannot be read as Parquet ({error}): mend it") from error
+        rows = read_table(place).to_pylist() if place.suffix == ".parquet" else [
+            json.loads(line) for line in read_text(place).split("\n") if line.strip()]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{printable_name(place)} cannot be read as Parquet or JSON lines ({error}): mend it") from error
+    tables_in(rows, printable_name(place))
     if rows and (named not in rows[0] or said not in rows[0]):
         raise InputError(f"{about.where} names the columns {named!r} and {said!r}, and {printable_name(place)} has "
                          f"{', '.join(rows[0])}: correct filename_column and caption_column")
-    return {str(row[named]): said_in(row[said]) or said_in(row.get(fallback)) for row in rows}
+    return {str(row.get(named)): said_in(row.get(said)) or said_in(row.get(fallback)) for row in rows}
 
 
 SIMPLETUNER = TrainerLayout("SimpleTuner's backends", is_simpletuner, simpletuner_entries)

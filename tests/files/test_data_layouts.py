@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.readers.listing import list_data
 from rotescope.datasets.readers.sources import read_source
 from rotescope.datasets.trainers.data_options import DataOptions
 
@@ -264,6 +265,8 @@ config:
          {"dog/a.png": (2, "sks dog")}, at="train.json"),
     Case("ai-toolkit without a folder", {"train.json": ai_toolkit(folder_path=None)}, error="data set 1, has no folder_path",
          at="train.json"),
+    Case("ai-toolkit with its pictures for control", {"train.json": ai_toolkit(control_path="dog"), "dog/a.png": P},
+         error="has the folder of its pictures for its control_path too", at="train.json"),
     Case("ai-toolkit on another disk", {"train.json": ai_toolkit(folder_path="/data/dog")}, at="train.json",
          error="'/data/dog', which lies outside of its own folder"),
 ]
@@ -311,7 +314,33 @@ HUGGING_FACE = [
         "set/metadata.jsonl": '{"file_name": "../a.png", "text": "a"}\n{"file_name": "b.png", "text": "b"}\n', "a.png": P,
         "set/b.png": P}, {"set/b.png": (1, "b")}, bad=("entry 1: ../a.png leads out of {}, and is not followed",), at="set"),
 ]
-CASES = [*KOHYA, *SIDE_FILES, *KOHYA_CONFIGS, *ONETRAINER, *AI_TOOLKIT, *SIMPLETUNER, *HUGGING_FACE]
+ODD = [
+    Case("metadata say more than numbered folders", {"metadata.csv": "file_name,text\n10_dog/a.png,a dog\n", "10_dog/a.png": P},
+         {"10_dog/a.png": (1, "a dog")}),
+    Case("tags kept by a mark of kohya's", {
+        "set.json": subset(shuffle_caption=True, keep_tokens_separator="|||"), "dog/a.png": P, "dog/a.txt": "sks, dog ||| x, y"},
+        {"dog/a.png": (1, "sks, dog, x, y", "sks, dog, y, x")}, at="set.json"),
+    Case("SimpleTuner's table of captions", {
+        "m.json": backend(caption_strategy="parquet", parquet={
+            "path": "c.jsonl", "filename_column": "id", "caption_column": "said", "fallback_caption_column": "alt"}),
+        "c.jsonl": '{"id": "a", "said": ["one", "two"], "alt": ""}\n{"id": "b.png", "said": null, "alt": "b"}\n',
+        "dog/a.png": P, "dog/b.png": P, "dog/c.png": P}, {"dog/a.png": (5, "one", "two"), "dog/b.png": (5, "b")},
+        bad=("c.png has no caption",), at="m.json"),
+    Case("SimpleTuner's table without its column", {
+        "m.json": backend(caption_strategy="parquet", parquet={"path": "c.jsonl", "filename_column": "file"}),
+        "c.jsonl": '{"id": "a"}', "dog/a.png": P}, error="correct filename_column and caption_column", at="m.json"),
+    Case("lines that SimpleTuner keeps together", {
+        "m.json": backend(disable_multiline_split=True, prepend_instance_prompt=True, instance_prompt="sks"),
+        "dog/a.png": P, "dog/a.txt": "one\ntwo"}, {"dog/a.png": (5, "sks one\ntwo")}, at="m.json"),
+    Case("the job's name in a path of ai-toolkit", {
+        "a.json": {"config": {"name": "dog", "process": [{"datasets": [{"folder_path": "data/[name]"}]}]}}, "data/dog/a.png": P,
+        "data/dog/a.txt": "a [trigger] dog"}, {"data/dog/a.png": (1, "a  dog")}, at="a.json"),
+    Case("a TOML in UTF-16", {"set.toml": '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "größe"\nclass_tokens = "x"'.encode(
+        "utf-16"), "größe/a.png": P}, {"größe/a.png": (1, "x")}, at="set.toml"),
+    Case("a caption file that is none", {"a.png": P, "a.txt": "x" * 1_000_001, "b.png": P, "b.txt": "b"}, {"b.png": (1, "b")},
+         bad=("a.txt has 1,000,001 bytes, more than captions take",)),
+]
+CASES = [*ODD, *KOHYA, *SIDE_FILES, *KOHYA_CONFIGS, *ONETRAINER, *AI_TOOLKIT, *SIMPLETUNER, *HUGGING_FACE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -332,3 +361,44 @@ def test_a_layout_is_understood_or_refused_in_one_line(case, tmp_path):
         assert len(told) == len(expected), told
         for sentence, part in zip(told, expected, strict=True):
             assert re.search(re.escape(part.replace("{}", str(named))), sentence), sentence
+
+
+CONFIGURATIONS = {
+    "kohya.json": {"general": {"shuffle_caption": True}, "datasets": [{"resolution": 512, "num_repeats": 2, "subsets": [
+        {"image_dir": "dog", "class_tokens": "a", "keep_tokens": 1, "is_reg": False, "caption_prefix": "p",
+         "caption_extension": ".txt", "caption_separator": ",", "enable_wildcard": False, "conditioning_data_dir": "control"},
+        {"image_dir": ".", "metadata_file": "meta.json"}]}]},
+    "meta.json": {"a.png": {"caption": "a", "tags": "b"}},
+    "onetrainer.json": [concept(validation_concept=False, text={
+        "prompt_source": "sample", "prompt_path": "", "enable_tag_shuffling": True, "tag_delimiter": ",", "keep_tags_count": 1})],
+    "aitoolkit.json": ai_toolkit(caption_ext="txt", num_repeats=2, is_reg=False, control_path="control", default_caption="d",
+                                 shuffle_tokens=True),
+    "simpletuner.json": backend(
+        dataset_type="image", caption_strategy="textfile", instance_prompt="i", disabled=False, probability=1,
+        prepend_instance_prompt=True, caption_shuffle={"enable": True, "position_start": 1}),
+}
+WRONG = (None, 3, -1, 0.5, float("inf"), "x", "", [], {}, True, [None], {"a": 1}, "../..", "a\0b", 10**400)
+
+
+def spoilt(value):
+    """A JSON value -> the same with each of its parts replaced by each of WRONG, one at a time."""
+    yield from WRONG
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for part in spoilt(value[key]):
+            copy = value.copy()
+            copy[key] = part
+            yield copy
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_no_wrong_value_of_a_configuration_is_more_than_one_line(name, tmp_path):
+    make(tmp_path, {"dog/a.png": P, "dog/a.txt": "a, b, c", "a.png": P, "control/a.png": P,
+                    "meta.json": CONFIGURATIONS["meta.json"], name: CONFIGURATIONS[name]})
+    assert list_data(tmp_path / name, DataOptions()).entries
+    for number, wrong in enumerate(spoilt(CONFIGURATIONS[name])):
+        file = tmp_path / f"{number}-{name}"
+        file.write_text(json.dumps(wrong))
+        try:
+            list_data(file, DataOptions())
+        except InputError as error:
+            assert "\n" not in str(error), error
