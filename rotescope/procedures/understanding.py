@@ -8,7 +8,7 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.inspection.description import DataDescription, describe_data
 from rotescope.datasets.trainers.data_options import DataOptions, data_options
 from rotescope.models.adapters.description import AdapterDescription, describe_adapter
-from rotescope.models.model_files import LORA_FILE, find_lora, lora_names, lora_strength, read_index
+from rotescope.models.model_files import LORA_FILES, find_lora, lora_names, lora_strength, read_index
 from rotescope.models.single_files.contents import ModelDescription, describe_model
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -51,7 +51,7 @@ def describe_path(path: str | Path, options: DataOptions | None = None) -> Descr
     place = Path(lora_strength(str(path))[0])
     if place.is_dir() and read_index(place):
         return _folder(place)
-    if place.is_dir() and (place / LORA_FILE).is_file():
+    if place.is_dir() and any((place / name).is_file() for name in LORA_FILES):
         return describe_adapter(find_lora(place))
     if place.suffix.lower() in WEIGHTS:
         about = describe_model(place)
