@@ -11,14 +11,17 @@ from rotescope.models.lora import attach_lora
 STRENGTH = 0.6
 UNET = {  # diffusers' name -> the original one, as they stand in the tiny UNets
     "sd1": {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q": "input_blocks.1.1.transformer_blocks.0.attn2.to_q",
-            "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0": "output_blocks.3.1.transformer_blocks.0.attn1.to_out.0",
-            "down_blocks.1.resnets.0.conv1": "input_blocks.3.0.in_layers.2", "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+            "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_out.0":
+                "output_blocks.3.1.transformer_blocks.0.attn1.to_out.0",
+            "down_blocks.1.resnets.0.conv1": "input_blocks.3.0.in_layers.2",
+            "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
             "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
             "mid_block.resnets.1.time_emb_proj": "middle_block.2.emb_layers.1"},
     "sdxl": {"down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_k": "input_blocks.3.1.transformer_blocks.1.attn1.to_k",
              "up_blocks.0.attentions.1.transformer_blocks.0.attn2.to_v": "output_blocks.1.1.transformer_blocks.0.attn2.to_v",
              "up_blocks.1.resnets.0.conv_shortcut": "output_blocks.2.0.skip_connection",
-             "down_blocks.1.attentions.0.proj_out": "input_blocks.3.1.proj_out", "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
+             "down_blocks.1.attentions.0.proj_out": "input_blocks.3.1.proj_out",
+             "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
              "add_embedding.linear_1": "label_emb.0.0", "time_embedding.linear_2": "time_embed.2"},
 }
 UNET |= {"flux": {name: name for name in (
@@ -111,7 +114,8 @@ def close(one, other):
 def test_weights_and_images_are_those_of_the_sums(spelling, form, family, pipes, tmp_path):
     pipe, twin = pipes(family), pipes(family)
     deltas = written(pipe, family, spelling, form, tmp_path / "a.safetensors")
-    weights = {place: getattr(pipe, place[0]).get_submodule(place[1]).weight + STRENGTH * delta for place, delta in deltas.items()}
+    weights = {(part, name): getattr(pipe, part).get_submodule(name).weight + STRENGTH * delta
+               for (part, name), delta in deltas.items()}
     plain = image_of(pipe)
     attach_lora(pipe, tmp_path / "a.safetensors", "it", strength=STRENGTH)
     for (component, name), weight in weights.items():
@@ -127,7 +131,8 @@ def test_weights_and_images_are_those_of_the_sums(spelling, form, family, pipes,
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-@pytest.mark.parametrize(("by", "form"), [("rows", "alpha"), ("columns", "alpha"), ("PEFT", "PEFT"), ("rows", "LoHa"), ("rows", "LoKr")])
+@pytest.mark.parametrize(("by", "form"), [
+    ("rows", "alpha"), ("columns", "alpha"), ("PEFT", "PEFT"), ("rows", "LoHa"), ("rows", "LoKr")])
 def test_dora_sets_the_norms(by, form, family, pipes, tmp_path):
     pipe, twin, keys, weights = pipes(family), pipes(family), {}, {}
     for n, (component, name, original, module) in enumerate(layers_of(pipe, family)):

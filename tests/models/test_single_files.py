@@ -42,6 +42,12 @@ def original_vae(weights, blocks):
     return found
 
 
+OPEN_CLIP = {"encoder.layers.": "transformer.resblocks.", "final_layer_norm": "ln_final", "layer_norm": "ln_",
+             "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.": "attn.",
+             "embeddings.token_embedding.weight": "token_embedding.weight",
+             "embeddings.position_embedding.weight": "positional_embedding"}
+
+
 def open_clip_names(weights):
     """A second text encoder's weights as open_clip names them: query, key and value in one, the projection transposed."""
     found, start = {}, "conditioner.embedders.1.model."
@@ -50,10 +56,8 @@ def open_clip_names(weights):
         if name == "text_projection.weight":
             found[f"{start}text_projection"] = w.T.contiguous()
             continue
-        name = name.replace("encoder.layers.", "transformer.resblocks.").replace("layer_norm", "ln_").replace("mlp.fc1", "mlp.c_fc")
-        name = name.replace("mlp.fc2", "mlp.c_proj").replace("self_attn.", "attn.").replace("final_ln_", "ln_final")
-        name = name.replace("embeddings.token_embedding.weight", "token_embedding.weight")
-        name = name.replace("embeddings.position_embedding.weight", "positional_embedding").replace("final_layer_norm", "ln_final")
+        for ours, theirs in OPEN_CLIP.items():
+            name = name.replace(ours, theirs)
         if joined := re.match(r"(.*attn\.)([qkv])_proj\.(weight|bias)$", name):
             if joined[2] == "q":
                 parts = [weights[key.replace("q_proj", f"{x}_proj")] for x in "qkv"]
@@ -99,7 +103,8 @@ def test_a_file_makes_the_images_of_its_pipeline(name, dtype, tmp_path):
 
 @pytest.mark.parametrize(("marks", "asked", "kind", "zero"), [
     ({}, None, "epsilon", False), ({"v_pred": torch.zeros(0)}, None, "v_prediction", False),
-    ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, None, "v_prediction", True), ({}, "v_prediction", "v_prediction", False),
+    ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, None, "v_prediction", True),
+    ({}, "v_prediction", "v_prediction", False),
     ({"v_pred": torch.zeros(0)}, "epsilon", "epsilon", False)])
 def test_what_it_predicts_is_read_or_asked_for(marks, asked, kind, zero, tmp_path):
     pipe = tiny_family("sd1")
@@ -107,7 +112,8 @@ def test_what_it_predicts_is_read_or_asked_for(marks, asked, kind, zero, tmp_pat
     found = load_pipeline(file, model_config=str(config), prediction_type=asked)
     assert found.scheduler.config.prediction_type == kind
     assert found.scheduler.config.get("rescale_betas_zero_snr", False) == zero
-    assert (describe_model(file).prediction_type, describe_model(file).zero_terminal_snr) == ("v_prediction" if marks else None, zero)
+    about = describe_model(file)
+    assert (about.prediction_type, about.zero_terminal_snr) == ("v_prediction" if marks else None, zero)
     assert float(found.scheduler.alphas_cumprod[-1]) < 1e-4 if zero else True
 
 
@@ -136,8 +142,8 @@ def test_configurations_that_ship_have_the_published_sizes(name):
 def test_the_tokenizer_that_is_made_is_clips():
     import open_clip
     known = open_clip.SimpleTokenizer()
-    texts = ["a photo of a sks dog, 8k", "Émile's naïve café — 東京 🎨", "1girl, (best quality:1.2), <lora:x:1>", "   two   spaces\nand lines",
-             "don't you'll we've", "supercalifragilisticexpialidocious"]
+    texts = ["a photo of a sks dog, 8k", "Émile's naïve café — 東京 🎨", "1girl, (best quality:1.2), <lora:x:1>",
+             "   two   spaces\nand lines", "don't you'll we've", "supercalifragilisticexpialidocious"]
     with configuration_folder("SDXL", None) as folder:
         first, second = (AutoTokenizer.from_pretrained(folder / part) for part in ("tokenizer", "tokenizer_2"))
     assert len(first) == len(known.encoder) == 49408
@@ -152,8 +158,8 @@ SD3 = {"pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj", 
        "proj_out": "final_layer.linear", "norm_out.linear": "final_layer.adaLN_modulation.1"} | {
     f"time_text_embed.{one}_embedder.linear_{n}": f"{two}_embedder.mlp.{2 * n - 2}"
     for one, two in (("timestep", "t"), ("text", "y")) for n in (1, 2)}
-SD3_BLOCK = {"attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj", "ff.net.0.proj": "x_block.mlp.fc1",
-             "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1",
+SD3_BLOCK = {"attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj",
+             "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1",
              "ff_context.net.2": "context_block.mlp.fc2", "norm1.linear": "x_block.adaLN_modulation.1",
              "norm1_context.linear": "context_block.adaLN_modulation.1"}
 

@@ -184,7 +184,9 @@ def _on_hub(name):
 def _public(name):
     """A name on the hub as it is; of a local one the last part that was typed, on one line: not where a link leads, nor a folder
     above."""
-    return str(name).removeprefix(HUB) if _on_hub(name) else " ".join((Path(os.path.normpath(name)).name.removeprefix("..") or "local").split())
+    if _on_hub(name):
+        return str(name).removeprefix(HUB)
+    return " ".join((Path(os.path.normpath(name)).name.removeprefix("..") or "local").split())
 
 
 def _code(name):

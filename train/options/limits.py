@@ -70,7 +70,8 @@ def check_values(config):
     """InputError on a value that no run could have."""
     check_bounds(config)
     for name, known in (("save_dtype", DTYPE_NAMES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
-                        ("lora_format", LORA_FORMATS), ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
+                        ("lora_format", LORA_FORMATS), ("mixed_precision", (None, "no", "fp16", "bf16")),
+                        ("caption_perturbation", (None, *PERTURBATIONS))):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
     if config.lora_format != "diffusers" and not config.lora:

@@ -54,12 +54,12 @@ class AdapterDescription:
     def lines(self) -> list[str]:
         """What a person is told, in up to three lines."""
         kinds = " and ".join(self.kinds) if len(self.kinds) == 1 else ", ".join(f"{k} on {n:,}" for k, n in self.kinds.items())
-        parts = ", ".join(f"{n:,} layer{'' if n == 1 else 's'} of {PART_WORDS.get(part, part)}" for part, n in self.modules.items())
+        parts = ", ".join(f"{n:,} layer{'' if n == 1 else 's'} of {PART_WORDS.get(part, part)}"
+                          for part, n in self.modules.items())
         with_it = f"; brings the embeddings {', '.join(self.embeddings)}" if self.embeddings else ""
         first = f"{self.path}: {kinds} for {self.family}, named as {self.format} does"
-        said = self.header.lines()
-        return [first, f"{self._numbers()}{parts}{with_it}", *(["; ".join([said[0], *(line.strip() for line in said[1:])])] if said
-                                                               else [])]
+        header = "; ".join(line.strip() for line in self.header.lines())
+        return [first, f"{self._numbers()}{parts}{with_it}", *([header] if header else [])]
 
     def _numbers(self):
         if not self.ranks:
@@ -77,7 +77,8 @@ def describe_adapter(path: str | Path) -> AdapterDescription:
     return AdapterDescription(
         table.path, format_of(table.shapes), dict(Counter(map(kind_word, found.updates)).most_common()),
         guess_family(shapes_of(found)), dict(Counter(u.rank for u in factored if u.rank is not None)),
-        tuple(sorted({round(u.scale, 6) for u in factored})), dict(sorted(Counter(part for part, _ in found.parts.values()).items())),
+        tuple(sorted({round(u.scale, 6) for u in factored})), 
+        dict(sorted(Counter(part for part, _ in found.parts.values()).items())),
         tuple(dict.fromkeys(key.split(".")[1] for key in found.embeddings)), header_of(table.metadata))
 
 

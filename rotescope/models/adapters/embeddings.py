@@ -64,22 +64,21 @@ def add_vectors(pipe: Any, word: str, vectors: Mapping[str, torch.Tensor], file:
     if wrong is not None:
         raise InputError(f"{file} is a textual inversion of another model: its vectors have {wrong.shape[1]:,} numbers, and "
                          f"the text encoders here take {', '.join(f'{width:,}' for width in widths.values())}")
-    for name, found in placed.items():
-        _add(getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name), word, found, file)
     n = max(len(found) for found in placed.values())
+    words = [word, *(f"{word}_{i}" for i in range(1, n))]
+    tokenizers = {name: getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in placed}
+    if taken := next((w for w in words for tokenizer in tokenizers.values() if w in tokenizer.get_vocab()), None):
+        raise InputError(f"{file}: the tokenizer has a token {taken} of its own; name another with --embedding TOKEN={file}")
+    for name, found in placed.items():
+        _add(tokenizers[name], getattr(pipe, name), words[:len(found)], found)
     say(f"{file}: the word {word} in a prompt calls it ({n} vector{'' if n == 1 else 's'})")
 
 
-def _add(tokenizer: Any, encoder: Any, word: str, vectors: torch.Tensor, file: Path) -> None:
-    words = [word, *(f"{word}_{n}" for n in range(1, len(vectors)))]
-    taken = next((w for w in words if w in tokenizer.get_vocab()), None)
-    if taken:
-        raise InputError(f"{file}: the tokenizer has a token {taken} of its own; name another one with --embedding TOKEN={file}")
+def _add(tokenizer: Any, encoder: Any, words: list[str], vectors: torch.Tensor) -> None:
     tokenizer.add_tokens(words)
-    table = encoder.get_input_embeddings()
     ids = tokenizer.convert_tokens_to_ids(words)
-    if max(ids) >= table.num_embeddings:
+    if max(ids) >= encoder.get_input_embeddings().num_embeddings:
         encoder.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-        table = encoder.get_input_embeddings()
+    table = encoder.get_input_embeddings().weight
     with torch.no_grad():
-        table.weight[ids] = vectors.to(table.weight)
+        table[ids] = vectors.to(table)

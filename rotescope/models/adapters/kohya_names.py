@@ -9,7 +9,8 @@ from rotescope.models.adapters.original_names import unet_names
 ENDS = {".lora_A.weight": "lora_down.weight", ".lora_B.weight": "lora_up.weight"}  # PEFT's -> kohya's
 
 
-def kohya_tensors(pipe: Any, layers: Mapping[str, Mapping[str, torch.Tensor]], alphas: Mapping[str, float]) -> dict[str, torch.Tensor]:
+def kohya_tensors(pipe: Any, layers: Mapping[str, Mapping[str, torch.Tensor]],
+                  alphas: Mapping[str, float]) -> dict[str, torch.Tensor]:
     """PEFT's tensors of each component -> one file's, with an alpha for each layer.
 
     Parameters

@@ -57,7 +57,7 @@ def _parts_of(file: Path, folder: Path, index: dict[str, Any], about: ModelDescr
 
 
 def _part_of(file: Path, config: Path, kind: Any, dtype: torch.dtype) -> Any:
-    """A denoiser or VAE of the file. One in diffusers' own names, alone, is taken as it is; its loader knows the original ones."""
+    """A denoiser or VAE of the file: alone in diffusers' names it is taken as it is, and diffusers' loader knows the others."""
     if any(re.match(r"(down_blocks|transformer_blocks|encoder\.down_blocks)\.", key) for key in read_tensor_file(file).shapes):
         part = kind.from_config(kind.load_config(config)).to(dtype)
         part.load_state_dict(load_tensors(file))

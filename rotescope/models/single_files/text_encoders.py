@@ -68,12 +68,14 @@ def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def _built(kind: str, config: Path, weights: Mapping[str, torch.Tensor], what: str) -> torch.nn.Module:
     """A text encoder with these weights; those that it does not have (a last layer that SD 2 skips) are not used."""
     model, settings = CLASSES[kind]
-    encoder: torch.nn.Module = model(settings(**json.loads(config.read_text(encoding="utf-8"))))
+    about = settings(**json.loads(config.read_text(encoding="utf-8")))
     given = {key.removeprefix("text_model."): w for key, w in weights.items()}
     if "Projection" in kind and "text_projection.weight" not in given:  # SD3's first has none in its files: it stays as it is
-        given["text_projection.weight"] = torch.eye(encoder.config.projection_dim)
+        given["text_projection.weight"] = torch.eye(about.projection_dim)
+    with torch.device("meta"):
+        wanted = model(about).state_dict()
     placed = {}
-    for key, own in encoder.state_dict().items():
+    for key, own in wanted.items():
         name = "shared.weight" if key == "encoder.embed_tokens.weight" else key.removeprefix("text_model.")
         w = given.get(name)
         if w is None or w.shape != own.shape:
@@ -81,5 +83,6 @@ def _built(kind: str, config: Path, weights: Mapping[str, torch.Tensor], what: s
             raise InputError(f"{what}: {key} {has}, and its configuration wants {' × '.join(map(str, own.shape))}; copy the file "
                              "again, or name another --model_config")
         placed[key] = w
+    encoder: torch.nn.Module = model(about)
     encoder.load_state_dict(placed)
     return encoder.eval()
