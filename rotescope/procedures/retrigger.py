@@ -22,6 +22,7 @@ from rotescope.mitigate.prompts.prompt import HELDOUT
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
@@ -68,6 +69,7 @@ def budget_of(config):
 
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
+    config = sampled_as_trained(config)
     check_retrigger(config)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, "retrigger.json")
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
