@@ -1,5 +1,6 @@
 """What lies at a path: which layout it has, the pictures that it lists, and what is set aside. No picture is opened yet."""
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from rotescope.datasets.trainers.registry import configuration_layout, folder_la
 NAMED = 5   # of the files that are no part of a data set
 TABLES = {".parquet": from_parquet, ".tar": from_tar}
 PLAIN = PLAIN_FOLDER.name
+ONE = re.compile(r"(picture|mask|cache)s\b")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Listing:
     set_aside: tuple[tuple[str, int], ...] = ()    # (what it is, how many)
     remarks: tuple[str, ...] = ()                  # sentences on how it was read
     unused: tuple[str, ...] = ()                   # a sentence on files of no known kind
+    by_trainer: bool = False                       # whether a trainer's layout says how often pictures are shown
 
 
 def list_data(path: str | Path, options: DataOptions) -> Listing:
@@ -47,6 +50,11 @@ def list_data(path: str | Path, options: DataOptions) -> Listing:
     return found
 
 
+def in_numbers(set_aside: tuple[tuple[str, int], ...]) -> str:
+    """[("masks", 12), ("latents caches", 1)] -> "12 masks, 1 latents cache"."""
+    return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}" for what, n in set_aside)
+
+
 # ----- files
 
 def _of_file(name, options):
@@ -59,7 +67,7 @@ def _of_file(name, options):
         if kind != "manifest":
             raise InputError(f"{path} is what rotescope found out ({kind}), no training data: name the images or their manifest")
         return Listing("manifest", tuple(Manifest.load(path)))
-    if is_configuration(path) and path.name not in ("metadata.json",):
+    if is_configuration(path):
         layout = configuration_layout(path)
         return _collected(layout.name, layout.entries(path, options), path.parent, "")
     if path.suffix not in TABLES:
@@ -137,7 +145,7 @@ def _collected(layout, items: Iterable[Item], folder, why):
         pictures = "1 picture is" if twice == 1 else f"{twice:,} pictures are"
         remarks.append(f"{pictures} listed twice: the repeats are added")
     return Listing(layout, tuple(entries.values()), tuple(sorted(aside.items())), tuple(dict.fromkeys(remarks)),
-                   _unused(folder, rest, set(), why or "named by no configuration"))
+                   _unused(folder, rest, set(), why or "named by no configuration"), layout != PLAIN)
 
 
 def _added(before, entry):

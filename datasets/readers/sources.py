@@ -10,7 +10,6 @@
     folder that `Dataset.save_to_disk` wrote, or the NAME/OF a data set on Hugging Face's hub
 """
 import hashlib
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +19,12 @@ from typing import Any
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.image_bytes import decode, locate, read_encoded
 from rotescope.datasets.manifest import Example, Manifest, identify
-from rotescope.datasets.readers.listing import Listing, list_data
+from rotescope.datasets.readers.description import describe_listing
+from rotescope.datasets.readers.listing import Listing, in_numbers, list_data
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Quarantined
 
 USUAL = DataOptions()
-ONE = re.compile(r"(picture|mask|cache)s\b")
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,10 @@ def _identified(examined):
 
 
 def sentences(found: Listing) -> tuple[str, ...]:
-    """What to say of a listing beside its pictures: a line for what was set aside, and its remarks."""
+    """What to say of a listing beside its pictures: of a trainer's layout what was understood; what was set aside; remarks."""
+    understood = (f"note: {describe_listing('', found).lines()[0]}",) if found.by_trainer else ()
     aside = (f"note: {in_numbers(found.set_aside)} set aside",) if found.set_aside else ()
-    return (*aside, *(f"note: {remark}" for remark in found.remarks))
-
-
-def in_numbers(set_aside: tuple[tuple[str, int], ...]) -> str:
-    """[("masks", 12), ("latents caches", 1)] -> "12 masks, 1 latents cache"."""
-    return ", ".join(f"{n:,} {what if n > 1 else ONE.sub(lambda plural: plural[1], what, count=1)}" for what, n in set_aside)
+    return (*understood, *aside, *(f"note: {remark}" for remark in found.remarks))
 
 
 def _but(found):

@@ -44,7 +44,8 @@ def named_place(name, config: Path, options: DataOptions, what: str = "folder") 
     is_there = Path.is_dir if what == "folder" else Path.is_file
     if not options.allow_outside_paths and not _is_within(tried[0], home):
         raise InputError(f"{shown} names the {what} {name!r}, which lies outside of its own folder: pass --allow_outside_paths "
-                         "if that is yours to read, or put the configuration beside the pictures")
+                         "if that is yours to read (rotescope prepare has it, and makes a manifest for any command), or put the "
+                         "configuration beside the pictures")
     found = next((place for place in tried if is_there(place)), None)
     if found is None:
         raise InputError(f"{shown} names the {what} {name!r}, and there is none{_hint(name)}: correct the path")

@@ -13,13 +13,13 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.captions.side_files import said_in, shuffle_tags, with_trigger
 from rotescope.datasets.captions.text_encoding import guess_encoding
 from rotescope.datasets.images.image_bytes import decode
-from rotescope.datasets.inspection.description import describe_data
 from rotescope.datasets.inspection.preflight import preflight
 from rotescope.datasets.inspection.shared_pictures import shared_pictures
 from rotescope.datasets.manifest import Example, Manifest
 from rotescope.datasets.plans.duplication import check_served, group_by_copies
 from rotescope.datasets.preflight import main as preflight_main
 from rotescope.datasets.prepare import main as prepare
+from rotescope.datasets.readers.description import describe_data
 from rotescope.datasets.readers.sources import load_manifest, load_source, read_source
 from rotescope.datasets.trainers.config_paths import file_in, named_place
 from rotescope.datasets.trainers.data_options import DataOptions

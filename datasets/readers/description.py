@@ -4,8 +4,7 @@ from pathlib import Path
 
 from rotescope.datasets.images.image_bytes import locate
 from rotescope.datasets.manifest import exact_copies, plain_copies
-from rotescope.datasets.readers.listing import list_data
-from rotescope.datasets.readers.sources import USUAL, in_numbers
+from rotescope.datasets.readers.listing import Listing, in_numbers, list_data
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.datasets.trainers.entry import Quarantined
 
@@ -62,14 +61,14 @@ class DataDescription:
         return found + ([f"note: {'; '.join(rest)}{more}"] if rest else [])
 
 
-def describe_data(path: str | Path, options: DataOptions = USUAL) -> DataDescription:
+def describe_data(path: str | Path, options: DataOptions | None = None) -> DataDescription:
     """What lies at a path of training data.
 
     Parameters
     ----------
     path : str or Path
         What `--train_data` takes: a folder, a trainer's configuration, a table, a manifest, a name on the hub.
-    options : DataOptions
+    options : DataOptions, optional
         How it is read.
 
     Returns
@@ -81,11 +80,15 @@ def describe_data(path: str | Path, options: DataOptions = USUAL) -> DataDescrip
     InputError
         If nothing is there, or the whole cannot be read.
     """
-    found = list_data(path, options)
+    return describe_listing(locate(path, None), list_data(path, options or DataOptions()))
+
+
+def describe_listing(path: str, found: Listing) -> DataDescription:
+    """The same of what was listed at a path."""
     pictures = [e for e in found.entries if not isinstance(e, Quarantined)]
     copies = [exact_copies(e.copies) for e in pictures] or [exact_copies(0)]
     return DataDescription(
-        locate(path, None), found.layout, len(pictures), len({c for e in pictures for c in e.captions}),
+        path, found.layout, len(pictures), len({c for e in pictures for c in e.captions}),
         sum(not e.captions for e in pictures), plain_copies(min(copies)), plain_copies(max(copies)), plain_copies(sum(copies)),
         found.set_aside, tuple(e.reason for e in found.entries if isinstance(e, Quarantined)), (*found.unused, *found.remarks))
 
