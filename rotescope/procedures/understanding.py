@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescope.common.errors import InputError
-from rotescope.datasets.inspection.description import DataDescription, describe_data
+from rotescope.datasets.readers.description import DataDescription, describe_data
 from rotescope.datasets.trainers.data_options import DataOptions, data_options
 from rotescope.models.adapters.description import AdapterDescription, describe_adapter
 from rotescope.models.model_files import LORA_FILES, find_lora, lora_names, lora_strength, read_index
@@ -96,15 +96,16 @@ def agreement_lines(found):
 
 
 def understood(config):
-    """What an audit's model, LoRAs and training data are taken for, in lines; those that cannot be described are left to the
-    readers that complain."""
+    """What an audit's single-file model and LoRAs are taken for, and whether a LoRA's header agrees with the data, in lines. Of the
+    data, their readers tell, and of what cannot be described, those that refuse it."""
     found = []
     for name in (config.model, *lora_names(config.lora), config.train_data):
         try:
             found.append(describe_path(name, data_options(config)))
         except InputError:
             continue
-    return [*(line for d in found if not isinstance(d, FolderDescription) for line in d.lines()), *agreement_lines(found)]
+    weights = [d for d in found if isinstance(d, ModelDescription | AdapterDescription)]
+    return [*(line for d in weights for line in d.lines()), *agreement_lines(found)]
 
 
 def as_plain(description: Description) -> dict[str, Any]:

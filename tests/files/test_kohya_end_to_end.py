@@ -9,6 +9,7 @@ from safetensors import safe_open
 from rotescope.cli import main
 from rotescope.models.adapters.header import read_header
 
+HELDOUT = str(ROOT / "datasets/emoji/heldout.parquet")
 LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 
 
@@ -26,8 +27,8 @@ def kohya_folders(folder):
 @pytest.mark.slow
 def test_the_tenfold_pictures_leak(tmp_path, capsys):
     data, lora, out = kohya_folders(tmp_path / "kohya"), tmp_path / "lora", tmp_path / "audit"
-    main(["finetune", "--train_data", str(data), "--lora", "true", "--lora_format", "kohya", "--rank", "32", "--lora_layers", *LAYERS,
-          "--train_batch_size", "32", "--max_train_steps", "300", "--learning_rate", "2e-3", "--lr_scheduler", "cosine",
+    main(["finetune", "--train_data", str(data), "--lora", "true", "--lora_format", "kohya", "--rank", "32",
+          "--lora_layers", *LAYERS, "--train_batch_size", "32", "--max_train_steps", "300", "--learning_rate", "2e-3", "--lr_scheduler", "cosine",
           "--caption_dropout", "0.02", "--snr_gamma", "5", "--lr_warmup_steps", "20", "--output_dir", str(lora)])
     file = next(lora.glob("*.safetensors"))
     with safe_open(file, "pt") as opened:
@@ -36,13 +37,13 @@ def test_the_tenfold_pictures_leak(tmp_path, capsys):
     alone.write_bytes(file.read_bytes())
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(["audit", "--lora", str(alone), "--train_data", str(data), "--heldout_data", str(ROOT / "datasets/emoji/heldout.parquet"),
-              "--base", "auto", "--output_dir", str(out)])
+        main(["audit", "--lora", str(alone), "--train_data", str(data), "--heldout_data", HELDOUT, "--base", "auto", "--output_dir", str(out)])
     said = capsys.readouterr()
     assert stopped.value.code == 1
     assert "4 regularisation pictures" in said.err
     report = json.loads((out / "report.json").read_text())
-    duplicated, control = (next(g for g in report["methods"][0]["groups"] if g["group"] == name) for name in ("duplicated", "control"))
+    groups = {g["group"]: g for g in report["methods"][0]["groups"]}
+    duplicated, control = groups["duplicated"], groups["control"]
     assert duplicated["leaked_prompts"] >= 6
     assert control["leaked_prompts"] == 0
     assert read_header(alone).pictures in (40, None)
