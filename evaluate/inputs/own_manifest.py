@@ -31,9 +31,7 @@ def header_counts(file) -> tuple[int, float | None] | None:
         header = read_header(file)
     except InputError:
         return None
-    shown = [folder.repeats * folder.pictures for folder in header.trained if folder.repeats and folder.pictures is not None]
-    whole = len(shown) == len(header.trained)
-    return (header.pictures, float(sum(shown)) if whole else None) if header.pictures else None
+    return (header.pictures, header.shown) if header.pictures else None
 
 
 def overlap(one: Manifest, other: Manifest) -> tuple[int, int]:

@@ -76,7 +76,8 @@ def prompts_in_buckets(config, prompts, examples):
     if not side:
         raise InputError("--resolution buckets does not know the side of this model's pictures: name it, as in buckets:1024")
     pictures, wanted = {e.image_id: e for e in examples}, {p.image_id for p in prompts}
-    sizes = {i: bucket(*pictures[i].size(), side) for i in wanted & pictures.keys()}
+    shapes = {i: pictures[i].size() for i in wanted & pictures.keys()}
+    sizes = {i: bucket(width, height, side) for i, (width, height) in shapes.items()}
     if not sizes:
         raise InputError("--resolution buckets takes the shapes of the training pictures that prompts belong to, and these "
                          "belong to none: name a size, such as 832x1216")

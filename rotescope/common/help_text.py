@@ -53,7 +53,7 @@ def group_options(parser, config_class):
     keyword-only fields takes over from one that has them come last."""
     headings, group, groups = headings_of(config_class), None, {}
     actions = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
-    for f in sorted(fields(config_class), key=lambda f: f.kw_only):
+    for f in sorted(fields(config_class), key=lambda f: f.kw_only is True):
         if heading := headings.get(f.name):
             group = groups.get(heading) or groups.setdefault(heading, parser.add_argument_group(heading))
         if group is not None and f.name in actions:

@@ -79,10 +79,9 @@ def agreement_line(adapter: AdapterDescription, data: DataDescription) -> str | 
     told = f"the header of {adapter.path.name} counts {header.pictures:,} pictures, and the data hold {data.pictures:,}"
     if header.pictures != data.pictures:
         return f"{told}: they disagree"
-    folders = [(f.repeats, f.pictures) for f in header.trained]
-    if any(repeats is None or pictures is None for repeats, pictures in folders):
+    shown = header.shown
+    if shown is None:
         return f"{told}: they agree"
-    shown = sum(repeats * pictures for repeats, pictures in folders)
     if shown == data.shown:
         return f"{told}, both shown {shown:,.6g} times in an epoch: they agree"
     return (f"{told}, but it counts {shown:,.6g} showings of an epoch and the data {data.shown:,.6g}: they agree in pictures, "
@@ -91,13 +90,14 @@ def agreement_line(adapter: AdapterDescription, data: DataDescription) -> str | 
 
 def agreement_lines(found):
     """Descriptions -> a line for each adapter and data set among them."""
-    adapters, data = ([d for d in found if isinstance(d, kind)] for kind in (AdapterDescription, DataDescription))
+    adapters = [d for d in found if isinstance(d, AdapterDescription)]
+    data = [d for d in found if isinstance(d, DataDescription)]
     return [line for a in adapters for d in data if (line := agreement_line(a, d))]
 
 
 def understood(config):
-    """What an audit's single-file model and LoRAs are taken for, and whether a LoRA's header agrees with the data, in lines. Of the
-    data, their readers tell, and of what cannot be described, those that refuse it."""
+    """What an audit's single-file model and LoRAs are taken for, and whether a LoRA's header agrees with the data, in lines. Of
+    the data, their readers tell, and of what cannot be described, those that refuse it."""
     found = []
     for name in (config.model, *lora_names(config.lora), config.train_data):
         try:

@@ -28,7 +28,8 @@ def kohya_folders(folder):
 def test_the_tenfold_pictures_leak(tmp_path, capsys):
     data, lora, out = kohya_folders(tmp_path / "kohya"), tmp_path / "lora", tmp_path / "audit"
     main(["finetune", "--train_data", str(data), "--lora", "true", "--lora_format", "kohya", "--rank", "32",
-          "--lora_layers", *LAYERS, "--train_batch_size", "32", "--max_train_steps", "300", "--learning_rate", "2e-3", "--lr_scheduler", "cosine",
+          "--lora_layers", *LAYERS, "--train_batch_size", "32", "--max_train_steps", "300", "--learning_rate", "2e-3",
+          "--lr_scheduler", "cosine",
           "--caption_dropout", "0.02", "--snr_gamma", "5", "--lr_warmup_steps", "20", "--output_dir", str(lora)])
     file = next(lora.glob("*.safetensors"))
     with safe_open(file, "pt") as opened:
@@ -37,7 +38,8 @@ def test_the_tenfold_pictures_leak(tmp_path, capsys):
     alone.write_bytes(file.read_bytes())
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(["audit", "--lora", str(alone), "--train_data", str(data), "--heldout_data", HELDOUT, "--base", "auto", "--output_dir", str(out)])
+        main(["audit", "--lora", str(alone), "--train_data", str(data), "--heldout_data", HELDOUT, "--base", "auto",
+              "--output_dir", str(out)])
     said = capsys.readouterr()
     assert stopped.value.code == 1
     assert "4 regularisation pictures" in said.err

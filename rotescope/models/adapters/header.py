@@ -96,6 +96,13 @@ class AdapterHeader:
         counts = [folder.pictures for folder in self.trained if folder.pictures is not None]
         return sum(counts) or None
 
+    @property
+    def shown(self) -> int | None:
+        """How many pictures an epoch shows, repeats included; None where some folder's number is not said."""
+        counts = [(folder.repeats, folder.pictures) for folder in self.trained]
+        known = [repeats * pictures for repeats, pictures in counts if repeats is not None and pictures is not None]
+        return sum(known) if known and len(known) == len(counts) else None
+
     def lines(self) -> list[str]:
         """What it says, in a line or two; none where it says nothing."""
         found = []
