@@ -19,7 +19,7 @@ from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets, wants_buckets
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
 from rotescope.mitigate.sampling.run_description import describe, sample_described
-from rotescope.mitigate.sampling.sampler import sample
+from rotescope.mitigate.sampling.sampler import check_settings, sample
 from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, chosen_device, load_pipeline, open_model
 
@@ -135,8 +135,10 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
     opened = _opened(pipe)
     for mitigation in chosen.values():
         check_chain(opened, [mitigation])
-    return _generated(opened, given, chosen, seeds, resolution=resolution, negative_prompt=negative_prompt, clip_skip=clip_skip,
-                      max_token_length=max_token_length, **settings)
+    more = {"resolution": resolution, "negative_prompt": negative_prompt, "clip_skip": clip_skip,
+            "max_token_length": max_token_length}
+    check_settings(opened, given, settings | more)
+    return _generated(opened, given, chosen, seeds, **settings, **more)
 
 
 def _opened(pipe):
@@ -186,6 +188,7 @@ def generate_to_folder(config):
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
     pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
+    check_settings(pipe, prompts, config.sampling)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite,
                           resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)

@@ -97,10 +97,7 @@ def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_infere
     three: as Conditioning has them. InputError for what the pipeline cannot make, RunError for images that hold no numbers."""
     given, some = Conditioning(negative_prompt, clip_skip, max_token_length), [prompts[i] for i, _, _ in batch]
     width, height = some[0].size or fixed_size(resolution)
-    check_conditioning(pipe, given)
-    _check_size(pipe, width, height)
-    if num_inference_steps == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
-        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
+    check_settings(pipe, some, dict(vars(given), resolution=resolution, num_inference_steps=num_inference_steps))
     pipe.set_progress_bar_config(disable=True)
     arguments = guidance_arguments(pipe, len(batch), guidance_scale) | conditions(pipe, some, given)
     with mitigated(pipe, policy) as run:
@@ -127,6 +124,15 @@ def _check_numbers(pipe, pixels):
         raise NoNumbersError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
 
 
+def check_settings(pipe, prompts, settings):
+    """InputError for settings, as sample_batch has them, that the pipeline cannot sample these prompts with."""
+    check_conditioning(pipe, _conditioning(settings))
+    for size in {p.size or fixed_size(settings.get("resolution")) for p in prompts}:
+        _check_size(pipe, *size)
+    if settings.get("num_inference_steps") == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
+        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
+
+
 def _conditioning(settings):
     return Conditioning(**{f.name: settings[f.name] for f in fields(Conditioning) if f.name in settings})
 
@@ -151,6 +157,7 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     """
     for policy in policies.values():
         check_chain(pipe, [policy])
+    check_settings(pipe, prompts, settings)
     first = not state or state.is_main_process
     notes = distilled_lines(pipe) if not is_plain(policies.values()) else []
     for line in [*notes, *prompt_lines(pipe, prompts, _conditioning(settings))] if tell and first else ():
