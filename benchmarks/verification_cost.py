@@ -93,7 +93,8 @@ def measure(config: CostConfig) -> dict[str, float]:
     _, learning = timed(1, lambda: matcher.most_evident([*pictures[:1], *in_grey]))  # what chance brings, to either kind, once
     _, verifying = timed(len(made), lambda: matcher.most_evident(pictures))
     return {"decoding": decoding, "embedding": embedding, "extraction, a training picture": extraction,
-            "verifying, a generated picture": verifying, "learning chance, once a run": learning, "memory of the features, MB": held, "peak memory, MB": memory()}
+            "verifying, a generated picture": verifying, "learning chance, once a run": learning,
+            "memory of the features, MB": held, "peak memory, MB": memory()}
 
 
 def memory() -> float:

@@ -16,8 +16,8 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {  # what people say -> the class, and
 def check_scheduler_name(name):
     """InputError for a name that is neither in SCHEDULERS nor that of a class of diffusers'."""
     if name and name not in SCHEDULERS and not name.endswith("Scheduler"):
-        raise InputError(f"--scheduler {name!r} is none that is known: {suggestion(name, SCHEDULERS)} (or name a scheduler's class "
-                         "in diffusers)")
+        raise InputError(f"--scheduler {name!r} is none that is known: {suggestion(name, SCHEDULERS)} (or name a scheduler's "
+                         "class in diffusers)")
 
 
 def set_scheduler(pipe, name):
