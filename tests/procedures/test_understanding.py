@@ -1,5 +1,6 @@
 """What files and folders are taken for, and whether a LoRA's header and the data agree."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from tiny import image_folder, saved_pipeline
 
 from rotescope.cli import main
 from rotescope.common.errors import InputError
+from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.verdict.controls import SetEvidence, right_set_control
 from rotescope.mitigate.sampling.options import GenerateConfig
 from rotescope.mitigate.sampling.trained_use import sampled_as_trained
+from rotescope.procedures.audit_controls import set_evidence
 from rotescope.procedures.understanding import agreement_line, as_plain, describe_path
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -96,6 +99,15 @@ def test_a_header_is_a_control(evidence, outcome, says):
     control = right_set_control(evidence, None, None, 0)
     assert control.outcome == outcome
     assert says in control.sentence
+
+
+def test_a_header_that_counts_other_pictures_comes_before_memory(kohya, tmp_path):
+    """The pipeline is not asked: pictures that are not at hand may leak whatever it remembers of these."""
+    config = SimpleNamespace(trust_train_data=False, model=str(tmp_path / "none"), lora=(f"{kohya()}:0.8",))
+    manifest = load_source(tmp_path / "img" / "1_sks dog")
+    assert set_evidence(config, None, manifest, None) == SetEvidence("header", 6, 4, said=24, shown=4.0)
+    config.trust_train_data = True
+    assert set_evidence(config, None, manifest, None) == SetEvidence("trusted")
 
 
 def test_a_lora_is_sampled_as_it_was_trained(kohya, tmp_path, capsys):
