@@ -48,6 +48,10 @@ class Example:
             raise InputError(f"{self.name} has changed since the manifest was made: prepare the data again")
         return decode(encoded, self.name)
 
+    def size(self) -> tuple[int, int]:
+        """-> width and height in pixels, turned upright as `open` turns it."""
+        return self.open().size
+
 
 FIELDS = {   # what a manifest holds, in words, and whether a value is that: anyone may have edited the table
     "image_id": ("text", lambda v: isinstance(v, str) and v),

@@ -19,6 +19,7 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate.measurement.findings import report_from
 from rotescope.evaluate.report.report import Report
 from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.models.model_files import lora_names
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
 from rotescope.procedures.audit import run_audit
@@ -27,7 +28,7 @@ from rotescope.procedures.finetune import run_finetune
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 
-def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | Path | None = None,
+def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | Path | Sequence[str | Path] | None = None,
           heldout_data: str | Path | Manifest | None = None,
           mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
           seeds: Iterable[int] = (0, 1, 2, 3), fail_on: str | Sequence[str] = (), output_dir: str | Path | None = None,
@@ -40,8 +41,8 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
         A folder in diffusers' layout, or a name on the hub.
     train_data : str, Path or Manifest
         What the model was trained on, with captions.
-    lora : str or Path, optional
-        A LoRA file or folder, on top of the model.
+    lora : str or Path, or a sequence of them, optional
+        LoRA files or folders, on top of the model; ``a.safetensors:0.8`` has a strength.
     heldout_data : str, Path or Manifest, optional
         Pictures that the model never saw: they measure chance and fidelity.
     mitigations : str or Mitigation, or a sequence of them
@@ -77,7 +78,7 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
     12
     """
     with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"model": str(model), "lora": lora and str(lora),
+        given = {"model": str(model), "lora": lora_names(lora) or None,
                  "train_data": _on_disk(train_data, Path(kept.name) / "train.parquet"),
                  "heldout_data": _on_disk(heldout_data, Path(kept.name) / "heldout.parquet"), "mitigation": _several(mitigations),
                  "seeds": tuple(map(_own, seeds)), "fail_on": _several(fail_on), "output_dir": str(folder)}

@@ -1,22 +1,22 @@
 """What a fine-tune left of its training images: a manifest beside the model, or counts in the LoRA's header."""
-import json
 from pathlib import Path
-
-from safetensors import safe_open
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
+from rotescope.models.adapters.header import read_header
+from rotescope.models.model_files import lora_names, lora_strength
 
 
 def manifest_beside(model, lora=None) -> Manifest | None:
     """Of the LoRA if there is one, for its base was trained on other data; None where none lies there, or none that can be read.
 
-    model, lora: a folder or file, or a name on the hub, or nothing.
+    model: a folder or file, or a name on the hub. lora: files or folders, as --lora has them, or nothing; the first counts.
     """
-    named = Path(str(lora or model or ""))
+    loras = lora_names(lora)
+    named = Path(lora_strength(loras[0])[0] if loras else str(model or ""))
     folder = named if named.is_dir() else named.parent
     file = folder / "manifest.parquet"
-    if not (lora or model) or not named.exists() or not file.is_file():
+    if not (loras or model) or not named.exists() or not file.is_file():
         return None
     try:
         return Manifest.load(file)
@@ -24,15 +24,14 @@ def manifest_beside(model, lora=None) -> Manifest | None:
         return None
 
 
-def pictures_in_header(file) -> int | None:
-    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it (`ss_dataset_dirs`: each folder
-    with its `img_count`); None where it counts none."""
+def header_counts(file) -> tuple[int, float | None] | None:
+    """What the header of a LoRA's file counts, as kohya's scripts write it -> training pictures, and showings of an epoch, which
+    is None where some folder's repeats are not said; None where it counts no pictures."""
     try:
-        with safe_open(file, "pt") as opened:
-            folders = json.loads((opened.metadata() or {}).get("ss_dataset_dirs", "{}"))
-        return sum(int(folder["img_count"]) for folder in folders.values()) or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a header may hold anything
+        header = read_header(file)
+    except InputError:
         return None
+    return (header.pictures, header.shown) if header.pictures else None
 
 
 def overlap(one: Manifest, other: Manifest) -> tuple[int, int]:

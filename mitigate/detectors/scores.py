@@ -35,7 +35,7 @@ TOKENS = pa.schema([("prompt_index", pa.int32()), ("prompt", pa.string()), ("gro
 def check_detection(config):
     """Raise InputError for whatever would stop the run later -> {name: NAME[:settings]} of the detectors."""
     check_output(config.output_dir, config.overwrite,
-                 inputs=(config.model, config.lora, config.prompts, config.train_data, config.heldout_data),
+                 inputs=(*config.model_inputs, config.prompts, config.train_data, config.heldout_data),
                  texts=config.detector)
     check_model(config)
     if config.batch_size < 1 or not config.detector:

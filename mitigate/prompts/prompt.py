@@ -20,6 +20,7 @@ class Prompt:
     text: str
     group: str = ""       # "duplicated", "control", or the user's own
     image_id: str = ""    # the training image that the prompt belongs to, if known
+    size: tuple[int, int] | None = None   # width and height of its own images, in pixels; None: the run's
 
 
 @dataclass(frozen=True, eq=False)

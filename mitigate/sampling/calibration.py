@@ -24,7 +24,7 @@ def check_calibration(config):
         raise InputError(f"{file} exists: name another file or pass --overwrite")
     if not file.absolute().parent.is_dir():
         raise InputError(f"{file.parent} is no folder: name a file in one that exists")
-    check_apart(file, (config.model, config.prompts, config.lora))
+    check_apart(file, (*config.model_inputs, config.prompts))
     check_model(config)
     check_sampling(config)
     if not 1 <= config.watch <= config.num_inference_steps:

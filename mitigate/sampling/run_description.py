@@ -2,13 +2,14 @@
 import hashlib
 from pathlib import Path
 
-from rotescope.common.outputs import folder_sha256, sha256, versions
+from rotescope.common.outputs import sha256, versions
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.datasets.manifest import line_safe
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
-from rotescope.models.model_files import find_lora, find_model
+from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength
+from rotescope.models.single_files.checks import checkpoint_sha256, find_checkpoint
 
 
 def sample_with(config, pipe, prompts, policies, folder, seeds=None):
@@ -27,9 +28,19 @@ def describe(config, prompts, policies):
 
 def hashes_of(config, prompts):
     """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
-    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id))) + "\n" for p in prompts)
-    found = {"model": folder_sha256(find_model(config.model)), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
-    return found | ({"lora": sha256(find_lora(config.lora))} if config.lora else {})
+    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id, *map(str, p.size or ())))) + "\n" for p in prompts)
+    model = checkpoint_sha256(find_checkpoint(config.model, config.model_config))
+    found = {"model": model, "prompts": hashlib.sha256(lines.encode()).hexdigest()}
+    embeddings = {f"embedding {text}": sha256(find_embedding(text)[1]) for text in config.embedding or ()}
+    return found | _lora_hashes(config.lora) | embeddings
+
+
+def _lora_hashes(given):
+    """One LoRA's SHA-256 at strength 1; of several, or at another strength, each with its strength."""
+    loras = [(sha256(find_lora(text)), lora_strength(text)[1]) for text in lora_names(given)]
+    if len(loras) == 1 and loras[0][1] == 1:
+        return {"lora": loras[0][0]}
+    return {"lora": " ".join(f"{found}:{strength:g}" for found, strength in loras)} if loras else {}
 
 
 def files_of(policies):

@@ -1,114 +1,108 @@
-"""A LoRA on a pipeline, with an account of every key of its file: what attaches to nothing changes no image, in silence."""
-import hashlib
+"""An adapter on a pipeline, with an account of every key of its file: what attaches to nothing changes no image, in silence."""
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
+from rotescope.models.adapters.adapter_file import AdapterFile, read_adapter, updates_of
+from rotescope.models.adapters.attachment import attach
+from rotescope.models.adapters.description import shapes_of
+from rotescope.models.adapters.embeddings import add_bundled
+from rotescope.models.adapters.layer_index import LayerIndex, PipelineLayer
+from rotescope.models.adapters.layer_updates import LayerUpdate
+from rotescope.models.adapters.translation import translated
+from rotescope.models.model_families import guess_family
 
 NAMED = 3  # of the keys that are not used
-NUMBERS = (".alpha", ".scale")  # keys of numbers that go with a layer
 
 
-class _Traced(torch.Tensor):
-    """A tensor that knows the keys which it was made of, whatever a conversion of names does: scale, cut, join."""
-    keys: frozenset[str] = frozenset()
+def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = False, strength: float = 1.0) -> AdapterFile:
+    """Attach the adapter `file`, whatever its format, to the pipeline of the model `model`.
 
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        found = super().__torch_function__(function, types, args, kwargs or {})
-        keys = frozenset[str]().union(*(t.keys for t in _tensors((args, kwargs or {}))))
-        for tensor in _tensors(found):
-            tensor.keys = keys
-        return found
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+    file : Path
+        A safetensors file.
+    model : str or Path
+        The model's name, for messages.
+    allow_unused : bool
+        Go on though some of its keys attach to nothing; they are then named on stderr.
+    strength : float
+        What the change is multiplied by.
 
-
-def _tensors(value):
-    """Every traced tensor in nested lists, tuples and dicts."""
-    if isinstance(value, _Traced):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
-
-
-def attach_lora(pipe, file, model, allow_unused=False):
-    """Load the LoRA `file` into the pipeline of the model `model`. InputError if it is another model's, or if a key of it is not
-    used and that is not allowed; if it is, they are named on stderr."""
-    converted = {}
-    convert = pipe.lora_state_dict
-
-    def listened(given, **settings):
-        """Once for the account, once for the loader."""
-        for name, tensor in _dict_of(convert(_traced(file), **settings)).items():
-            converted[name] = tensor.as_subclass(torch.Tensor), getattr(tensor, "keys", frozenset())
-        return convert(given, **settings)
-
-    pipe.lora_state_dict = listened
-    try:
-        pipe.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True)
-    except Exception as error:  # a damaged file shows in as many ways as there are formats
-        if "size mismatch" in str(error):
-            raise InputError(f"{file} is a LoRA of another model: its layers have other sizes than those of {model}") from error
-        raise InputError(f"{file} cannot be loaded into {model} ({error}): name one of that model, or copy it again") from error
-    finally:
-        del pipe.lora_state_dict
-    if any(p.is_meta for p in _held(pipe)):
-        raise InputError(f"{file} lacks weights of layers of which it has others, so it is not whole: copy it again")
-    unused, n = unused_keys(pipe, file, converted)
-    if len(unused) == n:  # the libraries only remark on it
-        raise InputError(f"no weight of {file} belongs to {model}: it is a LoRA of another model, or of a format that is not "
-                         "read")
-    if unused:
+    Raises
+    ------
+    InputError
+        If it is another model's, is not whole, or if a key of it is not used and that is not allowed.
+    """
+    found = read_adapter(file)
+    placed = place_updates(pipe, found)
+    if len(_keys(placed)) < len(found.weights):
+        placed = max(placed, _placed_by_libraries(pipe, found), key=lambda pairs: len(_keys(pairs)))
+    unused = sorted(set(found.weights) - _keys(placed))
+    if len(unused) == len(found.weights):
+        raise InputError(f"no weight of {file} belongs to {model}: it is a LoRA of another model ({_family(found)}), or of a "
+                         "format that is not read")
+    if unused:  # the libraries only remark on it
         more = f" and {len(unused) - NAMED:,} more" if len(unused) > NAMED else ""
-        told = f"{len(unused):,} of the {n:,} weights of {file} attach to nothing in {model}: {', '.join(unused[:NAMED])}{more}"
+        told = (f"{len(unused):,} of the {len(found.weights):,} weights of {file} attach to nothing in {model}: "
+                f"{', '.join(unused[:NAMED])}{more}{_other_denoiser(found, placed)}")
         if not allow_unused:
             raise InputError(f"{told}; name a LoRA of this model, or pass --allow_unused_keys to go on with the others")
+    try:
+        attach(pipe, placed, strength)
+    except InputError as error:
+        raise InputError(f"{file} is a LoRA of another model ({_family(found)}): its layers have other sizes than those of "
+                         f"{model} ({error})") from error
+    add_bundled(pipe, found.embeddings, Path(file))
+    if unused:
         say(f"warning: {told}")
-
-
-def unused_keys(pipe, file, converted):
-    """-> the keys of the file that no layer of the pipeline took, sorted, and how many keys of weights there are.
-
-    converted: {name: (tensor, the keys that it was made of)}, as the pipeline's own loader has it. A weight counts as taken
-    if an adapter holds it, number for number.
-    """
-    keys = [key for key in load_file(file) if not key.endswith(NUMBERS)]
-    held = _held(pipe)
-    left = {dtype: Counter(_print(p, dtype) for p in held if p.dtype == dtype) for dtype in {p.dtype for p in held}}
-    taken = set()
-    for tensor, made_of in converted.values():
-        here = next((dtype for dtype, prints in left.items() if prints[_print(tensor, dtype)]), None)
-        if here:
-            left[here][_print(tensor, here)] -= 1
-            taken |= made_of
-    return sorted(set(keys) - taken), len(keys)
-
-
-def _held(pipe):
-    """The weights of its adapters."""
-    layers = [m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()
-              if isinstance(m, BaseTunerLayer)]
-    return [p for layer in layers for name, p in layer.named_parameters() if not name.startswith("base_layer.")]
-
-
-def _print(tensor, dtype):
-    """Of its shape and its numbers in that format."""
-    numbers = tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy()
-    return tuple(tensor.shape), hashlib.sha1(numbers, usedforsecurity=False).digest()
-
-
-def _traced(file):
-    found = {}
-    for key, tensor in load_file(file).items():
-        found[key] = tensor.as_subclass(_Traced)
-        found[key].keys = frozenset([key])
     return found
 
 
-def _dict_of(found):
-    """A loader's answer: the weights alone, or with alphas and metadata."""
-    return found[0] if isinstance(found, tuple) else found
+def place_updates(pipe: Any, found: AdapterFile) -> list[tuple[PipelineLayer, LayerUpdate]]:
+    """-> each update that a layer of the pipeline takes, with that layer. InputError if a file names a layer twice."""
+    index, placed = LayerIndex(pipe), []
+    for update in found.updates:
+        layers = index.find(*found.parts[update.name])
+        placed += [(layer, update.of_rows(layer.rows) if layer.rows else update) for layer in layers]
+    homes = Counter((layer.component, layer.name) for layer, _ in placed)
+    if twice := next((home for home, n in homes.items() if n > 1), None):
+        names = [update.name for layer, update in placed if (layer.component, layer.name) == twice]
+        raise InputError(f"{found.path} holds {names[0]} and {names[1]}, two formats for one layer: copy it again, or name "
+                         "another")
+    return placed
+
+
+def _placed_by_libraries(pipe, found):
+    """The same by the names that diffusers' own loader of this pipeline makes of the file."""
+    tensors = {} if any(update.kind != "LoRA" for update in found.updates) else translated(pipe, found.path)
+    if not tensors:
+        return []
+    made_of = {key: getattr(tensor, "keys", frozenset()) for key, tensor in tensors.items()}
+    try:
+        again = updates_of(found.path, {key: tensor.as_subclass(torch.Tensor) for key, tensor in tensors.items()})
+    except InputError:
+        return []
+    own = {update.name: update for update in again.updates}
+    keys = {name: frozenset().union(*(made_of[key] for key in update.keys)) for name, update in own.items()}
+    return [(layer, LayerUpdate(**vars(update) | {"keys": keys[update.name]})) for layer, update in place_updates(pipe, again)]
+
+
+def _keys(placed):
+    return frozenset[str]().union(*(update.keys for _, update in placed))
+
+
+def _other_denoiser(found, placed):
+    """Of a file whose layers of a denoiser all attach to nothing: what it is."""
+    own = {update.name for update in found.updates if found.parts[update.name][0] == "denoiser"}
+    return f", and none of the denoiser's attaches: {_family(found)}" if own and not own & {u.name for _, u in placed} else ""
+
+
+def _family(found):
+    """What the file is a LoRA of, by its layers."""
+    return f"it would fit {guess_family(shapes_of(found))}"

@@ -1,10 +1,16 @@
-"""Which files a model and a LoRA consist of, and what is missing of them; no library is loaded for it."""
+"""Which files a model and a LoRA consist of, what is missing of them, and what is a name on the hub; no library is loaded."""
 import json
+import math
 from pathlib import Path
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
+from rotescope.models.tensor_files import PICKLES, check_tensor_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+HUB = "hub:"  # before a name that is on the hub whatever lies here
+FILE_ENDS = (".safetensors", ".gguf", ".json", ".yaml", ".zip", *PICKLES)
+LORA_FILES = (LORA_FILE, "adapter_model.safetensors")  # diffusers' name, and PEFT's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
              "PixArtAlphaPipeline", "PixArtSigmaPipeline")
 WEIGHTS = (("config.json",), ("*.safetensors",))
@@ -24,11 +30,15 @@ def find_model(name, kinds=PIPELINES):
         raise InputError(f"{name!r} names no model: give a folder in diffusers' layout, or a name on the hub")
     folder = Path(name)
     check_utf8(folder)
+    if is_single_file(name):
+        check_tensor_file(folder)
+        raise InputError(f"{name} is a single file, and a folder in diffusers' layout is wanted here: open it once with "
+                         "from_single_file of its pipeline, and save_pretrained")
     if may_be_on_hub(name):
         folder = _download(name)
     index = read_index(folder)
     if not index:
-        raise InputError(f"no model at {name}: name a folder in diffusers' layout, with a model_index.json")
+        raise InputError(f"no model at {name}: name a folder in diffusers' layout, with a model_index.json, or hub:OWNER/NAME")
     if index.get("_class_name") not in kinds:
         raise InputError(f"{name} is a {index.get('_class_name')}: what is served here is {', '.join(kinds)}")
     for part, groups in PARTS.items():
@@ -60,23 +70,87 @@ def read_index(folder):
     return found if isinstance(found, dict) else {}
 
 
-def find_lora(path):
-    """A LoRA file, or the folder that holds pytorch_lora_weights.safetensors -> the file; else InputError."""
+def lora_strength(text):
+    """`a.safetensors:0.8` -> ("a.safetensors", 0.8); without a number behind its last colon, or where such a file is there, 1."""
+    name, colon, number = str(text).rpartition(":")
+    try:
+        strength = float(number) if colon and name and not Path(text).exists() else None
+    except (ValueError, OSError):
+        strength = None
+    if strength is None:
+        return str(text), 1.0
+    if not math.isfinite(strength):
+        raise InputError(f"{text}: {number} is no strength; give a number such as 0.8 behind the colon")
+    return name, strength
+
+
+def lora_names(given):
+    """What --lora holds, one name or several or nothing -> a tuple of names, each with its strength if it has one."""
+    return () if not given else (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
+
+def lora_paths(given):
+    """The same without strengths."""
+    return tuple(lora_strength(text)[0] for text in lora_names(given))
+
+
+def find_lora(text):
+    """A LoRA file, or the folder that holds one, with a strength behind a colon or without -> the file; else InputError."""
+    path = Path(lora_strength(text)[0])
     check_utf8(path)
-    file = Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
+    file = next((path / name for name in LORA_FILES if (path / name).is_file()), path / LORA_FILE) if path.is_dir() else path
+    if file.suffix.lower() in PICKLES and file.is_file():
+        check_tensor_file(file)
     if file.suffix != ".safetensors" or not file.is_file():
         raise InputError(f"no LoRA at {path}: name a .safetensors file, or a folder with {LORA_FILE}")
     return file
 
 
+def find_embedding(text):
+    """A textual inversion as --embedding names it, FILE or TOKEN=FILE -> (the token or None, the file); else InputError."""
+    token, equals, path = str(text).rpartition("=")
+    if not equals or Path(text).is_file():
+        token, path = None, text
+    file = check_tensor_file(path)
+    if token == "" or (token and token.split() != [token]):
+        raise InputError(f"--embedding {text}: the token {token!r} is no word; give one without spaces, as in sks={path}")
+    return token, file
+
+
+# ----- the hub
+
+def hub_name(name):
+    """`hub:OWNER/NAME`, or OWNER/NAME of which nothing lies here -> the model's name on the hub; else None.
+
+    What looks like a path is never a name on the hub: with a suffix of a file, a separator more than one, a beginning with
+    . / or ~, or in a folder that lies here.
+    """
+    text = str(name)
+    if text.startswith(HUB):
+        return text.removeprefix(HUB)
+    owner, separator, rest = text.partition("/")
+    is_path = text.startswith((".", "/", "~")) or "/" in rest or "\\" in text or not rest or not owner or not separator
+    if is_path or Path(text).exists() or Path(text).suffix.lower() in FILE_ENDS or Path(owner).exists():
+        return None
+    return text
+
+
+def may_be_on_hub(name):
+    """Whether hub_name finds one."""
+    return hub_name(name) is not None
+
+
 def _download(name):
     import diffusers
+    found = hub_name(name)
+    if found == str(name):
+        say(f"there is no folder {name} here: it is taken as a model's name on the hub")
     try:
-        return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
+        return Path(diffusers.DiffusionPipeline.download(found, use_safetensors=True))
     except Exception as error:  # no network, no such model, no safetensors: one kind each
         raise InputError(f"no model at {name}, and the hub does not give it ({error}): name a local folder") from error
 
 
-def may_be_on_hub(name):
-    """OWNER/NAME of which nothing lies here."""
-    return not Path(name).exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+def is_single_file(name):
+    """Whether a name means a file of weights, there or not, and no folder."""
+    return Path(name).is_file() or Path(name).suffix.lower() in (".safetensors", *PICKLES)

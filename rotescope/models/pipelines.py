@@ -9,8 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
+from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.lora import attach_lora
-from rotescope.models.model_files import find_lora, find_model, read_index
+from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength, read_index
+from rotescope.models.schedulers import set_scheduler
+from rotescope.models.single_files.checks import find_checkpoint
+from rotescope.models.single_files.opening import open_single_file, set_prediction_type
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_OPTION = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"  # the newer name, where it is known
@@ -22,16 +26,22 @@ def check_model(options):
     """Raise InputError if open_model could not."""
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
-    find_model(options.model)
+    find_checkpoint(options.model, options.model_config)
     chosen_device(options.device)
-    if options.lora:
-        find_lora(options.lora)
+    for name in lora_names(options.lora):
+        find_lora(name)
+    for name in options.embedding or ():
+        find_embedding(name)
 
 
 def open_model(options):
     """ModelOptions -> the pipeline, where it is to run."""
-    return load_pipeline(options.model, options.lora, DTYPES[options.dtype],
-                         allow_unused_keys=options.allow_unused_keys).to(chosen_device(options.device))
+    pipe = load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
+                         embeddings=options.embedding or (), model_config=options.model_config,
+                         prediction_type=options.prediction_type)
+    if options.scheduler:
+        set_scheduler(pipe, options.scheduler)
+    return pipe.to(chosen_device(options.device))
 
 
 def chosen_device(name):
@@ -45,27 +55,38 @@ def chosen_device(name):
     return name
 
 
-def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False):
+def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False, *, embeddings=(), model_config=None,
+                  prediction_type=None):
     """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode.
 
-    lora: a file or folder; allow_unused_keys: though some of it belongs to no layer. parts: {component: what stands for it},
-    which are not loaded.
+    lora: files or folders, one or several, as lora_names takes them; allow_unused_keys: though some of it belongs to no layer.
+    parts: {component: what stands for it}, which are not loaded. embeddings: files of textual inversions. model_config: the
+    folder of configurations for a single file. prediction_type: what the denoiser predicts, if not what the model says.
     """
-    folder, lora = find_model(name), find_lora(lora) if lora else None
+    path, loras = find_checkpoint(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
+    options = {DTYPE_OPTION: dtype} | (parts or {})
+    pipe = open_single_file(path, model_config, options) if path.is_file() else _open_folder(name, path, options)
+    if prediction_type:
+        set_prediction_type(pipe, prediction_type)
+    for file, strength in loras:
+        with quiet():
+            attach_lora(pipe, file, name, allow_unused_keys, strength)
+    for text in embeddings:
+        add_embedding(pipe, *find_embedding(text))
+    for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
+        part.requires_grad_(False).eval()
+    return pipe
+
+
+def _open_folder(name, folder, options):
     kind = read_index(folder)["_class_name"]
     unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
     try:
         with quiet():
-            pipe = getattr(diffusers, kind).from_pretrained(
-                folder, **{DTYPE_OPTION: dtype}, use_safetensors=True, local_files_only=True, **unchecked | (parts or {}))
+            return getattr(diffusers, kind).from_pretrained(
+                folder, **unchecked | options, use_safetensors=True, local_files_only=True)
     except Exception as error:  # a damaged file shows in as many ways as there are formats
         raise InputError(f"{name} cannot be loaded ({error}): copy it again") from error
-    if lora:
-        with quiet():
-            attach_lora(pipe, lora, name, allow_unused_keys)
-    for part in (p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
-        part.requires_grad_(False).eval()
-    return pipe
 
 
 def portable_text_encoder(folder):

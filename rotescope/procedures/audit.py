@@ -28,13 +28,17 @@ from rotescope.mitigate.embedding_search.targets import choose_targets
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
+from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
+from rotescope.models.adapters.attachment import switch_adapters
 from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 from rotescope.procedures.audit_controls import controls_before_sampling
+from rotescope.procedures.understanding import understood
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
@@ -44,6 +48,7 @@ COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "a
 
 def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+    config = sampled_as_trained(config)
     check_places(config, config.base, config.prompts)
     policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
     get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
@@ -59,6 +64,7 @@ def run_audit(config):
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
+    prompts = prompts_in_buckets(config, prompts, manifest)
     check_plan(config, prompts)
     for rule in rules:
         rule.scope(list(policies))
@@ -71,6 +77,8 @@ def run_audit(config):
             check_power(rules, {(m, group): n for m in policies for group, n in asked.items()})
     else:  # at most
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
+    for line in understood(config):
+        say(line)
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes)
@@ -149,7 +157,7 @@ def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout,
     if base:
         plainly = named_policies(("none",))
         if base == ADAPTER_OFF:
-            pipe.disable_lora()
+            switch_adapters(pipe, False)
             sample_with(replace(config, lora=None), pipe, prompts, plainly, folders["base"], seeds)
         else:
             del pipe  # makes room

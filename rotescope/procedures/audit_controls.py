@@ -8,13 +8,15 @@ from scipy.stats import mannwhitneyu
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.images.sampling import evenly_spread
-from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap, pictures_in_header
+from rotescope.evaluate.inputs.own_manifest import header_counts, manifest_beside, overlap
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvidence
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
-from rotescope.models.model_files import find_lora
+from rotescope.mitigate.sampling.picture_size import fixed_size
+from rotescope.models.adapters.attachment import without_adapters
+from rotescope.models.model_files import find_lora, lora_names
 
 STEPS = 2        # of the output that is compared: the first ones tell
 ASKED = 24       # training pictures, and held-out ones, whose recall is compared, at most
@@ -37,24 +39,23 @@ def adapter_effect(pipe, text, config):
     InputError if both are equal to the bit, RunError if they hold no numbers.
     """
     adapted = _latents(pipe, text, config)
-    pipe.disable_lora()
-    try:
+    with without_adapters(pipe):
         plain = _latents(pipe, text, config)
-    finally:
-        pipe.enable_lora()
     change = float((adapted - plain).norm() / plain.norm().clamp(min=1e-12))
     if not math.isfinite(change):
         raise RunError(f"the latents of {config.model} hold no numbers (NaN): pass --dtype fp32")
     if torch.equal(adapted, plain):
-        raise InputError(f"{config.lora} changes nothing: on one prompt and noise the output is that of {config.model} to the "
-                         "bit, so its weights or its strength are 0; name a trained one, or audit the model without it")
+        raise InputError(f"{' and '.join(lora_names(config.lora))} changes nothing: on one prompt and noise the output is that "
+                         f"of {config.model} to the bit, so its weights or its strength are 0; name a trained one, or audit the "
+                         "model without it")
     return AdapterEffect(change)
 
 
 def _latents(pipe, text, config):
     pipe.set_progress_bar_config(disable=True)
+    width, height = fixed_size(config.resolution)
     found = pipe(prompt=[text], **guidance_arguments(pipe, 1, config.guidance_scale), num_inference_steps=STEPS,
-                 height=config.resolution, width=config.resolution, output_type="latent",
+                 height=height, width=width, output_type="latent",
                  generator=[torch.Generator().manual_seed(0)]).images
     return found.detach().float().cpu()
 
@@ -63,21 +64,25 @@ def _latents(pipe, text, config):
 
 def set_evidence(config, pipe, manifest, heldout):
     """What shows that the model was trained on the manifest -> SetEvidence: the user's word, the model's own manifest, or else
-    its memory, tried on training pictures against held-out ones."""
+    its memory, tried on training pictures against held-out ones. A LoRA's header that counts other pictures comes before memory,
+    for pictures that are not looked at may leak."""
     if config.trust_train_data:
         return SetEvidence("trusted")
     own = manifest_beside(config.model, config.lora)
     listed = SetEvidence("manifest", *overlap(manifest, own)) if own else None
     if listed and listed.known >= OWN_SET * listed.of:
         return listed
-    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or counted(config.lora, manifest) or \
-        SetEvidence("nothing")
+    header = counted(config.lora, manifest)
+    if header and header.contradicts:
+        return header
+    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or header or SetEvidence("nothing")
 
 
 def counted(lora, manifest):
     """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
-    found = lora and pictures_in_header(find_lora(lora))
-    return SetEvidence("header", found, len({e.sha256 for e in manifest})) if found else None
+    found = lora_names(lora) and header_counts(find_lora(lora_names(lora)[0]))
+    return SetEvidence("header", found[0], len({e.sha256 for e in manifest}), said=found[1],
+                       shown=float(sum(e.copies for e in manifest))) if found else None
 
 
 def membership(pipe, manifest, heldout):

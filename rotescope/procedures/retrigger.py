@@ -23,6 +23,7 @@ from rotescope.mitigate.prompts.prompt import HELDOUT
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
@@ -34,7 +35,7 @@ SHOWN = 4  # images of a group in the picture
 def check_retrigger(config):
     """Raise InputError for whatever would stop the run later."""
     check_output(config.output_dir, config.overwrite, inputs=(
-        config.model, config.lora, config.train_data, config.heldout_data), texts=(config.descriptor, *config.mitigation))
+        *config.model_inputs, config.train_data, config.heldout_data), texts=(config.descriptor, *config.mitigation))
     check_beside(config.index_dir, config.output_dir, "--index_dir")
     if config.index_dir:
         check_outside(config.index_dir, (config.train_data, config.heldout_data))
@@ -69,6 +70,7 @@ def budget_of(config):
 
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
+    config = sampled_as_trained(config)
     check_retrigger(config)
     manifest, heldout, left_out = take_in(
         config.train_data, config.heldout_data, True, "retrigger.json", data_options(config))

@@ -1,4 +1,5 @@
 """What a training leaves: a model or a LoRA in Hugging Face's layout, and beside it what it was trained on and how."""
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,13 +7,14 @@ import torch
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import folder_sha256, sha256, versions, write_json
 from rotescope.common.quiet_libraries import quiet
 from rotescope.common.settings import plain, save
+from rotescope.models.adapters.kohya_names import kohya_metadata, kohya_tensors
 from rotescope.models.model_files import LORA_FILE
 from rotescope.models.pipelines import portable_text_encoder
 
@@ -38,14 +40,41 @@ def add_lora(part, rank, alpha, layers):
 
 
 def save_lora(job, folder):
-    """The adapters with their ranks and alphas in the file's metadata: `load_lora_weights` of a stock pipeline restores them."""
+    """The adapters with their ranks and alphas: `load_lora_weights` of a stock pipeline restores them.
+
+    In kohya's format it restores the UNet's; a diffusers of 2026 fails on the text encoders' keys, which
+    other programs read.
+    """
     parts = dict(job.predictor.parts.items())
+    if job.config.lora_format == "kohya":
+        return _save_kohya(job, parts, folder)
     for about in (about for part in parts.values() for about in part.peft_config.values()):
         about.base_model_name_or_path = None  # transformers notes the folder on this machine, and it would go with the file
     layers = {f"{name}_lora_layers": _lora_layers(name, part) for name, part in parts.items()}
     with quiet():
         type(job.pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(parts))
     return Path(folder) / LORA_FILE
+
+
+def _save_kohya(job, parts, folder):
+    config, alphas = job.config, {name: next(iter(part.peft_config.values())).lora_alpha for name, part in parts.items()}
+    tensors = kohya_tensors(job.pipe, {name: get_peft_model_state_dict(part) for name, part in parts.items()}, alphas)
+    copies = Counter(e.copies for e in job.manifest)
+    metadata = kohya_metadata(kohya_family(job.pipe), config.rank, alphas[job.denoiser], job.preprocessing.resolution,
+                              copies if all(isinstance(n, int) for n in copies) else {})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder) / LORA_FILE, metadata=metadata)
+    return Path(folder) / LORA_FILE
+
+
+def kohya_family(pipe):
+    """`sd1`, `sd2` or `sdxl`. InputError for a pipeline whose LoRAs are not written under kohya's names."""
+    kind = type(pipe).__name__
+    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        raise InputError(f"--lora_format kohya is written for Stable Diffusion 1, 2 and XL, not {kind}: leave it out")
+    if kind == "StableDiffusionXLPipeline":
+        return "sdxl"
+    return "sd2" if pipe.unet.config.cross_attention_dim == 1024 else "sd1"
 
 
 def _lora_layers(name, part):

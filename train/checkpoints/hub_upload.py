@@ -14,7 +14,7 @@ from rotescope.common.outputs import write_json
 from rotescope.common.processes import is_first_process
 from rotescope.common.whole_files import write_text
 from rotescope.datasets.manifest import Manifest
-from rotescope.models.model_files import LORA_FILE, may_be_on_hub
+from rotescope.models.model_files import HUB, LORA_FILE, may_be_on_hub
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
 PATHS = ("pretrained_model_name_or_path", "train_data", "output_dir", "cache_dir", "resume_from_checkpoint",
@@ -184,7 +184,9 @@ def _on_hub(name):
 def _public(name):
     """A name on the hub as it is; of a local one the last part that was typed, on one line: not where a link leads, nor a folder
     above."""
-    return str(name) if _on_hub(name) else " ".join((Path(os.path.normpath(name)).name.removeprefix("..") or "local").split())
+    if _on_hub(name):
+        return str(name).removeprefix(HUB)
+    return " ".join((Path(os.path.normpath(name)).name.removeprefix("..") or "local").split())
 
 
 def _code(name):

@@ -16,7 +16,7 @@ from rotescope.datasets.trainers.data_options import data_options
 from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import DTYPES, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
-from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes
+from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
 from rotescope.train.engine.sharding import USUAL_STEPS
@@ -68,6 +68,8 @@ def check_job(config):
         _check_planned(source)
     manifest = group_by_copies(apply_plan(source.manifest, plan))
     pipe = load_pipeline(model)
+    if config.lora_format == "kohya":
+        kohya_family(pipe)  # or says why not
     check_place(config, min_free_mb=_megabytes(pipe, config))
     noise = _noise(config, pipe)
     _warn_of_long_captions(manifest, pipe)

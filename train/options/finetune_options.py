@@ -75,6 +75,8 @@ class FinetuneConfig(DataOptions):
     """of the LoRA"""
     lora_alpha: float | None = None
     """scale of the LoRA times its rank; the rank unless given"""
+    lora_format: str = "diffusers"
+    """how the LoRA's file names its layers: diffusers, or kohya for other programs (of Stable Diffusion 1, 2 and XL)"""
     lora_layers: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """which layers get a LoRA, by the ends of their names"""
 

@@ -9,6 +9,7 @@ from rotescope.datasets.captions.perturbation import PERTURBATIONS
 from rotescope.models.model_options import DTYPE_NAMES
 
 WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
+LORA_FORMATS = ("diffusers", "kohya")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LEAST_LEARNING_RATE = 1e-7  # where diffusers' polynomial schedule ends
 
@@ -69,9 +70,12 @@ def check_values(config):
     """InputError on a value that no run could have."""
     check_bounds(config)
     for name, known in (("save_dtype", DTYPE_NAMES), ("weighting_scheme", WEIGHTING_SCHEMES), ("lr_scheduler", SCHEDULES),
-                        ("mixed_precision", (None, "no", "fp16", "bf16")), ("caption_perturbation", (None, *PERTURBATIONS))):
+                        ("lora_format", LORA_FORMATS), ("mixed_precision", (None, "no", "fp16", "bf16")),
+                        ("caption_perturbation", (None, *PERTURBATIONS))):
         if getattr(config, name) not in known:
             raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
+    if config.lora_format != "diffusers" and not config.lora:
+        raise InputError(f"--lora_format {config.lora_format} is a LoRA's: add --lora")
     if config.train_text_encoder and not config.lora:
         raise InputError("--train_text_encoder trains a LoRA: add --lora")
     if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):
