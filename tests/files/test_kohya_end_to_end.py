@@ -45,10 +45,10 @@ def test_the_tenfold_pictures_leak(tmp_path, capsys):
     assert "4 regularisation pictures" in said.err
     report = json.loads((out / "report.json").read_text())
     groups = report["methods"]["none"]["groups"]
-    tenfold, once = groups["duplicated"]["copy_rate"], groups["control"]["copy_rate"]
-    assert (tenfold["images"], once["images"]) == (32, 128)
-    assert tenfold["value"] > 0.6
-    assert once["value"] < 0.25
+    tenfold, once = groups["duplicated"], groups["control"]
+    assert (tenfold["n"], once["n"]) == (32, 128)
+    assert tenfold["copy_rate"] > 0.6 > 0.25 > once["copy_rate"]
+    assert tenfold["leaked_prompts"] >= 6
     assert report["verdict"]["outcome"] == "failed"
     header = read_header(alone)
     assert (header.pictures, header.shown) == (40, 112)
