@@ -83,6 +83,7 @@ def leave(main, argv):
 def with_models_of_ones_own(monkeypatch):
     """Commands that name models and LoRAs which only the reader has are read as if these were there."""
     monkeypatch.setattr("rotescope.models.model_options.find_model", lambda name: name)
+    monkeypatch.setattr("rotescope.models.model_options.find_model_path", lambda name, config: name)
     monkeypatch.setattr("rotescope.models.model_options.find_lora", lambda path: path)
 
 

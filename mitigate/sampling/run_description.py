@@ -9,7 +9,7 @@ from rotescope.datasets.manifest import line_safe
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
 from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength
-from rotescope.models.single_files.checks import checkpoint_sha256, find_checkpoint
+from rotescope.models.single_files.checks import find_model_path, model_sha256
 
 
 def sample_with(config, pipe, prompts, policies, folder, seeds=None):
@@ -28,8 +28,13 @@ def describe(config, prompts, policies):
 
 def hashes_of(config, prompts):
     """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
+<<<<<<< HEAD
     lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id, *map(str, p.size or ())))) + "\n" for p in prompts)
     model = checkpoint_sha256(find_checkpoint(config.model, config.model_config))
+=======
+    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id))) + "\n" for p in prompts)
+    model = model_sha256(find_model_path(config.model, config.model_config))
+>>>>>>> h-weights
     found = {"model": model, "prompts": hashlib.sha256(lines.encode()).hexdigest()}
     embeddings = {f"embedding {text}": sha256(find_embedding(text)[1]) for text in config.embedding or ()}
     return found | _lora_hashes(config.lora) | embeddings

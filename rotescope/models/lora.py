@@ -3,17 +3,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.models.adapters.adapter_file import AdapterFile, read_adapter, updates_of
+from rotescope.models.adapters.adapter_file import AdapterFile, read_adapter
 from rotescope.models.adapters.attachment import attach
 from rotescope.models.adapters.description import shapes_of
 from rotescope.models.adapters.embeddings import add_bundled
 from rotescope.models.adapters.layer_index import LayerIndex, PipelineLayer
 from rotescope.models.adapters.layer_updates import LayerUpdate
-from rotescope.models.adapters.translation import translated
 from rotescope.models.model_families import guess_family
 
 NAMED = 3  # of the keys that are not used
@@ -41,8 +38,6 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
     """
     found = read_adapter(file)
     placed = place_updates(pipe, found)
-    if len(_keys(placed)) < len(found.weights):
-        placed = max(placed, _placed_by_libraries(pipe, found), key=lambda pairs: len(_keys(pairs)))
     unused = sorted(set(found.weights) - _keys(placed))
     if len(unused) == len(found.weights):
         raise InputError(f"no weight of {file} belongs to {model}: it is a LoRA of another model ({_family(found)}), or of a "
@@ -76,21 +71,6 @@ def place_updates(pipe: Any, found: AdapterFile) -> list[tuple[PipelineLayer, La
         raise InputError(f"{found.path} holds {names[0]} and {names[1]}, two formats for one layer: copy it again, or name "
                          "another")
     return placed
-
-
-def _placed_by_libraries(pipe, found):
-    """The same by the names that diffusers' own loader of this pipeline makes of the file."""
-    tensors = {} if any(update.kind != "LoRA" for update in found.updates) else translated(pipe, found.path)
-    if not tensors:
-        return []
-    made_of = {key: getattr(tensor, "keys", frozenset()) for key, tensor in tensors.items()}
-    try:
-        again = updates_of(found.path, {key: tensor.as_subclass(torch.Tensor) for key, tensor in tensors.items()})
-    except InputError:
-        return []
-    own = {update.name: update for update in again.updates}
-    keys = {name: frozenset().union(*(made_of[key] for key in update.keys)) for name, update in own.items()}
-    return [(layer, LayerUpdate(**vars(update) | {"keys": keys[update.name]})) for layer, update in place_updates(pipe, again)]
 
 
 def _keys(placed):

@@ -6,8 +6,12 @@ from typing import ClassVar
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
 from rotescope.models.model_files import find_embedding, find_lora, find_model, lora_names, lora_paths, may_be_on_hub
+<<<<<<< HEAD
 from rotescope.models.schedulers import check_scheduler_name
 from rotescope.models.single_files.checks import find_checkpoint
+=======
+from rotescope.models.single_files.checks import find_model_path
+>>>>>>> h-weights
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DTYPE_NAMES = ("fp32", "fp16", "bf16")
@@ -26,7 +30,7 @@ class ModelOptions(Options):
     what the file lacks; SD 1, 2 and XL need none"""
     prediction_type: str | None = None
     """what the denoiser predicts, if the model says it wrong or not at all: epsilon, v_prediction or sample"""
-    lora: tuple[str, ...] | None = None
+    lora: tuple[str, ...] | str | None = None
     """LoRAs on top of the model, files or folders (diffusers, PEFT, kohya, ai-toolkit, LyCORIS, DoRA); a strength may follow a
     colon: a.safetensors:0.8 b.safetensors"""
     embedding: tuple[str, ...] | None = None
@@ -49,7 +53,7 @@ class ModelOptions(Options):
             raise InputError(f"prediction_type={self.prediction_type!r}: take one of {', '.join(PREDICTION_TYPES)}")
         check_scheduler_name(self.scheduler)
         if not may_be_on_hub(self.model):
-            find_checkpoint(self.model, self.model_config)
+            find_model_path(self.model, self.model_config)
         for name in lora_names(self.lora):
             find_lora(name)
         for name in self.embedding or ():

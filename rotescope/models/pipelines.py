@@ -7,13 +7,16 @@ import torch
 from diffusers.pipelines import pipeline_utils
 from safetensors.torch import load_file, save_file
 
+from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
+from rotescope.models.adapters.description import describe_adapter
 from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.lora import attach_lora
-from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength, read_index
+from rotescope.models.model_files import find_embedding, find_lora, is_single_file, lora_names, lora_strength, read_index
 from rotescope.models.schedulers import set_scheduler
-from rotescope.models.single_files.checks import find_checkpoint
+from rotescope.models.single_files.checks import find_model_path
+from rotescope.models.single_files.contents import describe_model
 from rotescope.models.single_files.opening import open_single_file, set_prediction_type
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -26,7 +29,7 @@ def check_model(options):
     """Raise InputError if open_model could not."""
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
-    find_checkpoint(options.model, options.model_config)
+    find_model_path(options.model, options.model_config)
     chosen_device(options.device)
     for name in lora_names(options.lora):
         find_lora(name)
@@ -35,13 +38,24 @@ def check_model(options):
 
 
 def open_model(options):
-    """ModelOptions -> the pipeline, where it is to run."""
+    """ModelOptions -> the pipeline, where it is to run; what was understood of the user's files is told on stderr."""
+    for line in understood(options):
+        say(line)
     pipe = load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
                          embeddings=options.embedding or (), model_config=options.model_config,
                          prediction_type=options.prediction_type)
     if options.scheduler:
         set_scheduler(pipe, options.scheduler)
     return pipe.to(chosen_device(options.device))
+
+
+def understood(options):
+    """-> lines on the single file and the LoRAs that ModelOptions names: what they are, by their headers."""
+    lines = describe_model(options.model).lines()[:1] if is_single_file(options.model) else []
+    for text in lora_names(options.lora):
+        first, second, *header = describe_adapter(find_lora(text)).lines()
+        lines += [first, f"  {second}; attached at strength {lora_strength(text)[1]:g}", *(f"  {line}" for line in header)]
+    return lines
 
 
 def chosen_device(name):
@@ -63,7 +77,7 @@ def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused
     parts: {component: what stands for it}, which are not loaded. embeddings: files of textual inversions. model_config: the
     folder of configurations for a single file. prediction_type: what the denoiser predicts, if not what the model says.
     """
-    path, loras = find_checkpoint(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
+    path, loras = find_model_path(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
     options = {DTYPE_OPTION: dtype} | (parts or {})
     pipe = open_single_file(path, model_config, options) if path.is_file() else _open_folder(name, path, options)
     if prediction_type:

@@ -38,7 +38,7 @@ from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 from rotescope.procedures.audit_controls import controls_before_sampling
-from rotescope.procedures.understanding import understood
+from rotescope.procedures.understanding import agreement_with_data
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
@@ -77,8 +77,8 @@ def run_audit(config):
             check_power(rules, {(m, group): n for m in policies for group, n in asked.items()})
     else:  # at most
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
-    for line in understood(config):
-        say(line)
+    for line in agreement_with_data(config):
+        say(f"note: {line}")
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes)

@@ -95,17 +95,16 @@ def agreement_lines(found):
     return [line for a in adapters for d in data if (line := agreement_line(a, d))]
 
 
-def understood(config):
-    """What an audit's single-file model and LoRAs are taken for, and whether a LoRA's header agrees with the data, in lines. Of
-    the data, their readers tell, and of what cannot be described, those that refuse it."""
+def agreement_with_data(config):
+    """Whether the headers of an audit's LoRAs agree with its training data, a line each; nothing of what cannot be described, which
+    its readers refuse."""
     found = []
-    for name in (config.model, *lora_names(config.lora), config.train_data):
+    for name in (*lora_names(config.lora), config.train_data):
         try:
             found.append(describe_path(name, data_options(config)))
         except InputError:
             continue
-    weights = [d for d in found if isinstance(d, ModelDescription | AdapterDescription)]
-    return [*(line for d in weights for line in d.lines()), *agreement_lines(found)]
+    return agreement_lines(found)
 
 
 def as_plain(description: Description) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def living(folder):
 def test_no_command_writes_into_what_it_reads(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rotescope.models.model_options.find_model", lambda name: name)
+    monkeypatch.setattr("rotescope.models.model_options.find_model_path", lambda name, config: name)
     monkeypatch.setattr("rotescope.models.model_options.find_lora", lambda path: path)
     for folder in ("i", "x"):
         (tmp_path / folder).mkdir()

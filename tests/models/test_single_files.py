@@ -117,6 +117,14 @@ def test_what_it_predicts_is_read_or_asked_for(marks, asked, kind, zero, tmp_pat
     assert float(found.scheduler.alphas_cumprod[-1]) < 1e-4 if zero else True
 
 
+def test_a_folder_may_be_told_what_it_predicts(bases):
+    assert load_pipeline(bases("sd1"), prediction_type="v_prediction").scheduler.config.prediction_type == "v_prediction"
+    with pytest.raises(InputError, match="--prediction_type is for diffusion models, and this one has FlowMatch"):
+        load_pipeline(bases("flux"), prediction_type="epsilon")
+    with pytest.raises(InputError, match="--model_config is for a single file, and .* is none: leave it out"):
+        load_pipeline(bases("sd1"), model_config=str(bases("sd1")))
+
+
 PUBLISHED = {  # numbers in each part, as the models' cards and papers have them
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
     "sd21": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.common.errors import InputError, RunError
+from rotescope.common.quiet_libraries import quiet
+from rotescope.models.adapters.adapter_file import read_adapter
+from rotescope.models.model_files import LORA_FILE, find_lora
 from rotescope.models.pipelines import DTYPES, load_pipeline
 from rotescope.train.objective.families import Predictor, family_of
 
@@ -45,7 +48,7 @@ def reloaded(job, folder):
     shared = {name: part for name, part in job.pipe.components.items() if name not in names and part is not None}
     for part in job.frozen():
         part.cpu()
-    again = load_pipeline(config.pretrained_model_name_or_path, folder, parts=shared) if config.lora else \
+    again = _with_lora(config, folder, shared) if config.lora else \
         load_pipeline(folder, dtype=DTYPES[config.save_dtype], parts=shared)
     for name in names:
         _in_one_precision(job.pipe.components[name], again.components[name])
@@ -53,6 +56,18 @@ def reloaded(job, folder):
     size = trained.abs().max().clamp(min=1e-12)
     return Reloaded(_largest(_prediction(job, again) - trained, size), _largest(_without(job, names) - trained, size)
                     if config.lora else 0.0)
+
+
+def _with_lora(config, folder, shared):
+    """diffusers' format by its own loader, as whoever downloads the file has it; kohya's, whose text encoders that one does not
+    take, by ours."""
+    if config.lora_format == "kohya":
+        return load_pipeline(config.pretrained_model_name_or_path, folder, parts=shared)
+    read_adapter(find_lora(folder))  # or says what it lacks
+    pipe = load_pipeline(config.pretrained_model_name_or_path, parts=shared)
+    with quiet():
+        pipe.load_lora_weights(folder, weight_name=LORA_FILE, local_files_only=True)
+    return pipe
 
 
 def _largest(difference, size):

@@ -25,6 +25,8 @@ PARTS = (  # how a name begins -> the part: "denoiser", "text_encoder" and so on
     ("text_encoders.clip_l.transformer.", "text_encoder"), ("text_encoders.clip_g.transformer.", "text_encoder_2"),
 )
 WRAPPED = ("base_model.model.", "base_model.")  # PEFT puts a whole model inside its own
+XLABS = re.compile(r"^(.*(?:double|single)_blocks\.\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight$")
+XLABS_SIDES = {"": "", "1": "img_attn.", "2": "txt_attn."}  # of FLUX: which stream a number means
 OLD_ATTENTION = re.compile(r"^(.*)\.processor\.(\w+)$")
 OLD_LAYERS = {"to_out": "to_out.0"}
 OLD_TEXT_LAYERS = {"self_attn.to_q": "self_attn.q_proj", "self_attn.to_k": "self_attn.k_proj",
@@ -44,6 +46,10 @@ class AdapterKey:
 
 def parse_key(key: str) -> AdapterKey | None:
     """A key -> what it says, or None if it is no adapter's."""
+    if found := XLABS.match(key):
+        part, block = split_part(found[1])
+        name = f"{block}.{XLABS_SIDES[found[3]]}{found[2]}"
+        return AdapterKey(key, key.partition("_lora")[0] + f"_lora{found[3]}", part or "denoiser", name, found[4])
     for pattern, factors in ADAPTER_ENDS:
         if found := pattern.match(key):
             part, name = split_part(found[1])

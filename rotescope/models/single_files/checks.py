@@ -11,7 +11,7 @@ ELSEWHERE = {"adapter": "name it with --lora", "embedding": "name it with --embe
 NEEDLESS = ("safety_checker", "feature_extractor", "image_encoder")                       # parts that need no folder
 
 
-def find_checkpoint(name: str | Path, config: str | None = None) -> Path:
+def find_model_path(name: str | Path, config: str | None = None) -> Path:
     """A model as --model and --model_config name it -> its folder or file. InputError, one line, if it could not be opened."""
     if is_single_file(name):
         return check_single_file(Path(name), config)
@@ -20,8 +20,8 @@ def find_checkpoint(name: str | Path, config: str | None = None) -> Path:
     return find_model(name)
 
 
-def checkpoint_sha256(path: Path) -> str:
-    """What find_checkpoint finds -> one hash of it."""
+def model_sha256(path: Path) -> str:
+    """What find_model_path finds -> one hash of it."""
     found: str = sha256(path) if path.is_file() else folder_sha256(path)
     return found
 

@@ -88,7 +88,7 @@ def describe_model(path: str | Path) -> ModelDescription:
 
 def description_of(table: TensorFile) -> ModelDescription:
     """The header of a file -> what the file is."""
-    kind, shapes = kind_of(table.shapes), {}
+    kind, shapes = kind_of_weights(table.shapes), {}
     parts: dict[str, int] = {}
     for key, shape in table.shapes.items():
         part = next((part for start, part in PARTS if key.startswith(start)), None) or (
@@ -107,7 +107,7 @@ def description_of(table: TensorFile) -> ModelDescription:
         first[1] if first and kind != "VAE" else None, table.metadata.get("modelspec.title", "")[:80])
 
 
-def kind_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def kind_of_weights(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Keys with their shapes -> what they are, as ModelDescription.kind."""
     starts = {part for key in shapes for start, part in PARTS if key.startswith(start)}
     ends = [key for key in shapes if parse_key(key) and not key.endswith((".alpha", ".scale", ".diff"))]
