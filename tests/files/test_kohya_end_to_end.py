@@ -44,8 +44,12 @@ def test_the_tenfold_pictures_leak(tmp_path, capsys):
     assert stopped.value.code == 1
     assert "4 regularisation pictures" in said.err
     report = json.loads((out / "report.json").read_text())
-    groups = {g["group"]: g for g in report["methods"][0]["groups"]}
-    duplicated, control = groups["duplicated"], groups["control"]
-    assert duplicated["leaked_prompts"] >= 6
-    assert control["leaked_prompts"] == 0
-    assert read_header(alone).pictures in (40, None)
+    groups = report["methods"]["none"]["groups"]
+    tenfold, once = groups["duplicated"], groups["control"]
+    assert (tenfold["n"], once["n"]) == (32, 128)
+    assert tenfold["copy_rate"] > 0.6 > 0.25 > once["copy_rate"]
+    assert tenfold["leaked_prompts"] >= 6
+    assert report["verdict"]["outcome"] == "failed"
+    header = read_header(alone)
+    assert (header.pictures, header.shown) == (40, 112)
+    assert "the header of mine.safetensors counts 40 pictures, and the data hold 40, both shown 112 times in an epoch" in said.err

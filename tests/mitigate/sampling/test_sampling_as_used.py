@@ -56,7 +56,7 @@ def test_any_shape_in_every_family(kind):
     assert picture.shape == (16, 32, 3)
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sd3", "pixart"))])
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart"])
 def test_the_negative_prompt_is_the_pipelines(kind):
     pipe = TINY[kind]()
     given = {"pixart": {"use_resolution_binning": False}}.get(kind, {})
@@ -162,8 +162,7 @@ def test_each_prompt_is_drawn_in_its_pictures_bucket(tmp_path):
         prompts_in_buckets(config, [Prompt("a cat")], manifest)
 
 
-@pytest.mark.parametrize("name", [n if n in ("euler-a", "dpm++-sde") else pytest.param(n, marks=pytest.mark.slow)
-                                  for n in SCHEDULERS])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_named_scheduler_draws(name):
     pipe = tiny_pipeline()
     set_scheduler(pipe, name)
