@@ -17,7 +17,8 @@ from rotescope.datasets.manifest import decode, line_safe, read_encoded
 from rotescope.datasets.readers.sources import Quarantined
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
-GROUPS = ("duplicated", "control", "captions", "ungrouped", "paraphrase duplicated", "paraphrase control", "paraphrase",
+GROUPS = ("duplicated", "control", "captions", "ungrouped", "further duplicated", "further control", "further",
+          "paraphrase duplicated", "paraphrase control", "paraphrase",
           "heldout", "empty", "file")
 WANTED = "name what rotescope generate wrote, or any folder of images"
 NEEDED = ("image", "method", "prompt_index", "prompt", "seed", "group", "image_id")

@@ -62,6 +62,14 @@ def shuffled_prompts(manifest, groups=("duplicated", "control")):
             if e.note.startswith(SHUFFLED) and len(e.captions) > 1 and e.image_id in named]
 
 
+def further_prompts(manifest, groups=("duplicated", "control")):
+    """The captions after the first of each image that caption_prompts has, without the shuffled one that shuffled_prompts has."""
+    known = {(p.image_id, p.text) for p in caption_prompts(manifest, groups) + shuffled_prompts(manifest, groups)}
+    named = {image_id for image_id, _ in known}
+    return [Prompt(text, e.group, e.image_id) for e in manifest if e.image_id in named
+            for text in e.captions if (e.image_id, text) not in known]
+
+
 @lru_cache(maxsize=1)
 def embedded_captions():
     """The captions of the embedded held-out data, each once: ordinary prompts for the embedded model."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Manifest
-from rotescope.mitigate.prompts.prompt import Prompt, at_most, caption_prompts, read_prompts, shuffled_prompts
+from rotescope.mitigate.prompts.prompt import Prompt, at_most, caption_prompts, further_prompts, read_prompts, shuffled_prompts
 
 FILE_SET = "file"
 
@@ -27,6 +27,11 @@ def _captions(sources):
 
 def _as_trained(manifest):
     return caption_prompts(manifest) + shuffled_prompts(manifest)
+
+
+def _further(sources):
+    """The captions after the first, of images that have several: each line of a caption file, where a trainer shows each."""
+    return [replace(p, group=f"further {p.group}".rstrip()) for p in further_prompts(sources.manifest)]
 
 
 def _paraphrases(sources):
@@ -55,7 +60,7 @@ def _file(sources):
 
 
 SETS = {  # name -> what makes its prompts of Sources
-    "captions": _captions, "paraphrases": _paraphrases, "heldout": _heldout, "empty": _empty}
+    "captions": _captions, "further_captions": _further, "paraphrases": _paraphrases, "heldout": _heldout, "empty": _empty}
 
 
 def gather(names, sources, limit=None):

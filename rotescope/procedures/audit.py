@@ -25,6 +25,7 @@ from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, 
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
+from rotescope.mitigate.prompts.prompt import further_prompts
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
@@ -62,6 +63,8 @@ def run_audit(config):
         raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
     if config.empty_images < 1 or config.paraphrases < 1:
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
+    for line in unasked_captions(config.prompt_sets, manifest):
+        say(line)
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
     prompts = prompts_in_buckets(config, prompts, manifest)
@@ -94,6 +97,15 @@ def run_audit(config):
             set_apart(draft)
             say(f"without pictures of training images, to be handed on: {Path(config.output_dir) / SHARED}")
     return report
+
+
+def unasked_captions(prompt_sets, manifest):
+    """-> a line where pictures have several captions, and not all are asked."""
+    pictures = len({p.image_id for p in further_prompts(manifest)})
+    if pictures and "captions" in prompt_sets and "further_captions" not in prompt_sets:
+        have = "1 picture has" if pictures == 1 else f"{pictures:,} pictures have"
+        yield (f"note: {have} several captions, of which the first is asked: --prompt_sets captions further_captions asks "
+               "them all")
 
 
 def set_apart(folder):

@@ -28,6 +28,7 @@ from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.evaluate.inputs.training_and_heldout import take_in
 from rotescope.evaluate.score import main as score
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
+from rotescope.procedures.audit import unasked_captions
 from rotescope.procedures.finetune import run_finetune
 
 
@@ -100,6 +101,21 @@ def test_an_audit_asks_shuffled_captions_too(tmp_path):
         assert sorted(asked[2].split(", ")) == ["a", "b", "c", "sks"]
         assert asked[2].startswith("sks, ")
         assert asked[2] != asked[0]
+
+
+def test_further_captions_are_asked_on_request(tmp_path):
+    """Three lines beside one picture: the first is asked, the others in a set of their own, and the audit says so."""
+    for name, text in (("a", "one\ntwo\nthree"), ("b", "just one")):
+        picture(ord(name)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    data = load_source(tmp_path)
+    prompts, sizes = gather(("captions", "further_captions"), Sources(data))
+    assert [(p.group, p.text) for p in prompts] == [
+        ("captions", "one"), ("captions", "just one"), ("further", "two"), ("further", "three")]
+    told, = unasked_captions(("captions",), data)
+    assert told.startswith("note: 1 picture has several captions, of which the first is asked: --prompt_sets captions further")
+    assert not list(unasked_captions(("captions", "further_captions"), data))
+    assert not list(unasked_captions(("captions",), Manifest(data[1:])))
 
 
 def test_fractions_survive_the_manifest_and_count_in_the_dose(tmp_path):
