@@ -6,12 +6,8 @@ from typing import ClassVar
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
 from rotescope.models.model_files import find_embedding, find_lora, find_model, lora_names, lora_paths, may_be_on_hub
-<<<<<<< HEAD
 from rotescope.models.schedulers import check_scheduler_name
-from rotescope.models.single_files.checks import find_checkpoint
-=======
 from rotescope.models.single_files.checks import find_model_path
->>>>>>> h-weights
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DTYPE_NAMES = ("fp32", "fp16", "bf16")

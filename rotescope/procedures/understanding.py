@@ -96,8 +96,8 @@ def agreement_lines(found):
 
 
 def agreement_with_data(config):
-    """Whether the headers of an audit's LoRAs agree with its training data, a line each; nothing of what cannot be described, which
-    its readers refuse."""
+    """Whether the headers of an audit's LoRAs agree with its training data, a line each; nothing of what cannot be described,
+    which its readers refuse."""
     found = []
     for name in (*lora_names(config.lora), config.train_data):
         try:
