@@ -51,10 +51,12 @@ def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
     config = sampled_as_trained(config)
     check_places(config, config.base, config.prompts)
-    policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
+    check_generation(_generate_config(config), config.train_data)
+    rules, base = rules_of(config), find_base(config)
     get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
     manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, options=data_options(config))
+    policies = named_policies(config.mitigation, manifest)  # those that need training images read them as this audit does
     check_images(config, manifest, heldout)
     check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
     check_ids(rules, {e.image_id for e in manifest})
