@@ -11,7 +11,6 @@ from safetensors.torch import save, save_file
 
 from rotescope.common.errors import InputError
 from rotescope.models.adapters.description import describe_adapter
-from rotescope.models.adapters.header import read_header
 from rotescope.models.model_files import find_lora
 from rotescope.models.pipelines import load_pipeline
 from rotescope.models.single_files.contents import describe_model
@@ -78,44 +77,6 @@ def test_dora_and_bundled_embeddings_are_told(tmp_path):
     lines = describe_adapter(written(tensors, tmp_path / "a.safetensors")).lines()
     assert lines[0].endswith("DoRA for Stable Diffusion 1 (texts of width 768), named as kohya does")
     assert lines[1].endswith("; brings the embeddings sks")
-
-
-# ----- headers
-
-GOOD = {"ss_dataset_dirs": json.dumps({"10_sks cat": {"n_repeats": 10, "img_count": 60},
-                                       "1_dog": {"n_repeats": 1, "img_count": 4}}),
-        "ss_reg_dataset_dirs": json.dumps({"1_cat": {"n_repeats": 1, "img_count": 200}}), "ss_clip_skip": "2",
-        "ss_resolution": "(512, 768)", "ss_tag_frequency": json.dumps({"10_sks cat": {"sks cat": 60, "red": 3}}),
-        "ss_bucket_info": json.dumps({"buckets": {"0": {"resolution": [512, 768], "count": 640}}}), "ss_v2": "False",
-        "ss_sd_model_name": "anything.safetensors", "ss_network_module": "networks.lora", "ss_network_dim": "16",
-        "ss_network_alpha": "8.0", "ss_network_args": json.dumps({"conv_dim": "4"}), "ss_base_model_version": "sdxl_base_v1-0"}
-WRONG = [  # what is noted, what is called unreadable
-    ({"ss_dataset_dirs": "{not json"}, ("ss_dataset_dirs",)), ({"ss_dataset_dirs": "[1, 2]"}, ("ss_dataset_dirs",)),
-    ({"ss_dataset_dirs": json.dumps({"a": {"img_count": "many"}})}, ("ss_dataset_dirs",)),
-    ({"ss_dataset_dirs": json.dumps({"a": {"img_count": -3, "n_repeats": 1}})}, ("ss_dataset_dirs",)),
-    ({"ss_dataset_dirs": "[" * 100_000}, ("ss_dataset_dirs",)), ({"ss_clip_skip": "two"}, ("ss_clip_skip",)),
-    ({"ss_bucket_info": json.dumps({"buckets": {"0": {"resolution": "?", "count": 1}}})}, ("ss_bucket_info",)),
-    ({"ss_network_alpha": "nan"}, ("ss_network_alpha",)), ({"ss_network_dim": "inf"}, ("ss_network_dim",)),
-    ({"ss_tag_frequency": json.dumps({"a": {"b": "c"}, "d": 4})}, ()), ({"ss_resolution": "big"}, ("ss_resolution",)),
-    ({"ss_clip_skip": "None"}, ()), ({}, ()),
-]
-
-
-def test_a_header_is_read(tmp_path):
-    header = read_header(written({"x": torch.zeros(1)}, tmp_path / "a.safetensors", GOOD))
-    assert [(f.name, f.repeats, f.pictures) for f in header.trained] == [("10_sks cat", 10, 60), ("1_dog", 1, 4)]
-    assert (header.pictures, len(header.folders), header.resolution, header.clip_skip) == (64, 3, (512, 768), 2)
-    assert (header.buckets, header.tags["10_sks cat"]["red"], header.triggers) == ({(512, 768): 640}, 3, ("sks cat", "dog"))
-    assert (header.base_model, header.is_v2, header.is_sdxl, header.network_dim) == ("anything.safetensors", False, True, 16)
-    assert (header.network_alpha, header.network_args, header.unreadable) == (8.0, {"conv_dim": "4"}, ())
-    assert header.lines()[0] == "its header says: trained on 60 pictures × 10 (10_sks cat), 4 pictures × 1 (1_dog)"
-
-
-@pytest.mark.parametrize(("noted", "unreadable"), WRONG, ids=lambda v: str(v)[:40])
-def test_what_a_header_says_wrong_is_named_and_never_stops(noted, unreadable, tmp_path):
-    header = read_header(written({"x": torch.zeros(1)}, tmp_path / "a.safetensors", noted))
-    assert (header.unreadable, header.pictures, header.folders) == (unreadable, None, ())
-    assert all(name in " ".join(header.lines()) for name in unreadable)
 
 
 # ----- what is refused
@@ -255,6 +216,18 @@ def test_a_checkpoint_is_told(more, what, third, tmp_path):
     assert what in lines[0]
     assert "denoiser" in lines[1]
     assert third is None or third in lines[2]
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("sd1", ["a model folder of Stable Diffusion (texts of width 16)", "denoiser 267,172", "predicts epsilon"]),
+    ("sd2", ["a model folder of Stable Diffusion", "VAE 1", "predicts v_prediction"]),
+    ("sdxl", ["a model folder of SDXL", "second text encoder", "StableDiffusionXLPipeline"]),
+    ("sd3", ["a model folder of SD3", "third text encoder", "StableDiffusion3Pipeline"]),
+    ("flux", ["a model folder of FLUX", "in F32", "FluxPipeline"])])
+def test_a_folder_is_told(name, words, bases):
+    lines = describe_model(bases(name)).lines()
+    assert len(lines) == 3
+    assert not [word for word in words if word not in " ".join(lines)], lines
 
 
 @pytest.mark.parametrize(("text", "strength"), [("a.safetensors:0.8", 0.8), ("a.safetensors", 1.0), ("a.safetensors:-1", -1.0),

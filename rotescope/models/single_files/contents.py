@@ -2,6 +2,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from rotescope.common.errors import InputError
@@ -33,7 +34,7 @@ class ModelDescription:
     ----------
     path : Path
     kind : str
-        checkpoint, denoiser, VAE, text encoder, adapter, embedding, or unknown.
+        checkpoint, denoiser, VAE, text encoder, adapter, embedding, folder, or unknown.
     family : FamilyGuess
     parts : dict of str to int
         Part -> how many numbers it holds.
@@ -72,6 +73,7 @@ class ModelDescription:
         """The kind and family in words."""
         inpainting = ", for inpainting" if self.channels == 9 else ""
         return {"checkpoint": f"a single-file checkpoint of {self.family}{inpainting}",
+                "folder": f"a model folder of {self.family}{inpainting}",
                 "denoiser": f"the denoiser of {self.family} alone, without text encoder and VAE{inpainting}",
                 "VAE": "a VAE alone", "text encoder": "a text encoder alone", "adapter": f"an adapter for {self.family}",
                 "embedding": "a textual inversion"}.get(self.kind, "weights of a kind that is not known here")
@@ -82,7 +84,13 @@ def _size_word(n: int) -> str:
 
 
 def describe_model(path: str | Path) -> ModelDescription:
-    """A file of weights -> what it is, by its header alone. InputError, one line, for a pickle or a damaged file."""
+    """A file of weights, or a folder in diffusers' layout -> what it is, by headers alone.
+
+    Raises InputError, one line, for a pickle, a damaged file, or a folder of another kind.
+    """
+    if Path(path).is_dir():
+        from rotescope.models.single_files.folders import describe_folder
+        return describe_folder(path)
     return description_of(read_tensor_file(path))
 
 
@@ -94,7 +102,7 @@ def description_of(table: TensorFile) -> ModelDescription:
         part = next((part for start, part in PARTS if key.startswith(start)), None) or (
             kind if kind in ("denoiser", "VAE", "text encoder") else None)
         if part and key not in MARKS:
-            parts[part] = parts.get(part, 0) + _count(shape)
+            parts[part] = parts.get(part, 0) + prod(shape)
         if part == "denoiser":
             shapes[key.removesuffix(".weight")] = shape
     formats = sorted(set(table.formats.values()), key=list(table.formats.values()).count, reverse=True)
@@ -131,10 +139,3 @@ def _family_of_adapter(table: TensorFile) -> FamilyGuess:
         return describe_adapter(table.path).family
     except InputError:  # half of one, or of a kind that is not read
         return guess_family({})
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
