@@ -65,6 +65,10 @@ def opened(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
+def greyed(encoded: bytes) -> Image.Image:
+    return opened(encoded).convert("L").convert("RGB")
+
+
 def timed(n: int, work: Callable):
     """-> what `work` returns; milliseconds for each of n pictures."""
     started = time.perf_counter()
@@ -85,10 +89,12 @@ def measure(config: CostConfig) -> dict[str, float]:
     held = memory() - before
     matcher = Matcher(index, Twins(index.examples), verifiers)
     pictures = [(f"{i:064x}", partial(opened, one)) for i, one in enumerate(made)]
-    matcher.most_evident(pictures[:2])  # the verifiers learn what chance brings
+    in_grey = [(f"{k:064x}", partial(greyed, one)) for k, one in ((len(made), made[0]),)]
+    _, learning = timed(1, lambda: matcher.most_evident([*pictures[:1], *in_grey]))  # what chance brings, to either kind, once
     _, verifying = timed(len(made), lambda: matcher.most_evident(pictures))
     return {"decoding": decoding, "embedding": embedding, "extraction, a training picture": extraction,
-            "verifying, a generated picture": verifying, "memory of the features, MB": held, "peak memory, MB": memory()}
+            "verifying, a generated picture": verifying, "learning chance, once a run": learning,
+            "memory of the features, MB": held, "peak memory, MB": memory()}
 
 
 def memory() -> float:

@@ -3,6 +3,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -16,8 +17,9 @@ from rotescope.datasets.images.image_bytes import decode, locate, read_encoded
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("captions", pa.list_(pa.string())), ("file", pa.string()), ("row", pa.int64()),
     ("sha256", pa.string()), ("copies", pa.int64()), ("group", pa.string()), ("served", pa.int64()),
-    ("matched", pa.string()),
+    ("matched", pa.string()), ("note", pa.string()),
 ], metadata={"rotescope": "manifest 1"})
+FRACTIONS = 1_000_000   # the largest denominator of a number of copies: what a trainer's configuration writes is well below
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ class Example:
     file: str                   # image file, or the Parquet, Arrow or tar file that holds it
     row: int | None             # row in that table, or place among that archive's files; None for an image file
     sha256: str                 # of the encoded bytes
-    copies: int = 1             # how often an epoch shows it
-    group: str = ""             # "duplicated" | "control" | ""; set by the duplication plan
+    copies: int | float = 1     # how often an epoch shows it; a fraction is exact over the epochs: 1.5 is 3 times in two
+    group: str = ""             # "duplicated" | "control" | ""; set by the duplication plan, or by copies that differ
     served: int = 0             # how often training did show it; set by train/
     matched: str = ""           # a control's: image_id of the duplicated image that it was chosen to resemble
+    note: str = ""              # what a trainer's configuration says of it beside, such as that its tags are shuffled
 
     @property
     def name(self) -> str:
@@ -45,6 +48,10 @@ class Example:
             raise InputError(f"{self.name} has changed since the manifest was made: prepare the data again")
         return decode(encoded, self.name)
 
+    def size(self) -> tuple[int, int]:
+        """-> width and height in pixels, turned upright as `open` turns it."""
+        return self.open().size
+
 
 FIELDS = {   # what a manifest holds, in words, and whether a value is that: anyone may have edited the table
     "image_id": ("text", lambda v: isinstance(v, str) and v),
@@ -52,22 +59,34 @@ FIELDS = {   # what a manifest holds, in words, and whether a value is that: any
     "file": ("a file's name", lambda v: isinstance(v, str) and v and "\0" not in v),
     "row": ("a row's number or nothing", lambda v: v is None or type(v) is int and v >= 0),
     "sha256": ("64 hex digits", lambda v: isinstance(v, str) and len(v) == 64),
-    "copies": ("a whole number from 1 on (leave out the rows of images that are not to be shown)",
-               lambda v: type(v) is int and v >= 1),
+    "copies": ("a number above 0 (leave out the rows of images that are not to be shown)",
+               lambda v: type(v) in (int, float) and 0 < v < float("inf")),
     "group": ("text", lambda v: isinstance(v, str)),
     "served": ("a whole number", lambda v: type(v) is int and v >= 0),
     "matched": ("text", lambda v: isinstance(v, str)),
+    "note": ("text", lambda v: isinstance(v, str)),
 }
+
+
+def exact_copies(copies: int | float) -> Fraction:
+    """A number of copies as the fraction that it was written as: 0.1 is 1/10, 3.3333333333333335 is 10/3."""
+    return Fraction(copies).limit_denominator(FRACTIONS)
+
+
+def plain_copies(copies: Fraction | int | float) -> int | float:
+    """A number of copies as a manifest holds it: whole where it is."""
+    return int(copies) if copies == int(copies) else float(copies)
 
 
 def _example(row, name, folder):
     """A manifest's row, as read -> Example; InputError that names the row and what is wrong with it."""
-    found = {"row": None, "copies": 1, "group": "", "served": 0, "matched": "",
+    found = {"row": None, "copies": 1, "group": "", "served": 0, "matched": "", "note": "",
              **{key: v for key, v in row.items() if v is not None or key == "copies"}}
     for key, (wanted, fits) in FIELDS.items():
         if not fits(found.get(key)):
             raise InputError(f"{name}, a manifest, has {key} {found.get(key)!r} and should have {wanted}: prepare it again")
-    return Example(**found | {"captions": tuple(found["captions"]), "file": _restored(found["file"], folder)})
+    return Example(**found | {"captions": tuple(found["captions"]), "file": _restored(found["file"], folder),
+                              "copies": plain_copies(found["copies"])})
 
 
 def _stored(name):
@@ -98,9 +117,9 @@ class Manifest:
         return self.examples[index]
 
     @property
-    def copies(self) -> int:
+    def copies(self) -> int | float:
         """Images that an epoch shows, copies counted."""
-        return sum(e.copies for e in self)
+        return plain_copies(sum(c if isinstance(c, int) else exact_copies(c) for c in (e.copies for e in self)))
 
     @property
     def hash(self) -> str:
@@ -123,7 +142,9 @@ class Manifest:
     def save(self, file: str | Path) -> None:
         """Write a Parquet table that names the images where they lie."""
         rows = [asdict(e) | {"file": _stored(e.file)} for e in self]
-        write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
+        number = SCHEMA.get_field_index("copies")
+        schema = SCHEMA if all(isinstance(e.copies, int) for e in self) else SCHEMA.set(number, pa.field("copies", pa.float64()))
+        write_table(pa.Table.from_pylist(rows, schema=schema), file)
 
     @classmethod
     def load(cls, file: str | Path) -> "Manifest":

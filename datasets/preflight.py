@@ -2,9 +2,11 @@
 
     rotescope preflight --train_data photos/ --output_dir runs/preflight
     rotescope preflight photos/ --deduplicate true                 # also writes a manifest with one image of each cluster
+    rotescope preflight photos/ --against other_photos/            # which pictures another set has too
 
 Leaves preflight.html, one file that shows the clusters; images.parquet and images.csv, a row for each image, riskiest first;
-preflight.json, and quarantined.csv where something cannot be used.
+preflight.json, and quarantined.csv where something cannot be used. Repeats of kohya's folders or of a trainer's configuration
+count in the risk.
 """
 import sys
 from dataclasses import dataclass
@@ -12,15 +14,16 @@ from typing import ClassVar
 
 from rotescope.common.console import answer
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.options import Options
 from rotescope.common.settings import parse
+from rotescope.datasets.trainers.data_options import DataOptions
 
 
 @dataclass(frozen=True)
-class PreflightConfig(Options):
+class PreflightConfig(DataOptions):
     HEADINGS: ClassVar = {"train_data": "data and output"}
     train_data: str
-    """the images: folder, Parquet files, WebDataset shards, Hugging Face data set, or manifest; may be given without the flag"""
+    """the images: folder, Parquet files, WebDataset shards, a trainer's configuration, Hugging Face data set, or manifest; may be
+    given without the flag"""
     output_dir: str = "runs/preflight"
     """where the page and the tables go"""
     overwrite: bool = False
@@ -29,6 +32,8 @@ class PreflightConfig(Options):
     """also lay pictures on one another, and so find crops, frames, turns and texts; takes about a fifth of a second a picture"""
     deduplicate: bool = False
     """also write deduplicated.parquet, a manifest with the largest image of each near-duplicate cluster, once, and dropped.csv"""
+    against: str | None = None
+    """another set of pictures, such as the held-out ones: shared.csv lists the pictures that both have"""
 
 
 @exit_cleanly

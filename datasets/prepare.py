@@ -6,29 +6,30 @@
         --class_names train/recipes/imagenette_classes.csv
     rotescope prepare --train_data few/ --output_file mix.parquet --fraction 1 --copies 200 --mix_data_dir many/ --mix_ratio 3
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from rotescope.common.console import answer
 from rotescope.common.errors import InputError, exit_cleanly
-from rotescope.common.options import Options
 from rotescope.common.outputs import check_apart, check_file
 from rotescope.common.settings import parse
 from rotescope.common.whole_files import whole_file
 from rotescope.datasets.captions.perturbation import read_words
-from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned
+from rotescope.datasets.plans.duplication import DuplicationPlan, apply_dcr, apply_plan, check_planned, group_by_copies
 from rotescope.datasets.plans.mixture import check_level, mix, read_class_names, recaption
 from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
-from rotescope.datasets.readers.sources import Source, read_source
+from rotescope.datasets.readers.sources import read_source
+from rotescope.datasets.trainers.data_options import DataOptions, data_options, for_other_pictures
 
 
 @dataclass(frozen=True)
-class PrepareConfig(Options):
+class PrepareConfig(DataOptions):
     HEADINGS: ClassVar = {"train_data": "data and output", "duplicated": "which images repeat, and how often",
                           "caption_style": "captions", "mix_data_dir": "other images beside them", "plan_seed": "the choice"}
     train_data: str
-    """folder of captioned images, Parquet files or WebDataset shards; one such file; Hugging Face data set; or manifest"""
+    """folder of captioned images, Parquet files or WebDataset shards; one such file; a trainer's configuration of its data;
+    Hugging Face data set; or manifest"""
     output_file: str
     """the manifest to write, a .parquet"""
     duplicated: int = 0
@@ -84,12 +85,13 @@ def prepare(config):
         raise InputError("--duplicated and --duplicated_ids say the same thing twice: pass one of them")
     plan = None if config.duplication else _plan(config)   # wrong numbers show before the images are read
     captions = _captions(config)
-    source = read_source(config.train_data, need_captions=config.caption_level == "caption")
-    others = read_source(config.mix_data_dir) if config.mix_data_dir else None
+    options = data_options(config)
+    source = read_source(config.train_data, config.caption_level == "caption", options)
+    others = read_source(config.mix_data_dir, options=for_other_pictures(options)) if config.mix_data_dir else None
     check_apart(file, {e.file for data in (source, others) if data for e in data.manifest})
     check_planned(source.quarantined)
     manifest = recaption(source.manifest, config.caption_level, config.plan_seed, **captions)
-    manifest = apply_plan(manifest, plan) if plan else _dcr(manifest, config)
+    manifest = group_by_copies(apply_plan(manifest, plan) if plan else _dcr(manifest, config))
     manifest = mix(manifest, others.manifest, config.mix_ratio, config.plan_seed) if others else manifest
     quarantined = source.quarantined + (others.quarantined if others else ())
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def prepare(config):
     with whole_file(quarantine_file(file)) as draft:
         if quarantined:
             save_quarantined(quarantined, draft)
-    return Source(manifest, quarantined, source.unused + (others.unused if others else ()))
+    return replace(source, manifest=manifest, quarantined=quarantined, unused=source.unused + (others.unused if others else ()))
 
 
 def _check_duplication(config):

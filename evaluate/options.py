@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
+from rotescope.datasets.trainers.data_options import DataOptions
 
 DESCRIPTORS = ("auto", "pixels", "pdq", "sscd", *(f"sscd-{weights}-{size}" for weights in (
     "disc-mixup", "disc-large") for size in ("288", "320", "dcr")), "dinov2", "clip")  # of the registry
@@ -60,11 +61,12 @@ class Measuring(CopyRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureConfig(Measuring):
+class MeasureConfig(DataOptions, Measuring):
     HEADINGS: ClassVar = {"train_data": "data and output", "fail_on": "verdict and report"}
 
     train_data: str
-    """the training images: a folder, a Parquet file or a manifest; audit needs their captions"""
+    """the training images: a folder, a trainer's configuration of them, a Parquet file or a manifest; audit needs their
+    captions"""
     output_dir: str
     """report.html, report.json, pairs.parquet and model_card.md go here; audit adds samples/"""
     heldout_data: str | None = None
@@ -98,7 +100,7 @@ class ScoreConfig(MeasureConfig):
 
 
 @dataclass(frozen=True)
-class IndexConfig(Options):
+class IndexConfig(DataOptions):
     index_dir: str
     """the index lies here; score and audit take it as --index_dir"""
     train_data: str | None = None

@@ -9,6 +9,8 @@ COMMANDS = {  # name -> module, what it does
     "demo": ("rotescope.commands.demo",
              "the whole job on the embedded model: fine-tune, sample, retrieve, report"),
     "prepare": ("rotescope.datasets.prepare", "any image set -> a manifest with hashes and a duplication plan"),
+    "inspect": ("rotescope.commands.inspect_files",
+                "what a model, a LoRA or a folder of training data is, and whether they agree"),
     "preflight": ("rotescope.datasets.preflight",
                   "before training: broken files, near-duplicates, images most at risk"),
     "index": ("rotescope.evaluate.index_images", "embed training images once, for every later score and audit"),

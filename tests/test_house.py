@@ -123,7 +123,7 @@ def test_no_file_bears_the_name_of_a_package():
 FLOORS = (  # from the ground up: a file imports its own room and those of lower floors; rooms of one floor do not know each other
     ("common",), ("models",),
     ("datasets.images", "datasets.captions", "datasets.emoji"), ("datasets.geometry",),
-    ("datasets.manifest",), ("datasets.readers", "datasets.plans"),
+    ("datasets.manifest",), ("datasets.trainers",), ("datasets.readers", "datasets.plans"),
     ("datasets.inspection",), ("datasets.prepare", "datasets.preflight"),
     ("train.objective", "train.base_model"), ("train.options", "train.encodings"), ("train.checkpoints",), ("train.tracking",),
     ("train.engine",), ("train.finetune",),

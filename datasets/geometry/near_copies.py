@@ -1,4 +1,4 @@
-"""Which pictures of one set are copies of each other: cropped, mirrored, framed, written over, encoded anew.
+"""Which pictures of one set are copies of each other, or of another set's: cropped, mirrored, framed, written over, encoded anew.
 
 One definition for a look before training (preflight) and for the twins that an audit sets apart.
 """
@@ -62,12 +62,7 @@ def copies_among(openers: Sequence[Callable[[], Image.Image]], verifiers: Sequen
     on_image: called once for each picture.
     """
     def partners(row):
-        image, found = openers[row](), set()
-        for verifier in verifiers:
-            prepared = verifier.prepare(image)
-            matches = verifier.verify(prepared, verifier.candidates(prepared, CANDIDATES, (row,)), (row,))
-            found |= {m.row for m in matches if is_same_picture(m, verifiers)}
-        return found
+        return _same_as(openers[row](), verifiers, (row,))
     seen: set[tuple[int, int]] = set()
     with one_torch_thread(), ThreadPoolExecutor(os.cpu_count()) as threads:
         for row, found in enumerate(threads.map(partners, range(len(openers)))):
@@ -76,3 +71,26 @@ def copies_among(openers: Sequence[Callable[[], Image.Image]], verifiers: Sequen
             yield from sorted(new)
             if on_image:
                 on_image()
+
+
+def copies_between(openers: Sequence[Callable[[], Image.Image]], verifiers: Sequence[Verifier],
+                   on_image: Callable[[], None] | None = None) -> Iterator[tuple[int, int]]:
+    """Yields (i, j) where the picture that openers[i] opens is the same as the verifiers' own picture j.
+
+    on_image: called once for each picture.
+    """
+    with one_torch_thread(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        for i, found in enumerate(threads.map(lambda opener: _same_as(opener(), verifiers), openers)):
+            yield from ((i, j) for j in sorted(found))
+            if on_image:
+                on_image()
+
+
+def _same_as(image, verifiers, without=()):
+    """-> rows of the verifiers' own pictures that are the same picture."""
+    found = set()
+    for verifier in verifiers:
+        prepared = verifier.prepare(image)
+        matches = verifier.verify(prepared, verifier.candidates(prepared, CANDIDATES, without), without)
+        found |= {m.row for m in matches if is_same_picture(m, verifiers)}
+    return found

@@ -1,7 +1,10 @@
 """Encoded images: their bytes as files, tables and archives keep them, and the picture that the bytes hold."""
 import io
+import re
 import tarfile
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import parquet_file
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what they hold: Pillow has Ghostscript run PostScript
+NEWER = {  # format: (a module that brings it, what the first bytes look like, how to get it)
+    "AVIF": ("PIL", re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "pip install --upgrade pillow, to 11.3 or later,"),
+    "JXL": ("pillow_jxl", re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n"), "pip install pillow-jxl-plugin")}
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_ASPECT = 100         # a sliver blown up to the training resolution would be one, too
 
@@ -29,17 +35,29 @@ def decode(encoded, name):
     Of an animation the first frame; 16-bit grey is scaled to 8 bit, CMYK and transparency go as Pillow's convert("RGB") has them.
     """
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=_formats())
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} × {image.height} pixels are no picture, but a line")
         return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        why = f"it is none of {', '.join(FORMATS)}" if encoded else "it is empty"
+        missing = next((kind for kind, (_, begins, _) in NEWER.items() if begins.match(encoded)), None)
+        if missing and missing not in _formats():
+            raise InputError(f"{name} is {missing}, which nothing here reads: {NEWER[missing][2]} reads it") from error
+        why = f"it is none of {', '.join(_formats())}" if encoded else "it is empty"
         raise InputError(f"{name} cannot be read as an image ({why}): mend or remove it") from error
     except Exception as error:  # Pillow's decoders raise half a dozen kinds
         raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error
+
+
+@lru_cache(maxsize=1)
+def _formats():
+    """FORMATS, and those of NEWER that are installed."""
+    for module in (m for m, _, _ in NEWER.values() if find_spec(m)):
+        import_module(module)   # registers its format
+    Image.init()
+    return (*FORMATS, *(kind for kind in NEWER if kind in Image.OPEN))
 
 
 def to_rgb(image):

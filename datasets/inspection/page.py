@@ -20,6 +20,7 @@ def preflight_page(found, title):
         title=title, s=found.summary, riskiest=riskiest(found), clusters=[_cluster(found, c) for c in found.clusters[:CLUSTERS]],
         repeated=repeated(found.manifest, found.pictures.labels)[:CAPTIONS],
         quarantined=[" ".join(q.reason.split()) for q in found.quarantined[:LEFT_OUT]], 
+        shared=found.shared and [(Path(s.own.name).name, s.other.name, s.how) for s in found.shared[:LEFT_OUT]],
         method=METHOD + (VERIFIED if found.verified else "") + CHAINS)
 
 

@@ -18,9 +18,11 @@ from rotescope.datasets.geometry.near_copies import copies_among, make_verifiers
 from rotescope.datasets.images.clusters import PictureClusters, find_pictures, look_at
 from rotescope.datasets.inspection.page import preflight_page
 from rotescope.datasets.inspection.risk import Risk, ranking, repeated, risks
+from rotescope.datasets.inspection.shared_pictures import SAME_BYTES, SharedPicture, shared_pictures
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import save_quarantined, show_quarantined
 from rotescope.datasets.readers.sources import Quarantined, Source, as_source, read_source
+from rotescope.datasets.trainers.data_options import data_options, for_other_pictures
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Preflight:
     order: list[int]            # positions, the riskiest first
     unused: tuple[str, ...] = ()  # sentences on files that are no part of the data
     verified: bool = False      # whether pictures were laid on one another, too
+    shared: tuple[SharedPicture, ...] | None = None   # the images that another set has too; None where none was named
 
     @property
     def clusters(self):
@@ -51,26 +54,33 @@ class Preflight:
                 "clusters": len(self.clusters), "images_in_clusters": sum(map(len, self.clusters)),
                 "without_caption": len(self.manifest) - len(with_captions), "captions": len(self.manifest.captions()),
                 "repeated_captions": len(repeated(self.manifest, self.pictures.labels)), "singled_out_by_caption": singled,
-                "highest_risk": round(max(r.risk for r in self.risks), 3), "hash": self.manifest.hash}
+                "shown": self.manifest.copies, "highest_risk": round(max(r.risk for r in self.risks), 3),
+                **({} if self.shared is None else {"shared": len(self.shared), "shared_bytes": sum(
+                    s.how == SAME_BYTES for s in self.shared)}), "hash": self.manifest.hash}
 
 
 def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[str], None] | None = None, *,
-              verify: bool = True) -> Preflight:
+              verify: bool = True, against: str | Path | Source | Manifest | None = None) -> Preflight:
     """Look at a data set before training; nothing is written.
 
     Parameters
     ----------
     train_data : str, Path, Source or Manifest
-        What `rotescope prepare` takes: a folder of images, a Parquet file, a manifest, a Hugging Face data set.
+        What `rotescope prepare` takes: a folder of images, a trainer's configuration, a Parquet file, a manifest, a Hugging Face
+        data set. Repeats count in the risk.
     on_image : callable, optional
-        Called with "looking", and then with "features" and "verifying", for each content once.
+        Called with "looking", and then with "features" and "verifying", for each content once; with "comparing" for each content
+        of both sets that only one has.
     verify : bool
         Also lay pictures on one another, by the definition of a copy that an audit has: crops, frames, turns, texts.
+    against : str, Path, Source or Manifest, optional
+        Another set, such as the held-out pictures.
 
     Returns
     -------
     Preflight
-        Its `summary` has the counts, `clusters` the near-duplicates, `risks` and `order` the images most at risk.
+        Its `summary` has the counts, `clusters` the near-duplicates, `risks` and `order` the images most at risk, `shared` the
+        images that the other set has too.
 
     Raises
     ------
@@ -92,7 +102,9 @@ def preflight(train_data: str | Path | Source | Manifest, on_image: Callable[[st
     verified = _verified(first, on_image) if verify and len(first) > 1 else ()
     pictures = find_pictures([e.sha256 for e in manifest], looks, verified)
     found = risks(manifest, pictures.labels)
-    return Preflight(manifest, source.quarantined, pictures, found, ranking(found), source.unused, verify)
+    shared = None if against is None else tuple(shared_pictures(
+        manifest, as_source(against).manifest, verify, on_image and partial(on_image, "comparing")))
+    return Preflight(manifest, source.quarantined, pictures, found, ranking(found), source.unused, verify, shared)
 
 
 def _look(example, on_image):
@@ -149,6 +161,8 @@ def write(found, folder, config):
     if config.deduplicate:
         deduplicated(found).save(folder / "deduplicated.parquet")
         _write_csv(dropped(found), ("image_id", "where", "kept_image_id", "kept_where"), folder / "dropped.csv")
+    if found.shared is not None:
+        _write_csv(_shared_rows(found), ("image_id", "where", "other_image_id", "other_where", "how"), folder / "shared.csv")
     (folder / "preflight.html").write_text(preflight_page(found, config.train_data), encoding="utf-8", errors="backslashreplace")
     write_json(folder / "preflight.json", found.summary | {"config": plain(config), "versions": versions()})
 
@@ -160,6 +174,13 @@ def dropped(found):
         yield {"image_id": one.image_id, "where": one.name, "kept_image_id": other.image_id, "kept_where": other.name}
 
 
+def _shared_rows(found):
+    """-> rows of shared.csv."""
+    for s in found.shared:
+        yield {"image_id": s.own.image_id, "where": s.own.name, "other_image_id": s.other.image_id, "other_where": s.other.name,
+               "how": s.how}
+
+
 def _write_csv(rows, columns, file):
     with open(file, "w", newline="", encoding="utf-8") as stream:
         lines = csv.DictWriter(stream, columns)
@@ -169,13 +190,18 @@ def _write_csv(rows, columns, file):
 
 def preflight_to_folder(config):
     """As `config` says -> Preflight; the page and the tables are in config.output_dir."""
-    check_output(config.output_dir, config.overwrite, inputs=(config.train_data,))
-    source = read_source(config.train_data, need_captions=False)
-    check_apart(config.output_dir, {e.file for e in source.manifest})
-    different = len({e.sha256 for e in source.manifest})
-    steps = ("looking", "features", "verifying") if config.verify else ("looking",)
-    with progress_bars(dict.fromkeys(steps, different)) as advance:
-        found = preflight(source, advance, verify=config.verify)
+    check_output(config.output_dir, config.overwrite, inputs=(config.train_data, config.against))
+    options = data_options(config)
+    source = read_source(config.train_data, need_captions=False, options=options)
+    other = read_source(config.against, False, for_other_pictures(options)) if config.against else None
+    check_apart(config.output_dir, {e.file for data in (source, other) if data for e in data.manifest})
+    different = {e.sha256 for e in source.manifest}
+    bars = dict.fromkeys(("looking", "features", "verifying") if config.verify else ("looking",), len(different))
+    if other:
+        theirs = {e.sha256 for e in other.manifest}
+        bars["comparing"] = len(different - theirs) + len(theirs) if different - theirs else 0
+    with progress_bars(bars) as advance:
+        found = preflight(source, advance, verify=config.verify, against=other)
     with output_folder(config.output_dir, config.overwrite) as folder:
         write(found, folder, config)
     return found
@@ -188,6 +214,11 @@ def say_summary(found, folder, deduplicate=False):
              f"near-duplicates, {s['exact_duplicates']} are exact duplicates",
              f"{s['singled_out_by_caption']} images are the only picture of a caption; {s['repeated_captions']} captions repeat",
              f"the page is {Path(folder) / 'preflight.html'}"]
+    if s["shown"] != s["images"]:
+        lines.insert(1, f"an epoch shows {s['shown']:,.6g} pictures, repeats counted, as the risk does")
+    if found.shared is not None:
+        lines.append(f"{s['shared']} images are in the other set too, {s['shared_bytes']} of them byte for byte"
+                     + (f": {Path(folder) / 'shared.csv'} lists them" if found.shared else ""))
     if deduplicate:
         file = Path(folder) / "dropped.csv"
         lines.append(f"deduplicated.parquet keeps one image of each cluster; {file} lists the {len(superfluous(found))} others")

@@ -12,12 +12,15 @@ their own 64, and 64 copies under five captions in turn 12.8. It ranks; it is no
 from collections import Counter
 from dataclasses import dataclass
 
+from rotescope.datasets.captions.side_files import SHUFFLED
+from rotescope.datasets.manifest import plain_copies
+
 
 @dataclass(frozen=True)
 class Risk:
     """Of the picture that an image shows, its near-duplicates included."""
     risk: float
-    exposures: int          # times an epoch shows the picture
+    exposures: int | float  # times an epoch shows the picture
     caption: str            # the caption of the maximum, "" without captions
     caption_share: float    # of that caption's exposures, how many are this picture
     caption_pictures: int   # pictures that bear it
@@ -29,6 +32,13 @@ def key(caption):
     return " ".join(caption.casefold().split())
 
 
+def _key_of(example, caption):
+    """The same for a caption of an example; where its tags are shuffled at training, their order tells no captions apart."""
+    if not example.note.startswith(SHUFFLED):
+        return key(caption)
+    return ", ".join(sorted(key(tag) for tag in caption.split(",")))
+
+
 def risks(manifest, pictures):
     """pictures: (n,) which picture each image shows -> [Risk] for each image, in order."""
     shown, total = Counter(), Counter()   # (picture, caption) -> exposures; caption -> exposures
@@ -37,11 +47,11 @@ def risks(manifest, pictures):
     for e, picture in zip(manifest, pictures, strict=True):
         exposures[picture] += e.copies
         for caption in e.captions or ("",):
-            share, c = e.copies / max(len(e.captions), 1), key(caption)
+            share, c = e.copies / max(len(e.captions), 1), _key_of(e, caption)
             shown[picture, c] += share
             total[c] += share
             bearers.setdefault(c, set()).add(picture)
-            for word in c.split():
+            for word in key(caption).split():
                 speakers.setdefault(word, set()).add(picture)
     best = _highest(shown, total)
     return [_risk(e, picture, best[picture], exposures, shown, total, bearers, speakers)
@@ -60,8 +70,9 @@ def _highest(shown, total):
 def _risk(example, picture, best, exposures, shown, total, bearers, speakers):
     risk, c = best
     own = {word for caption in example.captions for word in key(caption).split() if len(speakers[word]) == 1}
-    spelt = next((caption for caption in example.captions if key(caption) == c), c)
-    return Risk(risk, exposures[picture], spelt, shown[picture, c] / total[c], len(bearers[c]), tuple(sorted(own)))
+    spelt = next((caption for caption in example.captions if _key_of(example, caption) == c), c)
+    return Risk(risk, plain_copies(round(exposures[picture], 6)), spelt, shown[picture, c] / total[c], len(bearers[c]),
+                tuple(sorted(own)))
 
 
 def ranking(found):
@@ -73,10 +84,10 @@ def repeated(manifest, pictures):
     """Captions that several images bear -> [(caption, images, pictures, exposures)], the most images first."""
     spelt, images, shown, exposures = {}, Counter(), {}, Counter()
     for e, picture in zip(manifest, pictures, strict=True):
-        for c, caption in {key(caption): caption for caption in e.captions}.items():
+        for c, caption in {_key_of(e, caption): caption for caption in reversed(e.captions)}.items():
             spelt.setdefault(c, caption)
             images[c] += 1
             shown.setdefault(c, set()).add(picture)
-            exposures[c] += e.copies / len(e.captions)
+            exposures[c] += e.copies * sum(_key_of(e, other) == c for other in e.captions) / len(e.captions)
     rows = [(spelt[c], n, len(shown[c]), round(exposures[c], 3)) for c, n in images.items() if n > 1]
     return sorted(rows, key=lambda row: (-row[1], row[0]))

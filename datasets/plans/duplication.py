@@ -2,11 +2,13 @@
 
 A copy is a number in the manifest: it costs no memory, no file and no second reading.
 """
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from rotescope.common.errors import InputError
-from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.manifest import Manifest, exact_copies
 from rotescope.models.seeds import hashed_integer
 
 CAPTION_STYLES = ("same", "one", "several")
@@ -87,11 +89,23 @@ def apply_dcr(manifest, duplication, fraction=0.05, weight=5, seed=0):
     return Manifest(tuple(e if e.group == "duplicated" else replace(e, captions=e.captions[:1]) for e in manifest))
 
 
+def group_by_copies(manifest):
+    """-> the manifest with groups where no plan gave any and its images are shown more or less often, as kohya's repeats have it:
+    "duplicated" are those shown more often than the rarest, "control" are these. Else as it is."""
+    least = min((e.copies for e in manifest), default=0)
+    if any(e.group for e in manifest) or all(e.copies == least for e in manifest):
+        return manifest
+    return Manifest(tuple(replace(e, group="duplicated" if e.copies > least else "control") for e in manifest))
+
+
 def check_served(manifest, samples):
     """Raise InputError if a run of `samples` samples, steps times global batch, ends before every copy was shown once."""
-    if samples < manifest.copies:
+    rarest = min((exact_copies(e.copies) for e in manifest), default=Fraction(1))
+    epochs = max(1, math.ceil(1 / rarest))   # until that was shown once
+    needed = math.ceil(epochs * exact_copies(manifest.copies))
+    if samples < needed:
         dose = max(e.copies for e in manifest)
-        raise InputError(f"the plan takes {manifest.copies} samples to show each image as often as it says (up to {dose} times), "
+        raise InputError(f"the plan takes {needed} samples to show each image as often as it says (up to {dose:g} times), "
                          f"and the run serves {samples}: train longer, in larger batches, or plan fewer copies")
 
 

@@ -1,13 +1,10 @@
-"""Readers of what lists many captioned images: Parquet, tar, metadata files, Hugging Face data sets.
+"""Readers of what lists many captioned images: Parquet, tar, Hugging Face data sets.
 
 Each yields (captions, file, row) for an image, row None for an image file of its own, and an InputError for an entry that it
 cannot make out; it raises one where the whole cannot be read.
 """
-import csv
 import json
-import os
 import re
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +12,9 @@ import pyarrow as pa
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import parquet_file
 from rotescope.datasets.images.image_bytes import IMAGES, arrow_table, locate, read_encoded, tar_members
+from rotescope.datasets.trainers.config_paths import file_in, is_file_name
 
-CAPTION_COLUMNS = ("caption", "captions", "text")
+CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")   # the first that is there counts
 TAR_CAPTIONS = ("txt", "caption", "json")   # in order of preference
 
 
@@ -45,7 +43,10 @@ def _columns(names, file):
 
 
 def _from_batches(batches, file):
-    """Record batches -> (captions, file, row); an image kept as a path alone is a plain file, from the table's folder."""
+    """Record batches -> (captions, file, row); an image kept as a path alone is a plain file, from the table's folder.
+
+    Hugging Face writes the absolute path of a local picture, and that is followed; a relative one must not leave the folder.
+    """
     row = 0
     for batch in batches:
         text = next((c for c in batch.schema.names if c != "image"), None)  # a Parquet reader keeps the file's own order
@@ -61,17 +62,12 @@ def _table_entry(cell, captions, file, row):
     if struct.get("bytes"):
         return captions, file, row
     path = struct.get("path")
-    if not path or not _is_name(path):
+    if not path or not is_file_name(path):
         return InputError(f"{locate(file, row)} holds neither an image nor a file's name: give it one or leave it out")
-    return captions, Path(file).parent / path, None
-
-
-def _is_name(name):
-    """Whether a file can be called so."""
     try:
-        return isinstance(name, str) and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:   # half a character
-        return False
+        return captions, Path(path) if Path(path).is_absolute() else file_in(Path(file).parent, path), None
+    except InputError as error:
+        return InputError(f"{locate(file, row)}: {error}")
 
 
 # ----- Hugging Face
@@ -140,40 +136,4 @@ def _tar_caption(file, kind, row):
         about = json.loads(text) if kind == "json" else {"caption": text}
         return next((about[c] for c in CAPTION_COLUMNS if c in about), None)
     except (ValueError, TypeError):
-        return None
-
-
-# ----- metadata files
-
-def metadata_file(folder):
-    """The one that counts, or None."""
-    return next((folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).exists()), None)
-
-
-def from_metadata(folder):
-    """Hugging Face's imagefolder: metadata.csv or .jsonl with a `file_name` and a caption column."""
-    file = metadata_file(folder)
-    for number, row in enumerate(_metadata_rows(file), 1):
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if not name or not _is_name(name):
-            yield InputError(f"{locate(file, None)} names no image in entry {number}: give it a `file_name`")
-        else:
-            yield several(next((row[c] for c in CAPTION_COLUMNS if c in row), None)), folder / name, None
-
-
-def _metadata_rows(file):
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            if file.suffix == ".csv":
-                return list(csv.DictReader(stream))
-            return [_json(line) for line in stream if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{locate(file, None)} cannot be read ({error}): mend it") from error
-
-
-def _json(line):
-    try:
-        return json.loads(line)
-    except ValueError:
         return None

@@ -18,10 +18,10 @@ def save_quarantined(quarantined, file):
 def show_quarantined(quarantined, file=None, unused=()):
     """The first of them and how many there are, on stderr; nothing if there are none.
 
-    file: where all are listed, if anywhere; unused: a Source's sentences on other files.
+    file: where all are listed, if anywhere; unused: a Source's sentences on other files, warnings but for notes.
     """
     for sentence in unused:
-        say(f"warning: {sentence}")
+        say(sentence if sentence.startswith("note: ") else f"warning: {sentence}")
     if not quarantined:
         return
     more = [f"  … and {len(quarantined) - SHOWN} more"] if len(quarantined) > SHOWN else []

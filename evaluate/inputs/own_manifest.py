@@ -24,12 +24,14 @@ def manifest_beside(model, lora=None) -> Manifest | None:
         return None
 
 
-def pictures_in_header(file) -> int | None:
-    """How many training pictures the header of a LoRA's file counts, as kohya's scripts write it; None where it counts none."""
+def header_counts(file) -> tuple[int, float | None] | None:
+    """What the header of a LoRA's file counts, as kohya's scripts write it -> training pictures, and showings of an epoch, which
+    is None where some folder's repeats are not said; None where it counts no pictures."""
     try:
-        return read_header(file).pictures
+        header = read_header(file)
     except InputError:
         return None
+    return (header.pictures, header.shown) if header.pictures else None
 
 
 def overlap(one: Manifest, other: Manifest) -> tuple[int, int]:

@@ -3,12 +3,14 @@ if they had been read."""
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.image_bytes import to_rgb
 from rotescope.datasets.manifest import Example, Manifest
+from rotescope.datasets.plans.duplication import group_by_copies
 from rotescope.datasets.readers.sources import read_source
 from rotescope.evaluate.inputs.samples import Record, Samples, pixels_sha256, read_samples
 from rotescope.evaluate.inputs.training_and_heldout import left_out_named
@@ -133,8 +135,8 @@ def _manifest(data, what):
     if data is None or isinstance(data, Manifest):
         return data, []
     if isinstance(data, str | PathLike):
-        source = read_source(data, need_captions=False)
-        return source.manifest, left_out_named(what, source.quarantined)
+        source = read_source(Path(data), need_captions=False)
+        return group_by_copies(source.manifest), left_out_named(what, source.quarantined)
     examples, seen = [], {}
     for i, picture in enumerate(data):
         rgb = _rgb(picture, f"{what} picture {i:05d}")

@@ -12,11 +12,13 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import sha256, whole
 from rotescope.common.parquet import read_table
+from rotescope.datasets.images.image_bytes import IMAGES
 from rotescope.datasets.manifest import decode, line_safe, read_encoded
-from rotescope.datasets.readers.sources import IMAGES, Quarantined
+from rotescope.datasets.readers.sources import Quarantined
 
 ORDER = ("none", "stp", "og-stp", "og-stp-layout", "dtp", "og-dtp")  # how reports list the methods; others follow
-GROUPS = ("duplicated", "control", "captions", "ungrouped", "paraphrase duplicated", "paraphrase control", "paraphrase",
+GROUPS = ("duplicated", "control", "captions", "ungrouped", "further duplicated", "further control", "further",
+          "paraphrase duplicated", "paraphrase control", "paraphrase",
           "heldout", "empty", "file")
 WANTED = "name what rotescope generate wrote, or any folder of images"
 NEEDED = ("image", "method", "prompt_index", "prompt", "seed", "group", "image_id")

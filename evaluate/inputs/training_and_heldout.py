@@ -2,8 +2,10 @@
 from dataclasses import dataclass
 
 from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.plans.duplication import group_by_copies
 from rotescope.datasets.readers.quarantine import show_quarantined
-from rotescope.datasets.readers.sources import Quarantined, read_source
+from rotescope.datasets.readers.sources import USUAL, Quarantined, read_source
+from rotescope.datasets.trainers.data_options import for_other_pictures
 
 
 @dataclass(frozen=True)
@@ -14,17 +16,18 @@ class LeftOut:
     reason: str
 
 
-def take_in(train_data, heldout_data=None, need_captions=False, listed_in="report.json"):
+def take_in(train_data, heldout_data=None, need_captions=False, listed_in="report.json", options=USUAL):
     """-> (Manifest of the training images, that of the held-out pictures or None, LeftOut pictures of both).
 
-    The last is told on stderr, too, and which file lists it. need_captions: of the training images. Raises InputError where
-    nothing is there or left.
+    The last is told on stderr, too, and which file lists it. need_captions: of the training images; options: how these are read.
+    Training images that the data show more often than others are duplicated ones. Raises InputError where nothing is there
+    or left.
     """
-    training = read_source(train_data, need_captions)
-    heldout = read_source(heldout_data, need_captions=False) if heldout_data else None
+    training = read_source(train_data, need_captions, options)
+    heldout = read_source(heldout_data, False, for_other_pictures(options)) if heldout_data else None
     unused = training.unused + (heldout.unused if heldout else ())
     show_quarantined(training.quarantined + (heldout.quarantined if heldout else ()), listed_in, unused)
-    return training.manifest, heldout and heldout.manifest, [
+    return group_by_copies(training.manifest), heldout and heldout.manifest, [
         *left_out_named("training", training.quarantined), *left_out_named("held-out", heldout.quarantined if heldout else ())]
 
 

@@ -3,6 +3,7 @@ import numpy as np
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.geometry.match import in_words, outlines
+from rotescope.datasets.manifest import plain_copies
 from rotescope.evaluate.measurement.per_group import group_findings
 from rotescope.evaluate.report.report_types import GapCurve, Histogram, Pair, PairMatch, SweepPoint
 
@@ -21,7 +22,7 @@ def _pair(r, measured, index, i, as_close):
     return Pair(
         r.method, r.group, r.prompt_index, r.prompt, r.seed, r.image, float(measured.near.top1[i]),
         bool(measured.copied[i]), bool(measured.partial[i]), measured.copied_by(i), example.image_id,
-        example.captions[0] if example.captions else "", int(index.copies[row]), as_close, r.image_id,
+        example.captions[0] if example.captions else "", plain_copies(round(index.copies[row].item(), 3)), as_close, r.image_id,
         None if np.isnan(own) else float(own), match and pair_match(match, index))
 
 

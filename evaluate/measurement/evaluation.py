@@ -8,6 +8,7 @@ from rotescope.common.outputs import output_folder
 from rotescope.common.processes import alone_in
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, junit_file
 from rotescope.evaluate.inputs.pictures_in_memory import data_of, samples_of
@@ -126,7 +127,7 @@ def _score_folder(config):
     if config.fail_on:
         check_power(rules, prompts_of(generated))
     announce(rules, config, max(sizes.values()))
-    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data)
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, options=data_options(config))
     check_images(config, manifest, heldout)
     with progress_bars(totals(generated, manifest, heldout, sweep, base, config.verify)) as on_image:
         report = score_samples(

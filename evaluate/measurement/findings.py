@@ -200,7 +200,7 @@ def totals(samples_dir, manifest, heldout=None, sweep=None, base=None, verify=Tr
 
 def _conditions(samples, manifest, index):
     run = samples.run
-    return {"training_images": TrainingImages(len(index), len(manifest), manifest.copies),
+    return {"training_images": TrainingImages(len(index), len(manifest), round(manifest.copies, 3)),
             "seeds": tuple(sorted({r.seed for r in samples.records if r.seed is not None})),
             "prompt_sets": run.get("prompt_sets") or {}, "plan": run.get("plan"),
             "guidance_scale": run.get("guidance_scale"), "num_inference_steps": run.get("num_inference_steps")}

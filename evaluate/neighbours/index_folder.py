@@ -12,6 +12,7 @@ from rotescope.common.progress import progress_bars
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.neighbours.descriptor_store import Store, merge
 from rotescope.evaluate.neighbours.index import build_index, unique
@@ -29,7 +30,7 @@ def index_folder(config):
     check_outside(config.index_dir, (config.train_data,))
     # before the descriptor: it chooses this process's device
     state = PartialState(cpu=not torch.cuda.is_available())
-    source = read_source(config.train_data, need_captions=False)
+    source = read_source(config.train_data, need_captions=False, options=data_options(config))
     manifest = source.manifest
     if state.is_main_process:
         show_quarantined(source.quarantined, unused=source.unused)

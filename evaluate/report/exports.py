@@ -22,7 +22,7 @@ PAIRS = pa.schema([
     ("method", pa.string()), ("group", pa.string()), ("prompt_index", pa.int64()), ("prompt", pa.string()), ("seed", pa.int64()),
     ("image", pa.string()), ("similarity", pa.float64()), ("is_copy", pa.bool_()), ("is_partial", pa.bool_()),
     ("copied_by", pa.list_(pa.string())),
-    ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.int64()), ("null_as_close", pa.int64()),
+    ("nearest", pa.string()), ("nearest_caption", pa.string()), ("copies", pa.float64()), ("null_as_close", pa.int64()),
     ("expected", pa.string()), ("own_similarity", pa.float64()), ("match", MATCH)])
 
 

@@ -16,7 +16,7 @@ from rotescope.evaluate.statistics.replication import GroupFindings
 class TrainingImages:
     unique: int                  # different pictures
     entries: int                 # lines of the manifest
-    copies: int                  # pictures that an epoch shows
+    copies: float                # pictures that an epoch shows; a fraction where a trainer's balancing has one
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Pair:
     copied_by: tuple[str, ...]   # which layers and verifiers say that it is a copy: descriptor, exact, points, pixels
     nearest: str                 # image_id
     nearest_caption: str
-    copies: int                  # how often an epoch shows that training image
+    copies: float                # how often an epoch shows that training image
     null_as_close: int           # pictures of the null that come as close
     # image_id of the training image that the prompt belongs to, "" if none is known
     expected: str

@@ -43,6 +43,13 @@ class SetEvidence:
     of: int = 0
     better: float = 0.5       # recall: how often a training picture comes back better than a held-out one
     p: float = 1.0            # recall: that they come back no better
+    said: float | None = None   # header: showings of an epoch that it counts, repeats included; None where it counts none
+    shown: float = 0.0          # header: showings of an epoch of the training data
+
+    @property
+    def contradicts(self):
+        """Whether a header counts other pictures than the training data hold."""
+        return self.kind == "header" and self.known != self.of
 
 
 # ----- is the model the right one, and what it drew
@@ -113,9 +120,13 @@ def _by_evidence(name, ask, found):
         return Control(name, UNDECIDED, share, f"{told}: {ask} Name that manifest, or say --trust_train_data if the same "
                        "pictures are only encoded anew.")
     if found.kind == "header":
-        told = f"The header of the LoRA counts {found.known:,} training pictures, and these data hold {found.of:,}"
-        return Control(name, PASSED, float(found.known), f"{told}.") if found.known == found.of else \
-            Control(name, UNDECIDED, float(found.known), f"{told}: {ask} If you know that it is, say --trust_train_data.")
+        told = f"The header of the LoRA counts {found.known:,} training pictures{_times(found.said)}, and these data hold " \
+               f"{found.of:,}{_times(found.shown if found.said else None)}"
+        if found.contradicts:
+            return Control(name, UNDECIDED, float(found.known), f"{told}: {ask} If you know that it is, say --trust_train_data.")
+        other = found.said is not None and abs(found.said - found.shown) > 1e-6 * found.shown
+        more = ": the same pictures at another dose, so name the data as they were trained, with their repeats" if other else ""
+        return Control(name, PASSED, float(found.known), f"{told}{more}.")
     if found.kind == "recall":
         told = (f"A noised training picture comes back better than a noised held-out one in {percent(found.better)} of the pairs "
                 f"of {found.known:,} and {found.of:,} (p = {found.p:.2g})")
@@ -125,6 +136,10 @@ def _by_evidence(name, ask, found):
                        "If you know that it is, say --trust_train_data.")
     return Control(name, UNDECIDED, None, f"Nothing shows that the model was trained on these data: {ask} Name held-out "
                    "pictures with captions (--heldout_data), on which its memory can be tried, or say --trust_train_data.")
+
+
+def _times(shown):
+    return "" if shown is None else f" (shown {shown:,.6g} times in an epoch)"
 
 
 # ----- would a copy have been found, and was enough looked at

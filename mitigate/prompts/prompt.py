@@ -9,6 +9,7 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import read_schema, read_table
+from rotescope.datasets.captions.side_files import SHUFFLED
 from rotescope.datasets.manifest import Manifest
 from rotescope.models.model_options import BASE
 
@@ -19,6 +20,7 @@ class Prompt:
     text: str
     group: str = ""       # "duplicated", "control", or the user's own
     image_id: str = ""    # the training image that the prompt belongs to, if known
+    size: tuple[int, int] | None = None   # width and height of its own images, in pixels; None: the run's
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,22 @@ def caption_prompts(manifest, groups=("duplicated", "control"), limit=None):
     """The first caption of each image of the named groups; of every image where none has a group. At most `limit` a group."""
     grouped = any(e.group in groups for e in manifest)
     return at_most([Prompt(e.captions[0], e.group, e.image_id) for e in manifest if not grouped or e.group in groups], limit)
+
+
+def shuffled_prompts(manifest, groups=("duplicated", "control")):
+    """The first caption with its tags once in another order, of each image whose tags are shuffled at training; of the same
+    images as caption_prompts has."""
+    named = {p.image_id for p in caption_prompts(manifest, groups)}
+    return [Prompt(e.captions[1], e.group, e.image_id) for e in manifest
+            if e.note.startswith(SHUFFLED) and len(e.captions) > 1 and e.image_id in named]
+
+
+def further_prompts(manifest, groups=("duplicated", "control")):
+    """The captions after the first of each image that caption_prompts has, without the shuffled one that shuffled_prompts has."""
+    known = {(p.image_id, p.text) for p in caption_prompts(manifest, groups) + shuffled_prompts(manifest, groups)}
+    named = {image_id for image_id, _ in known}
+    return [Prompt(text, e.group, e.image_id) for e in manifest if e.image_id in named
+            for text in e.captions if (e.image_id, text) not in known]
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.paraphrase import paraphrases
 from rotescope.datasets.manifest import Manifest
-from rotescope.mitigate.prompts.prompt import Prompt, at_most, caption_prompts, read_prompts
+from rotescope.mitigate.prompts.prompt import Prompt, at_most, caption_prompts, further_prompts, read_prompts, shuffled_prompts
 
 FILE_SET = "file"
 
@@ -20,8 +20,18 @@ class Sources:
 
 
 def _captions(sources):
-    """The first caption of each training image; of the duplicated and the control ones where the data have a plan."""
-    return [replace(p, group=p.group or "captions") for p in caption_prompts(sources.manifest)]
+    """The first caption of each training image; of the duplicated and the control ones where the data have a plan. Where the
+    trainer shuffles tags, the caption once shuffled, too."""
+    return [replace(p, group=p.group or "captions") for p in _as_trained(sources.manifest)]
+
+
+def _as_trained(manifest):
+    return caption_prompts(manifest) + shuffled_prompts(manifest)
+
+
+def _further(sources):
+    """The captions after the first, of images that have several: each line of a caption file, where a trainer shows each."""
+    return [replace(p, group=f"further {p.group}".rstrip()) for p in further_prompts(sources.manifest)]
 
 
 def _paraphrases(sources):
@@ -50,7 +60,7 @@ def _file(sources):
 
 
 SETS = {  # name -> what makes its prompts of Sources
-    "captions": _captions, "paraphrases": _paraphrases, "heldout": _heldout, "empty": _empty}
+    "captions": _captions, "further_captions": _further, "paraphrases": _paraphrases, "heldout": _heldout, "empty": _empty}
 
 
 def gather(names, sources, limit=None):
@@ -68,7 +78,7 @@ def gather(names, sources, limit=None):
     if bare:
         raise InputError(f"the prompt set {bare} holds no prompt: leave it out")
     if list(made) == ["captions"]:
-        made = {"captions": caption_prompts(sources.manifest)}
+        made = {"captions": _as_trained(sources.manifest)}
     prompts = [p for some in made.values() for p in some]
     kept = at_most(prompts, limit)
     return kept, {group or "ungrouped": {"prompts": n, "sampled": _sizes(kept)[group]} for group, n in _sizes(prompts).items()}

@@ -11,13 +11,16 @@ from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_output
+from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.contract.mitigation import Mitigation
-from rotescope.mitigate.prompts.prompt import Prompt, load_prompts
+from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
+from rotescope.mitigate.sampling.picture_size import prompts_in_buckets, wants_buckets
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
 from rotescope.mitigate.sampling.run_description import describe, sample_described
-from rotescope.mitigate.sampling.sampler import sample
+from rotescope.mitigate.sampling.sampler import check_settings, sample
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, chosen_device, load_pipeline, open_model
 
 
@@ -66,7 +69,8 @@ class GeneratedImage:
 def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
              mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
              seeds: Iterable[int] = (0,), *, guidance_scale: float = 7.5, num_inference_steps: int = 50,
-             resolution: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
+             resolution: int | str | tuple[int, int] | None = None, negative_prompt: str = "", clip_skip: int | None = None,
+             max_token_length: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
     """Images of prompts under mitigations, one after the other; nothing is written.
 
     The same prompt, seed and settings give the image that `rotescope generate` makes.
@@ -85,8 +89,14 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
         In diffusers' convention; above 1.
     num_inference_steps : int
         Of the pipeline's own scheduler.
-    resolution : int, optional
-        Side of the images in pixels; the model's own unless given.
+    resolution : int, str or pair of int, optional
+        A side in pixels, or width and height ("832x1216"); the model's own unless given.
+    negative_prompt : str
+        What guidance leads away from, beside every prompt.
+    clip_skip : int, optional
+        Which layer of the text encoder conditions, as trainers count: 1 is the last, 2 the last but one.
+    max_token_length : int, optional
+        Tokens of a caption that are read, in chunks as trainers read them: 75, 150 or 225.
     batch_size : int
         Images at a time.
 
@@ -118,12 +128,17 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
                 "batch_size": batch_size}
     seeds = tuple(seeds)
     check_sampling(SimpleNamespace(seeds=seeds, **settings))
+    if wants_buckets(resolution):
+        raise InputError("resolution='buckets' is for a manifest's prompts: give each Prompt a size instead")
     if not given or not chosen:
         raise InputError("there is nothing to generate: give at least one prompt and one mitigation")
     opened = _opened(pipe)
     for mitigation in chosen.values():
         check_chain(opened, [mitigation])
-    return _generated(opened, given, chosen, seeds, resolution=resolution, **settings)
+    more = {"resolution": resolution, "negative_prompt": negative_prompt, "clip_skip": clip_skip,
+            "max_token_length": max_token_length}
+    check_settings(opened, given, settings | more)
+    return _generated(opened, given, chosen, seeds, **settings, **more)
 
 
 def _opened(pipe):
@@ -161,8 +176,10 @@ def check_generation(config, training=None):
 
 def generate_to_folder(config):
     """Sample as a GenerateConfig says -> the samples folder. Every process of `accelerate launch` calls it."""
+    config = sampled_as_trained(config)
     policies = check_generation(config)
-    prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
+    prompts = prompts_in_buckets(config, load_prompts(config.prompts, config.groups, config.max_prompts),
+                                 Manifest.load(config.prompts) if is_manifest(config.prompts) else ())
     device = chosen_device(config.device)
     state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # the fastest process may wait long
     about = describe(config, prompts, policies) if state.is_main_process else {}
@@ -171,6 +188,7 @@ def generate_to_folder(config):
             check_same(Path(config.output_dir), about)
         return Path(config.output_dir)
     pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
+    check_settings(pipe, prompts, config.sampling)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite,
                           resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)

@@ -7,6 +7,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.options import check_seeds
 from rotescope.mitigate.contract.catalogue import check_text, name_of
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation, with_training
+from rotescope.mitigate.sampling.picture_size import parse_resolution
 from rotescope.models.model_options import ModelOptions
 
 MOST_GUIDANCE, MOST_STEPS = 1000, 1000  # no model has more timesteps, nor draws under more guidance
@@ -22,8 +23,17 @@ class SamplingOptions(ModelOptions):
     """after the transition; above 1, which would be off, as diffusers counts"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
-    resolution: int | None = None
-    """side of the images in pixels; the model's own unless given"""
+    resolution: str | None = None
+    """size of the images in pixels: a side (512), width and height (832x1216), or buckets (each prompt in the shape of its own
+    training picture; buckets:1024 names the side of their square); the model's own unless given"""
+    negative_prompt: str = ""
+    """what guidance leads away from, beside every prompt"""
+    clip_skip: int | None = None
+    """which layer of the text encoder conditions, as trainers count: 1 is the last, 2 the last but one; the LoRA header's unless
+    given, else the model's own"""
+    max_token_length: int | None = None
+    """tokens of a caption that the model reads, in chunks as trainers read them: 75, 150 or 225; the LoRA header's unless given,
+    else 75"""
     batch_size: int = 64
     """images at a time"""
 
@@ -31,11 +41,13 @@ class SamplingOptions(ModelOptions):
     def sampling(self):
         """What the sampler is told beside prompts and seeds, but for the batch size, which changes no image."""
         return {"guidance_scale": self.guidance_scale, "num_inference_steps": self.num_inference_steps,
-                "resolution": self.resolution}
+                "resolution": self.resolution, "negative_prompt": self.negative_prompt, "clip_skip": self.clip_skip,
+                "max_token_length": self.max_token_length}
 
     def check(self):
         super().check()
         check_sampling(self)
+        parse_resolution(self.resolution)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def describe(config, prompts, policies):
 
 def hashes_of(config, prompts):
     """-> SHA-256 of the model, the LoRA if there is one, and the prompts."""
-    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id))) + "\n" for p in prompts)
+    lines = "".join("\t".join(map(line_safe, (p.text, p.group, p.image_id, *map(str, p.size or ())))) + "\n" for p in prompts)
     model = model_sha256(find_model_path(config.model, config.model_config))
     found = {"model": model, "prompts": hashlib.sha256(lines.encode()).hexdigest()}
     embeddings = {f"embedding {text}": sha256(find_embedding(text)[1]) for text in config.embedding or ()}

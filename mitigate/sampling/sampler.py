@@ -6,7 +6,7 @@ on where it stopped, and several processes make, bit for bit, the images that on
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.mitigate.sampling.conditioning import Conditioning, check_conditioning, conditions, prompt_lines
+from rotescope.mitigate.sampling.picture_size import fixed_size
 from rotescope.models.seeds import hashed_integer
 
 RECORD_SCHEMA = pa.schema([
@@ -73,31 +75,33 @@ def jobs_of(prompts, seeds):
 
 
 def batches(prompts, seeds, batch_size):
-    """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), prompt by prompt."""
-    before = list(occurrences(prompts))
-    jobs = [(i, seed, noise_seed(prompts[i].text, seed, before[i])) for i, seed in jobs_of(prompts, seeds)]
-    return [jobs[start:start + batch_size] for start in range(0, len(jobs), batch_size)]
+    """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), all of one size, prompt by
+    prompt; the sizes come in the order in which prompts have them."""
+    before, by_size = list(occurrences(prompts)), {}
+    for i, seed in jobs_of(prompts, seeds):
+        by_size.setdefault(prompts[i].size, []).append((i, seed, noise_seed(prompts[i].text, seed, before[i])))
+    return [jobs[start:start + batch_size] for jobs in by_size.values() for start in range(0, len(jobs), batch_size)]
 
 
 def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
     """Yields one Sample for each of jobs_of(prompts, seeds). An image is what pipe(prompt, generator=torch.Generator()
-    .manual_seed(noise_seed)) gives alone. settings: guidance_scale, num_inference_steps, resolution (pixels; None: the model's).
+    .manual_seed(noise_seed)) gives alone. settings: as sample_batch has them.
     """
     for batch in batches(prompts, seeds, batch_size):
         yield from sample_batch(pipe, prompts, policy, batch, **settings)
 
 
-def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None):
-    """One batch of jobs -> a Sample for each. InputError for a resolution that the pipeline cannot make, RunError for images
-    that hold no numbers."""
-    _check_resolution(pipe, resolution)
-    if num_inference_steps == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
-        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None, negative_prompt="",
+                 clip_skip=None, max_token_length=None):
+    """One batch of jobs -> a Sample for each. resolution: as parse_resolution has it; a prompt's own size comes first. The last
+    three: as Conditioning has them. InputError for what the pipeline cannot make, RunError for images that hold no numbers."""
+    given, some = Conditioning(negative_prompt, clip_skip, max_token_length), [prompts[i] for i, _, _ in batch]
+    width, height = some[0].size or fixed_size(resolution)
+    check_settings(pipe, some, dict(vars(given), resolution=resolution, num_inference_steps=num_inference_steps))
     pipe.set_progress_bar_config(disable=True)
+    arguments = guidance_arguments(pipe, len(batch), guidance_scale) | conditions(pipe, some, given)
     with mitigated(pipe, policy) as run:
-        pixels = pipe(**_conditions(pipe, [prompts[i] for i, _, _ in batch]),
-                      **guidance_arguments(pipe, len(batch), guidance_scale),
-                      num_inference_steps=num_inference_steps, height=resolution, width=resolution, output_type="np",
+        pixels = pipe(**arguments, num_inference_steps=num_inference_steps, height=height, width=width, output_type="np",
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images  # (n, h, w, 3) in [0, 1]
     _check_numbers(pipe, pixels)
     images = pipe.image_processor.numpy_to_pil(pixels)
@@ -120,21 +124,26 @@ def _check_numbers(pipe, pixels):
         raise NoNumbersError(f"{gone} of {len(pixels)} images came out of {type(pipe).__name__} without numbers (NaN); {how}")
 
 
-def _check_resolution(pipe, resolution):
+def check_settings(pipe, prompts, settings):
+    """InputError for settings, as sample_batch has them, that the pipeline cannot sample these prompts with."""
+    check_conditioning(pipe, _conditioning(settings))
+    for size in {p.size or fixed_size(settings.get("resolution")) for p in prompts}:
+        _check_size(pipe, *size)
+    if settings.get("num_inference_steps") == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
+        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
+
+
+def _conditioning(settings):
+    return Conditioning(**{f.name: settings[f.name] for f in fields(Conditioning) if f.name in settings})
+
+
+def _check_size(pipe, width, height):
     """A transformer takes its latents in patches of 2 × 2."""
     grain = 8 if hasattr(pipe, "unet") else max(8, 2 * pipe.vae_scale_factor)
-    if resolution is not None and (resolution < grain or resolution % grain):
-        raise InputError(f"resolution={resolution}: take a multiple of {grain} for this model")
-
-
-def _conditions(pipe, prompts):
-    """Prompts, all of one kind -> the pipeline's arguments: texts, or the embeddings that stand in their place."""
-    if not isinstance(prompts[0], EmbeddedPrompt):
-        return {"prompt": [p.text for p in prompts]}
-    with torch.no_grad():
-        uncond = pipe.encode_prompt("", pipe._execution_device, 1, False)[0]
-    cond = torch.stack([p.embedding for p in prompts])
-    return {"prompt_embeds": cond, "negative_prompt_embeds": uncond.expand_as(cond)}
+    for side in (width, height) if width else ():
+        if side < grain or side % grain:
+            size = width if width == height else f"{width}x{height}"
+            raise InputError(f"resolution={size}: take multiples of {grain} for this model")
 
 
 def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_sample=None, state=None, batch_size=64, tell=True,
@@ -148,8 +157,10 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     """
     for policy in policies.values():
         check_chain(pipe, [policy])
+    check_settings(pipe, prompts, settings)
     first = not state or state.is_main_process
-    for line in distilled_lines(pipe) if tell and first and not is_plain(policies.values()) else ():
+    notes = distilled_lines(pipe) if not is_plain(policies.values()) else []
+    for line in [*notes, *prompt_lines(pipe, prompts, _conditioning(settings))] if tell and first else ():
         say(f"note: {line}")
     cut = batches(prompts, seeds, batch_size)
     work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")

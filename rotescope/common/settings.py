@@ -15,7 +15,8 @@ from rotescope.common.options import Options
 from rotescope.common.suggestions import option_meant
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
-ALIASES = {"train_data_dir": "train_data", "dataset_name": "train_data"}  # as diffusers' scripts call it
+ALIASES = {"train_data_dir": "train_data", "dataset_name": "train_data", "instance_data_dir": "train_data",
+           "reg_data_dir": "class_data_dir"}  # as diffusers' scripts and kohya's call it
 
 
 def parse(config_class, argv, *, prog, description, config=None):
@@ -160,7 +161,9 @@ def _known_keys(file, names):
     if not meant:
         return file
     if len({meant.get(key, key) for key in found}) < len(found):
-        raise InputError(f"{file} names {' and '.join(ALIASES)} or {ALIASES['train_data_dir']} at once: keep one of them")
+        twice = next(name for name in meant.values() if [meant.get(key, key) for key in found].count(name) > 1)
+        named = [key for key in found if meant.get(key, key) == twice]
+        raise InputError(f"{file} names {' and '.join(named)} at once, which are one option: keep one of them")
     return yaml.safe_dump({meant.get(key, key): value for key, value in found.items()}, allow_unicode=True)
 
 

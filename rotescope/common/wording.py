@@ -4,7 +4,9 @@ MEANINGS = {  # what such a name means
     "stp": "delayed guidance", "og-stp": "opposite, then plain guidance",
     "og-stp-layout": "opposite guidance, of the layout only",
     "dtp": "delayed guidance, dynamic", "og-dtp": "opposite, then plain guidance, dynamic"}
-PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images", "ungrouped": "all prompts",
+PROMPTS = {"duplicated": "captions of duplicated images", "control": "captions of control images",
+           "further duplicated": "further captions of duplicated images", "further control": "further captions of control images",
+           "further": "further captions", "ungrouped": "all prompts",
            "captions": "captions of training images", "paraphrase": "paraphrased captions", "heldout": "held-out captions",
            "paraphrase duplicated": "paraphrased captions of duplicated images",
            "paraphrase control": "paraphrased captions of control images",

@@ -6,6 +6,7 @@ from typing import ClassVar
 from rotescope.common.errors import InputError
 from rotescope.common.options import Options
 from rotescope.models.model_files import find_embedding, find_lora, find_model, lora_names, lora_paths, may_be_on_hub
+from rotescope.models.schedulers import check_scheduler_name
 from rotescope.models.single_files.checks import find_model_path
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -30,6 +31,9 @@ class ModelOptions(Options):
     colon: a.safetensors:0.8 b.safetensors"""
     embedding: tuple[str, ...] | None = None
     """textual inversions (.safetensors), each called by its file's name or the name inside; NAME=FILE gives another"""
+    scheduler: str | None = None
+    """another sampler than the model's own: ddim, ddpm, pndm, lms, euler, euler-a, heun, dpm++, dpm++-karras, dpm++-sde, unipc,
+    or a scheduler's class in diffusers"""
     allow_unused_keys: bool = False
     """go on though some weights of the LoRA belong to no layer of the model, and so change no image"""
     dtype: str = "fp32"
@@ -43,6 +47,7 @@ class ModelOptions(Options):
             raise InputError(f"dtype={self.dtype!r}: take one of {', '.join(DTYPE_NAMES)}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             raise InputError(f"prediction_type={self.prediction_type!r}: take one of {', '.join(PREDICTION_TYPES)}")
+        check_scheduler_name(self.scheduler)
         if not may_be_on_hub(self.model):
             find_model_path(self.model, self.model_config)
         for name in lora_names(self.lora):

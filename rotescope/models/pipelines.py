@@ -14,6 +14,7 @@ from rotescope.models.adapters.description import describe_adapter
 from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.lora import attach_lora
 from rotescope.models.model_files import find_embedding, find_lora, is_single_file, lora_names, lora_strength, read_index
+from rotescope.models.schedulers import set_scheduler
 from rotescope.models.single_files.checks import find_model_path
 from rotescope.models.single_files.contents import describe_model
 from rotescope.models.single_files.opening import open_single_file, set_prediction_type
@@ -40,9 +41,12 @@ def open_model(options):
     """ModelOptions -> the pipeline, where it is to run; what was understood of the user's files is told on stderr."""
     for line in understood(options):
         say(line)
-    return load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
+    pipe = load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
                          embeddings=options.embedding or (), model_config=options.model_config,
-                         prediction_type=options.prediction_type).to(chosen_device(options.device))
+                         prediction_type=options.prediction_type)
+    if options.scheduler:
+        set_scheduler(pipe, options.scheduler)
+    return pipe.to(chosen_device(options.device))
 
 
 def understood(options):

@@ -27,8 +27,8 @@ class AuditConfig(MeasureConfig, SamplingOptions):
     max_prompts: int | None = None
     """sample only so many prompts of each group, the first ones"""
     prompt_sets: tuple[str, ...] = ("captions",)
-    """one or several of captions (of training images), paraphrases (of these), heldout (captions of heldout_data that no training
-    image has), empty"""
+    """one or several of captions (the first of each training image), further_captions (its others), paraphrases (of the first),
+    heldout (captions of heldout_data that no training image has), empty"""
     paraphrases: int = 2
     """of each caption, at most, in the set paraphrases"""
     prompts: str | None = None

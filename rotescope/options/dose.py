@@ -2,14 +2,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.options import Options, check_steps
+from rotescope.common.options import check_steps
+from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.mitigate.sampling.options import check_names, check_sampling
 from rotescope.models.model_options import check_model_name
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
-class DoseConfig(Options):
+class DoseConfig(DataOptions):
     HEADINGS: ClassVar = {"output_dir": "model, data and output", "doses": "the doses", "mitigation": "mitigations",
                           "seeds": "sampling and measuring"}
     output_dir: str = "runs/dose"

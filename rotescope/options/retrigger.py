@@ -2,12 +2,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.evaluate.options import CopyRule
 from rotescope.mitigate.sampling.options import SamplingOptions, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetriggerConfig(SamplingOptions, CopyRule):
+class RetriggerConfig(DataOptions, SamplingOptions, CopyRule):
     HEADINGS: ClassVar = {"train_data": "data and output", "mitigation": "which images, under which mitigations",
                           "search_steps": "the search for embeddings"}
     train_data: str

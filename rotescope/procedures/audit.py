@@ -10,6 +10,7 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import check_images, check_places, samples_kept
 from rotescope.evaluate.inputs.samples import read_samples
@@ -24,17 +25,21 @@ from rotescope.evaluate.verdict.rules import check_ids, check_own, check_power, 
 from rotescope.mitigate.budget.budgeted_sampling import check_plan, sample_ranked, uniform_seeds
 from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
+from rotescope.mitigate.prompts.prompt import further_prompts
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
+from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
 from rotescope.mitigate.sampling.run_description import sample_with
 from rotescope.mitigate.sampling.sampler import jobs_of
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.adapters.attachment import switch_adapters
 from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import open_model
 from rotescope.options.retrigger import RetriggerConfig
 from rotescope.procedures import retrigger
 from rotescope.procedures.audit_controls import controls_before_sampling
+from rotescope.procedures.understanding import agreement_with_data
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
@@ -44,11 +49,14 @@ COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "a
 
 def run_audit(config):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+    config = sampled_as_trained(config)
     check_places(config, config.base, config.prompts)
-    policies, rules, base = check_generation(_generate_config(config), config.train_data), rules_of(config), find_base(config)
+    check_generation(_generate_config(config), config.train_data)
+    rules, base = rules_of(config), find_base(config)
     get_alignment(find_alignment(config.model) if config.alignment == "auto" else config.alignment)
     get_descriptor(config.descriptor, trust_sha256=config.trust_sha256)
-    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, need_captions=True)
+    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, options=data_options(config))
+    policies = named_policies(config.mitigation, manifest)  # those that need training images read them as this audit does
     check_images(config, manifest, heldout)
     check_measuring(Measuring(**measuring(config)), manifest, apart(heldout, manifest)[0], base)
     check_ids(rules, {e.image_id for e in manifest})
@@ -57,8 +65,11 @@ def run_audit(config):
         raise InputError("retrigger must be 0, which leaves the check out, or the number of images to seek")
     if config.empty_images < 1 or config.paraphrases < 1:
         raise InputError("empty_images and paraphrases must be 1 or more: leave the set out of --prompt_sets instead")
+    for line in unasked_captions(config.prompt_sets, manifest):
+        say(line)
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
+    prompts = prompts_in_buckets(config, prompts, manifest)
     check_plan(config, prompts)
     for rule in rules:
         rule.scope(list(policies))
@@ -71,6 +82,8 @@ def run_audit(config):
             check_power(rules, {(m, group): n for m in policies for group, n in asked.items()})
     else:  # at most
         images = Counter(p.group for p in prompts for _ in config.seeds) & Counter({p.group: config.budget for p in prompts})
+    for line in agreement_with_data(config):
+        say(f"note: {line}")
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes)
@@ -86,6 +99,15 @@ def run_audit(config):
             set_apart(draft)
             say(f"without pictures of training images, to be handed on: {Path(config.output_dir) / SHARED}")
     return report
+
+
+def unasked_captions(prompt_sets, manifest):
+    """-> a line where pictures have several captions, and not all are asked."""
+    pictures = len({p.image_id for p in further_prompts(manifest)})
+    if pictures and "captions" in prompt_sets and "further_captions" not in prompt_sets:
+        have = "1 picture has" if pictures == 1 else f"{pictures:,} pictures have"
+        yield (f"note: {have} several captions, of which the first is asked: --prompt_sets captions further_captions asks "
+               "them all")
 
 
 def set_apart(folder):

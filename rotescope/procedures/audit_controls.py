@@ -8,12 +8,13 @@ from scipy.stats import mannwhitneyu
 
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.images.sampling import evenly_spread
-from rotescope.evaluate.inputs.own_manifest import manifest_beside, overlap, pictures_in_header
+from rotescope.evaluate.inputs.own_manifest import header_counts, manifest_beside, overlap
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvidence
 from rotescope.mitigate.contract.families import family, guidance_arguments
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.picture_size import fixed_size
 from rotescope.models.adapters.attachment import without_adapters
 from rotescope.models.model_files import find_lora, lora_names
 
@@ -52,8 +53,9 @@ def adapter_effect(pipe, text, config):
 
 def _latents(pipe, text, config):
     pipe.set_progress_bar_config(disable=True)
+    width, height = fixed_size(config.resolution)
     found = pipe(prompt=[text], **guidance_arguments(pipe, 1, config.guidance_scale), num_inference_steps=STEPS,
-                 height=config.resolution, width=config.resolution, output_type="latent",
+                 height=height, width=width, output_type="latent",
                  generator=[torch.Generator().manual_seed(0)]).images
     return found.detach().float().cpu()
 
@@ -62,21 +64,25 @@ def _latents(pipe, text, config):
 
 def set_evidence(config, pipe, manifest, heldout):
     """What shows that the model was trained on the manifest -> SetEvidence: the user's word, the model's own manifest, or else
-    its memory, tried on training pictures against held-out ones."""
+    its memory, tried on training pictures against held-out ones. A LoRA's header that counts other pictures comes before memory,
+    for pictures that are not looked at may leak."""
     if config.trust_train_data:
         return SetEvidence("trusted")
     own = manifest_beside(config.model, config.lora)
     listed = SetEvidence("manifest", *overlap(manifest, own)) if own else None
     if listed and listed.known >= OWN_SET * listed.of:
         return listed
-    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or counted(config.lora, manifest) or \
-        SetEvidence("nothing")
+    header = counted(config.lora, manifest)
+    if header and header.contradicts:
+        return header
+    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or header or SetEvidence("nothing")
 
 
 def counted(lora, manifest):
     """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
-    found = lora_names(lora) and pictures_in_header(find_lora(lora_names(lora)[0]))
-    return SetEvidence("header", found, len({e.sha256 for e in manifest})) if found else None
+    found = lora_names(lora) and header_counts(find_lora(lora_names(lora)[0]))
+    return SetEvidence("header", found[0], len({e.sha256 for e in manifest}), said=found[1],
+                       shown=float(sum(e.copies for e in manifest))) if found else None
 
 
 def membership(pipe, manifest, heldout):

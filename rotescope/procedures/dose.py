@@ -14,6 +14,7 @@ from rotescope.common.settings import plain
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.quarantine import show_quarantined
 from rotescope.datasets.readers.sources import read_source
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.evaluate.measurement.layers import make_layers
@@ -47,9 +48,10 @@ def check_config(config):
         raise InputError("rotescope dose works in one process: start it without accelerate launch")
     find_model(config.pretrained_model_name_or_path)
     get_descriptor(config.descriptor)
-    source = read_source(config.train_data)
+    source = read_source(config.train_data, options=data_options(config))
     work = dose_runs(config, source.manifest)
-    check_job(replace(work[0].config, train_data=config.train_data, output_dir=config.output_dir, overwrite=True))
+    check_job(replace(work[0].config, **vars(data_options(config)), train_data=config.train_data, output_dir=config.output_dir,
+                      overwrite=True))
     return work, source
 
 

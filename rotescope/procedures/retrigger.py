@@ -7,6 +7,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_beside, check_output, check_outside, output_folder, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.wording import name
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.evaluate.descriptors.registry import get_descriptor
 from rotescope.evaluate.inputs.output_checks import samples_kept
 from rotescope.evaluate.inputs.samples import open_image, read_samples
@@ -22,6 +23,7 @@ from rotescope.mitigate.prompts.prompt import HELDOUT
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.pipelines import check_model, open_model
 from rotescope.procedures.plots.returns import draw_returns
 
@@ -68,8 +70,10 @@ def budget_of(config):
 
 def retrigger(config):
     """Search, sample and judge as `config` says -> what retrigger.json holds."""
+    config = sampled_as_trained(config)
     check_retrigger(config)
-    manifest, heldout, left_out = take_in(config.train_data, config.heldout_data, True, "retrigger.json")
+    manifest, heldout, left_out = take_in(
+        config.train_data, config.heldout_data, True, "retrigger.json", data_options(config))
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     targets = choose_targets(manifest, heldout or (), config.image_ids, config.groups, config.max_images)
     with (output_folder(config.output_dir, config.overwrite) as draft,

@@ -44,6 +44,7 @@ def test_both_formats_make_the_same_images(name, text, bases, images, tmp_path):
     found = describe_adapter(files["kohya"])
     assert (found.format, found.ranks.keys(), found.scales, found.header.network_dim) == ("kohya", {2}, (1.5,), 2)
     assert found.header.is_sdxl == (name == "sdxl")
+    assert (found.header.pictures, found.header.shown) == (len(job.manifest), sum(e.copies for e in job.manifest))
     with safe_open(files["kohya"], "pt") as opened:
         assert all(key.endswith((".alpha", ".lora_down.weight", ".lora_up.weight")) for key in opened.keys())  # noqa: SIM118
         starts = {key[:key.index("_", 5)] for key in opened.keys()}  # noqa: SIM118

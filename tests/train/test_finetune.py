@@ -116,6 +116,18 @@ def test_an_epoch_shows_each_image_exactly_as_often_as_planned():
         assert shown[1, shown[0] == image].sort().values.tolist() == list(range(4 * copies[image]))
 
 
+def test_fractions_of_copies_are_exact_over_the_epochs():
+    """Of 1.5 copies come 3 in two epochs, of 1/4 one in four, of 10/3, as a float has it, ten in three."""
+    copies = [1.5, 0.25, 1, 10 / 3, 0.1, 1.5]
+    passes = ShuffledPasses(copies, torch.Generator().manual_seed(0))
+    whole = passes.take(60 * 3 + 60 // 4 + 60 + 200 + 6)[0]   # sixty epochs
+    assert (passes.epoch, Counter(whole.tolist())) == (60, {0: 90, 1: 15, 2: 60, 3: 200, 4: 6, 5: 90})
+    sizes = (passes.shown(1) - passes.shown(0)).sum(), (passes.shown(2) - passes.shown(1)).sum()
+    assert max(abs(size - sum(copies)) for size in sizes) < 2
+    first, second = (passes.shown(k + 1) - passes.shown(k) for k in (0, 1))
+    assert {int(first[0]), int(first[5])} == {1, 2} == {int(second[0]), int(second[5])}
+
+
 def test_captions_take_turns_and_are_dropped_as_often_as_asked(images):
     manifest = apply_plan(load_source(images), DuplicationPlan(1, 10, captions="several"))
     encoded = encode(manifest, tiny_pipeline(), Preprocessing(16), HASHES)

@@ -1,4 +1,5 @@
 """What a training leaves: a model or a LoRA in Hugging Face's layout, and beside it what it was trained on and how."""
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def save_lora(job, folder):
 def _save_kohya(job, parts, folder):
     config, alphas = job.config, {name: next(iter(part.peft_config.values())).lora_alpha for name, part in parts.items()}
     tensors = kohya_tensors(job.pipe, {name: get_peft_model_state_dict(part) for name, part in parts.items()}, alphas)
-    metadata = kohya_metadata(kohya_family(job.pipe), config.rank, alphas[job.denoiser], job.preprocessing.resolution)
+    copies = Counter(e.copies for e in job.manifest)
+    metadata = kohya_metadata(kohya_family(job.pipe), config.rank, alphas[job.denoiser], job.preprocessing.resolution,
+                              copies if all(isinstance(n, int) for n in copies) else {})
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / LORA_FILE, metadata=metadata)
     return Path(folder) / LORA_FILE

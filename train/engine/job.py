@@ -10,8 +10,9 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart
 from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
-from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned
+from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned, group_by_copies
 from rotescope.datasets.readers.sources import Source, read_source
+from rotescope.datasets.trainers.data_options import data_options
 from rotescope.models.model_files import find_model
 from rotescope.models.pipelines import DTYPES, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
@@ -60,12 +61,12 @@ def check_job(config):
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    source = read_source(config.train_data)
+    source = read_source(config.train_data, options=data_options(config))
     if config.overwrite:
         check_apart(config.output_dir, {e.file for e in source.manifest})
     if not config.partial_plan:
         _check_planned(source)
-    manifest = apply_plan(source.manifest, plan)
+    manifest = group_by_copies(apply_plan(source.manifest, plan))
     pipe = load_pipeline(model)
     if config.lora_format == "kohya":
         kohya_family(pipe)  # or says why not

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.common.errors import RunError
+from rotescope.datasets.manifest import exact_copies
 from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Encoded
 from rotescope.train.objective.objective import NoiseSchedule, flow_weight, loss_per_sample, min_snr_weight
@@ -51,20 +52,35 @@ class Batch:
 
 
 class ShuffledPasses:
-    """Endless epochs, each shuffled anew; an epoch shows image i copies[i] times."""
+    """Endless epochs, each shuffled anew; k epochs show image i ⌊k · copies[i] + offset⌋ times, so a fraction is exact over them.
+
+    The offsets, below 1 and spread evenly, let no epoch have all the showings that fractions leave over.
+    """
 
     def __init__(self, copies, generator):
-        self.copies, self.generator = copies, generator                                  # copies: (n,)
-        self.images = torch.repeat_interleave(copies)                                    # (N,) with N = sum of copies
-        self.nth = torch.arange(len(self.images)) - (copies.cumsum(0) - copies)[self.images]  # (N,) 0 ... copies - 1
+        exact = [exact_copies(c) for c in torch.as_tensor(copies, dtype=torch.float64).tolist()]   # (n,)
+        parts = [i for i, c in enumerate(exact) if c.denominator > 1]
+        offsets = {i: place * exact[i].denominator // len(parts) for place, i in enumerate(parts)}
+        self.times = torch.tensor([c.numerator for c in exact])
+        self.epochs = torch.tensor([c.denominator for c in exact])
+        self.offsets = torch.tensor([offsets.get(i, 0) for i in range(len(exact))])   # of epochs' numbers: whole, so exact
+        self.generator, self.epoch = generator, 0
         self.queue = torch.empty(2, 0, dtype=torch.long)
+
+    def shown(self, epochs):
+        """-> (n,) how often each image came in the first so many epochs."""
+        return (epochs * self.times + self.offsets) // self.epochs
 
     def take(self, size):
         """-> (2, size): image, and how often it came before."""
         while self.queue.shape[1] < size:
-            order = torch.randperm(len(self.images), generator=self.generator)
-            self.queue = torch.cat([self.queue, torch.stack([self.images, self.nth])[:, order]], 1)
-            self.nth = self.nth + self.copies[self.images]
+            before, after = self.shown(self.epoch), self.shown(self.epoch + 1)
+            counts = after - before
+            images = torch.repeat_interleave(counts)                                              # (N,) of this epoch
+            nth = torch.arange(len(images)) - (counts.cumsum(0) - counts - before)[images]        # (N,)
+            order = torch.randperm(len(images), generator=self.generator)
+            self.queue = torch.cat([self.queue, torch.stack([images, nth])[:, order]], 1)
+            self.epoch += 1
         taken, self.queue = self.queue[:, :size], self.queue[:, size:]
         return taken
 
@@ -75,7 +91,7 @@ class GlobalBatches:
     def __init__(self, encoded: Encoded, copies, size, draw_levels, *, caption_dropout=0.0, noise_offset=0.0, seed=0,
                  mitigation=NO_MITIGATION):
         self.generator = torch.Generator().manual_seed(seed)
-        self.passes = ShuffledPasses(torch.as_tensor(copies), self.generator)
+        self.passes = ShuffledPasses(copies, self.generator)
         self.count = torch.tensor([len(rows) for rows in encoded.captions])
         self.table = pad_sequence([torch.tensor(rows) for rows in encoded.captions], batch_first=True)  # (n, most captions)
         _, self.flips, channels, *side = encoded.images["moments"].shape
@@ -101,11 +117,12 @@ class GlobalBatches:
 
     def state(self):
         """-> the position in the data, as tensors."""
-        return {"generator": self.generator.get_state(), "queue": self.passes.queue, "nth": self.passes.nth}
+        return {"generator": self.generator.get_state(), "queue": self.passes.queue, "epoch": torch.tensor(self.passes.epoch)}
 
     def restore(self, state):
         self.generator.set_state(state["generator"])
-        self.passes.queue, self.passes.nth = state["queue"], state["nth"]
+        epoch = state["epoch"] if "epoch" in state else state["nth"][0] // self.passes.times[0]   # earlier versions kept `nth`
+        self.passes.queue, self.passes.epoch = state["queue"], int(epoch)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def _trained_whole(job, repository, on_step, progress, monitor):
         with run.averaged():
             if accelerator.is_main_process:
                 _save(run, about)
-                show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", job.source.unused)
+                warnings = [sentence for sentence in job.source.unused if not sentence.startswith("note: ")]
+                show_quarantined(job.source.quarantined, Path(config.output_dir) / "rotescope.json", warnings)
         if accelerator.is_local_main_process:  # the files are mapped still, perhaps, and go when nobody has them any more
             clear_cache(config)
         if accelerator.is_main_process and repository:
@@ -115,8 +116,10 @@ def _check_length(job, steps, size):
 
 
 def _announce(job, steps, size, progress):
-    """What the run does: how often it shows the images, and which are left out."""
+    """What the run does: how the data were understood, how often it shows the images, and which are left out."""
     if progress and is_first_process():
+        for sentence in (s for s in job.source.unused if s.startswith("note: ")):
+            say(sentence)
         epochs = steps * size / job.manifest.copies
         copies = sorted({e.copies for e in job.manifest})
         shown = " to ".join(f"{epochs * c:,.1f}" for c in dict.fromkeys((copies[0], copies[-1])))

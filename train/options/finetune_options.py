@@ -2,8 +2,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.options import Options
 from rotescope.datasets.captions.perturbation import TRAIN_PROBABILITY
+from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.models.model_options import BASE, check_model_name
 from rotescope.train.options.limits import check_values
 
@@ -12,7 +12,7 @@ EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.par
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(Options):
+class FinetuneConfig(DataOptions):
     HEADINGS: ClassVar = {
         "pretrained_model_name_or_path": "model, data and output", "duplicated": "the dose",
         "resolution": "pictures and captions", "lora": "LoRA", "seed": "training", "rand_noise_lam": "mitigations while training",

@@ -40,7 +40,8 @@ class AdapterHeader:
         (width, height) in pixels.
     buckets : dict of tuple of int to int
         (width, height) -> how many pictures were trained in that shape.
-    clip_skip : int, optional
+    clip_skip, max_token_length : int, optional
+        As kohya's scripts count them.
     tags : dict of str to dict of str to int
         Of each folder: how many captions hold the tag.
     triggers : tuple of str
@@ -65,6 +66,7 @@ class AdapterHeader:
     resolution: tuple[int, int] | None = None
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     clip_skip: int | None = None
+    max_token_length: int | None = None
     tags: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     triggers: tuple[str, ...] = ()
     base_model: str | None = None
@@ -93,6 +95,13 @@ class AdapterHeader:
         """How many pictures it was trained on, regularisation left out; None where that is not said."""
         counts = [folder.pictures for folder in self.trained if folder.pictures is not None]
         return sum(counts) or None
+
+    @property
+    def shown(self) -> int | None:
+        """How many pictures an epoch shows, repeats included; None where some folder's number is not said."""
+        counts = [(folder.repeats, folder.pictures) for folder in self.trained]
+        known = [repeats * pictures for repeats, pictures in counts if repeats is not None and pictures is not None]
+        return sum(known) if known and len(known) == len(counts) else None
 
     def lines(self) -> list[str]:
         """What it says, in a line or two; none where it says nothing."""
@@ -133,7 +142,8 @@ def header_of(metadata: Mapping[str, str]) -> AdapterHeader:
     family = notes.text("ss_base_model_version") or spec.get("modelspec.architecture")
     return AdapterHeader(
         folders, _size(notes.text("ss_resolution") or spec.get("modelspec.resolution"), notes), _buckets(notes),
-        notes.whole("ss_clip_skip"), tags, _triggers(spec, folders, tags), notes.text("ss_sd_model_name"),
+        notes.whole("ss_clip_skip"), notes.whole("ss_max_token_length"), tags,
+        _triggers(spec, folders, tags), notes.text("ss_sd_model_name"),
         notes.text("ss_new_sd_model_hash"), family, notes.flag("ss_v2"), "xl" in family.lower() if family else None,
         {"v": "v_prediction"}.get(kind or "", kind), bool(notes.flag("ss_zero_terminal_snr")), notes.text("ss_network_module"),
         notes.table("ss_network_args"), notes.whole("ss_network_dim"), notes.number("ss_network_alpha"),

@@ -54,7 +54,7 @@ def test_captions_without_a_plan_have_a_group_only_beside_another_set():
 
 
 @pytest.mark.parametrize(("names", "heldout", "message"), [
-    (("captoins",), None, "no prompt set 'captoins': take of captions, paraphrases, heldout"), ((), None, "nothing to ask"),
+    (("captoins",), None, "no prompt set 'captoins': take of captions, further_captions"), ((), None, "nothing to ask"),
     (("heldout",), None, "needs captions"), (("heldout",), manifest("", ""), "needs captions"),
     (("heldout",), manifest("a cat"), "the prompt set heldout holds no prompt"),
 ])
