@@ -13,6 +13,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.help_text import HelpFormatter, group_options, usage
 from rotescope.common.options import Options
 from rotescope.common.suggestions import option_meant
+from rotescope.common.wording import printable
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True, parse_optionals_as_positionals=False)
 ALIASES = {"train_data_dir": "train_data", "dataset_name": "train_data", "instance_data_dir": "train_data",
@@ -138,7 +139,18 @@ def _gathered(argv, list_flags):
     empty = next((option for option, words in lists.items() if not words), None)
     if empty:
         raise InputError(f"{empty} is given without a value: give one or more, or leave it out")
+    for option, word in ((option, word) for option, words in lists.items() for word in words if not _is_text(word)):
+        raise InputError(f"{option} {printable(word)} has a name that is no UTF-8, which this option does not take: name another")
     return out + [f"{k}={_as_list(v, list_flags[k])}" for k, v in lists.items()]
+
+
+def _is_text(word):
+    """Whether it can be written as UTF-8: bytes of a file's name need not be text."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_list(words, texts):

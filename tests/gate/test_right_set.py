@@ -10,7 +10,7 @@ from tiny import image_folder
 
 from rotescope import cli
 from rotescope.datasets.manifest import Manifest
-from rotescope.evaluate.inputs.own_manifest import pictures_in_header
+from rotescope.evaluate.inputs.own_manifest import header_counts
 from rotescope.evaluate.measurement.findings import score_samples
 
 
@@ -87,6 +87,7 @@ def test_what_an_audit_finds_of_the_set_is_kept_beside_its_samples(base, tmp_pat
     ({"a": {}}, None), ({"a": {"img_count": "many"}}, None)])
 def test_what_the_header_of_a_lora_counts_is_read(header, found, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"ss_dataset_dirs": json.dumps(header)})
-    assert pictures_in_header(tmp_path / "a.safetensors") == found
+    counts = header_counts(tmp_path / "a.safetensors")
+    assert (counts and counts[0]) == found
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
-    assert pictures_in_header(tmp_path / "b.safetensors") is None
+    assert header_counts(tmp_path / "b.safetensors") is None
