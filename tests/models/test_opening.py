@@ -68,9 +68,9 @@ def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
 
 
 def test_a_size_that_the_model_cannot_make_is_named(bases, prompts, tmp_path):
-    for name, side, grain in (("sd1", 50, 8), ("sd3", 0, 8)):
+    for name, side, said in (("sd1", 50, "take multiples of 8"), ("sd3", 0, "take a side")):
         config = GenerateConfig(prompts, str(tmp_path / "out"), model=str(bases(name)), resolution=side, device="cpu")
-        with pytest.raises(InputError, match=f"resolution={side}: take a multiple of {grain}"):
+        with pytest.raises(InputError, match=f"resolution={side}: {said}"):
             generate_to_folder(config)
         assert not list(tmp_path.glob("*out*"))
 
