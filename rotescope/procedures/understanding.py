@@ -1,6 +1,6 @@
 """What files and folders are taken for, in up to three lines each: a model, an adapter, training data, and whether they agree."""
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,10 @@ from rotescope.datasets.trainers.data_options import DataOptions, data_options
 from rotescope.models.adapters.description import AdapterDescription, describe_adapter
 from rotescope.models.model_files import LORA_FILES, find_lora, lora_names, lora_strength, read_index
 from rotescope.models.single_files.contents import ModelDescription, describe_model
+from rotescope.models.tensor_files import PICKLES
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-WEIGHTS = (".safetensors", *PICKLES)
-
-
-@dataclass(frozen=True)
-class FolderDescription:
-    """A model in diffusers' layout, by its own configurations."""
-    path: Path
-    pipeline: str
-    prediction_type: str | None
-    sample_size: int | None    # of the latents
-
-    def lines(self) -> list[str]:
-        """One line."""
-        latents = f", latents of {self.sample_size} × {self.sample_size}" if self.sample_size else ""
-        kind = f", predicts {self.prediction_type}" if self.prediction_type else ""
-        return [f"{self.path}: a {self.pipeline} in diffusers' layout{latents}{kind}"]
-
-
-Description = FolderDescription | ModelDescription | AdapterDescription | DataDescription
+WEIGHTS = (".safetensors", ".gguf", *PICKLES)   # how the names of files of weights end
+Description = ModelDescription | AdapterDescription | DataDescription
 
 
 def describe_path(path: str | Path, options: DataOptions | None = None) -> Description:
@@ -50,25 +33,13 @@ def describe_path(path: str | Path, options: DataOptions | None = None) -> Descr
     """
     place = Path(lora_strength(str(path))[0])
     if place.is_dir() and read_index(place):
-        return _folder(place)
+        return describe_model(place)
     if place.is_dir() and any((place / name).is_file() for name in LORA_FILES):
         return describe_adapter(find_lora(place))
-    if place.suffix.lower() in WEIGHTS:
+    if place.suffix.lower() in WEIGHTS and not place.is_dir():
         about = describe_model(place)
         return describe_adapter(place) if about.kind == "adapter" else about
     return describe_data(path, options or DataOptions())
-
-
-def _folder(folder):
-    told: dict[str, Any] = {}
-    for part in ("scheduler/scheduler_config.json", "unet/config.json", "transformer/config.json"):
-        try:
-            told = json.loads((folder / part).read_text(encoding="utf-8")) | told
-        except (OSError, ValueError):
-            continue
-    size = told.get("sample_size")
-    return FolderDescription(folder, str(read_index(folder).get("_class_name")), told.get("prediction_type"),
-                             size if isinstance(size, int) else None)
 
 
 def agreement_line(adapter: AdapterDescription, data: DataDescription) -> str | None:
@@ -109,7 +80,7 @@ def agreement_with_data(config):
 
 def as_plain(description: Description) -> dict[str, Any]:
     """For JSON: its kind, its fields, paths as text."""
-    kind = {FolderDescription: "model", ModelDescription: "weights", AdapterDescription: "adapter", DataDescription: "data"}
+    kind = {ModelDescription: "model", AdapterDescription: "adapter", DataDescription: "data"}
     return {"is": kind[type(description)]} | json.loads(json.dumps(_texts(asdict(description))))
 
 
