@@ -14,6 +14,7 @@ from rotescope.common.outputs import check_apart, check_output, output_folder, v
 from rotescope.common.parquet import write_table
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
+from rotescope.common.wording import exact_number
 from rotescope.datasets.geometry.near_copies import copies_among, make_verifiers
 from rotescope.datasets.images.clusters import PictureClusters, find_pictures, look_at
 from rotescope.datasets.inspection.page import preflight_page
@@ -215,7 +216,7 @@ def say_summary(found, folder, deduplicate=False):
              f"{s['singled_out_by_caption']} images are the only picture of a caption; {s['repeated_captions']} captions repeat",
              f"the page is {Path(folder) / 'preflight.html'}"]
     if s["shown"] != s["images"]:
-        lines.insert(1, f"an epoch shows {s['shown']:,.6g} pictures, repeats counted, as the risk does")
+        lines.insert(1, f"an epoch shows {exact_number(s['shown'])} pictures, repeats counted, as the risk does")
     if found.shared is not None:
         lines.append(f"{s['shared']} images are in the other set too, {s['shared_bytes']} of them byte for byte"
                      + (f": {Path(folder) / 'shared.csv'} lists them" if found.shared else ""))

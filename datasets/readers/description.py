@@ -3,6 +3,7 @@ a notebook."""
 from dataclasses import dataclass
 from pathlib import Path
 
+from rotescope.common.wording import exact_number
 from rotescope.datasets.images.image_bytes import locate
 from rotescope.datasets.manifest import exact_copies, plain_copies
 from rotescope.datasets.readers.listing import Listing, in_numbers, list_data
@@ -55,7 +56,7 @@ class DataDescription:
         times = (f"each {_times(self.least)}" if self.least == self.most else
                  f"from {_times(self.least)} to {_times(self.most)}")
         found = [f"{self.layout}: {_number(self.pictures, 'picture')}{bare}, "
-                 f"{_number(self.captions, 'caption')}; an epoch shows {times}, {self.shown:,.6g} in all"]
+                 f"{_number(self.captions, 'caption')}; an epoch shows {times}, {exact_number(self.shown)} in all"]
         found += [f"set aside: {in_numbers(self.set_aside)}"] if self.set_aside else []
         rest = [*self.left_out[:1], *self.notes]
         more = f" (and {len(self.left_out) - 1:,} more left out)" if len(self.left_out) > 1 else ""
@@ -98,7 +99,7 @@ def describe_listing(path: str, found: Listing) -> DataDescription:
 
 
 def _times(copies):
-    return "once" if copies == 1 else f"{copies:,.6g} times"
+    return "once" if copies == 1 else f"{exact_number(copies)} times"
 
 
 def _number(n, what):

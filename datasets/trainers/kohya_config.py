@@ -48,8 +48,14 @@ def kohya_config_entries(file: Path, options: DataOptions) -> Iterator[Item]:
     held, shown = read_config(file), printable_name(file)
     for number, one in enumerate(tables_in(held["datasets"], f"{shown}, datasets"), 1):
         subsets = tables_in(one.get("subsets") or [], f"{shown}, subsets of data set {number}")
+        named: set[str] = set()
         for inner, subset in enumerate(subsets, 1):
             where = f"{shown}, subset {inner} of data set {number},"
+            place = str(subset.get("image_dir") or inner)
+            if place in named:   # kohya's scripts keep the first
+                yield Remark(f"{where} names {printable_name(place)} again: the first counts")
+                continue
+            named.add(place)
             outer = {key: value for key, value in one.items() if key != "subsets"}
             yield from _subset(Setting(where, subset, outer, held.get("general") or {}), file, options)
 
@@ -108,6 +114,13 @@ def as_trained(captions: tuple[str, ...], setting: Setting) -> tuple[tuple[str, 
     """
     before, behind = (setting.text(key) for key in ("caption_prefix", "caption_suffix"))
     full = tuple(" ".join(part for part in (before, caption, behind) if part) for caption in captions)
+    captions, note = _in_both_orders(full, setting)
+    second, separator = setting.text("secondary_separator"), setting.text("caption_separator", ",") or ","
+    return tuple(c.replace(second, separator) for c in captions) if second else captions, note
+
+
+def _in_both_orders(full, setting):
+    """Captions in the file's order and, where tags are shuffled, in another -> captions, note."""
     if not setting.switch("shuffle_caption"):
         return full, ""
     keep, separator = int(setting.number("keep_tokens", 0)), setting.text("caption_separator", ",") or ","

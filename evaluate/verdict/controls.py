@@ -2,7 +2,7 @@
 import math
 from dataclasses import dataclass
 
-from rotescope.common.wording import percent
+from rotescope.common.wording import exact_number, percent
 from rotescope.evaluate.verdict.rules import UNRESOLVED
 
 PASSED, UNDECIDED, ABSENT = "passed", "undecided", "absent"
@@ -139,7 +139,7 @@ def _by_evidence(name, ask, found):
 
 
 def _times(shown):
-    return "" if shown is None else f" (shown {shown:,.6g} times in an epoch)"
+    return "" if shown is None else f" (shown {exact_number(shown)} times in an epoch)"
 
 
 # ----- would a copy have been found, and was enough looked at

@@ -13,6 +13,8 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.models.adapters.embeddings import word_of
+from rotescope.models.model_files import find_embedding
 
 CLIP_FAMILIES = ("sd", "sdxl")    # their text is CLIP's alone, so layers can be skipped and chunks be joined
 NAMED = 3                         # of the prompts that a line is about
@@ -130,6 +132,15 @@ def _chunks(pipe, tokenizer, texts, chunks):
         pieces = [ids[k * width:(k + 1) * width] for k in range(chunks)]
         rows.append([[tokenizer.bos_token_id, *p, tokenizer.eos_token_id, *[pad] * (width - len(p))] for p in pieces])
     return torch.tensor(rows)
+
+
+def check_embedding_words(embeddings, prompts):
+    """InputError for a textual inversion whose word stands in no prompt: it would change no image, in silence."""
+    for name in embeddings or ():
+        word = word_of(*find_embedding(name))
+        if not any(word in p.text for p in prompts):
+            raise InputError(f"--embedding {name}: no prompt holds its word {word}, so it would change no image; write the "
+                             "word into the prompts, or leave the embedding out")
 
 
 # ----- what is said of them

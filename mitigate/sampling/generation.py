@@ -15,6 +15,7 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.adapters.compatibility import check_chain
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
+from rotescope.mitigate.sampling.conditioning import check_embedding_words
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets, wants_buckets
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
@@ -176,7 +177,7 @@ def check_generation(config, training=None):
 
 def generate_to_folder(config):
     """Sample as a GenerateConfig says -> the samples folder. Every process of `accelerate launch` calls it."""
-    config = sampled_as_trained(config)
+    config = sampled_as_trained(config, with_pictures=is_manifest(config.prompts))
     policies = check_generation(config)
     prompts = prompts_in_buckets(config, load_prompts(config.prompts, config.groups, config.max_prompts),
                                  Manifest.load(config.prompts) if is_manifest(config.prompts) else ())
@@ -189,6 +190,7 @@ def generate_to_folder(config):
         return Path(config.output_dir)
     pipe = open_model(replace(config, device=str(state.device)) if device == "cuda" else config)
     check_settings(pipe, prompts, config.sampling)
+    check_embedding_words(config.embedding, prompts)
     with resumable_folder(config.output_dir, about, state, overwrite=config.overwrite,
                           resume=config.resume) as draft:
         sample_described(config, pipe, prompts, policies, draft, about, state)

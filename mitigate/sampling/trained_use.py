@@ -4,21 +4,21 @@ from dataclasses import replace
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
-from rotescope.mitigate.sampling.picture_size import BUCKETS
+from rotescope.mitigate.sampling.picture_size import BUCKETS, MOST_PIXELS
 from rotescope.models.adapters.header import read_header
 from rotescope.models.model_files import find_lora, lora_names
 
 CHUNK = 75   # tokens that CLIP reads at once
 
 
-def sampled_as_trained(config):
+def sampled_as_trained(config, with_pictures=True):
     """A SamplingOptions -> the same with what the header of its first LoRA says: size, skipped layers, length of captions. What
     is taken from it is said in a line."""
     names = lora_names(config.lora)
     header = _header_of(names[0]) if names else None
     if header is None:
         return config
-    said = {"resolution": _resolution(header), "clip_skip": _clip_skip(header),
+    said = {"resolution": _resolution(header, with_pictures), "clip_skip": _clip_skip(header),
             "max_token_length": header.max_token_length if (header.max_token_length or 0) > CHUNK else None}
     taken = {name: value for name, value in said.items() if value is not None and getattr(config, name) is None}
     if taken:
@@ -34,12 +34,13 @@ def _header_of(name):
         return None
 
 
-def _resolution(header):
-    """"512x768"; buckets of that area where pictures of several shapes were trained on."""
-    if header.resolution is None:
+def _resolution(header, with_pictures):
+    """"512x768"; buckets of that area where pictures of several shapes were trained on. None of a size that no model draws."""
+    if header.resolution is None or any(side % 8 or not 8 <= side <= MOST_PIXELS for side in header.resolution):
         return None
     width, height = header.resolution
-    return f"{BUCKETS}:{math.isqrt(width * height)}" if len(header.buckets) > 1 else f"{width}x{height}"
+    in_buckets = with_pictures and len(header.buckets) > 1
+    return f"{BUCKETS}:{math.isqrt(width * height)}" if in_buckets else f"{width}x{height}"
 
 
 def _clip_skip(header):

@@ -19,6 +19,16 @@ def printable(text):
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def exact_number(n):
+    """1000020 -> 1,000,020; 1.5 -> 1.5: never in powers of ten."""
+    return f"{round(n):,}" if n == round(n) else f"{n:,.10g}"
+
+
+def shown_safely(text):
+    """Somebody else's text on one line of a terminal: a control character, which could forge a line, is a box."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def name(method):
     return NAMES.get(method, method)
 

@@ -101,7 +101,7 @@ def find_lora(text):
     file = next((path / name for name in LORA_FILES if (path / name).is_file()), path / LORA_FILE) if path.is_dir() else path
     if file.suffix.lower() in PICKLES and file.is_file():
         check_tensor_file(file)
-    if file.suffix != ".safetensors" or not file.is_file():
+    if file.suffix.lower() != ".safetensors" or not file.is_file():
         raise InputError(f"no LoRA at {path}: name a .safetensors file, or a folder with {LORA_FILE}")
     return file
 

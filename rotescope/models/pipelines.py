@@ -12,6 +12,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.quiet_libraries import quiet
 from rotescope.models.adapters.description import describe_adapter
 from rotescope.models.adapters.embeddings import add_embedding
+from rotescope.models.adapters.header import read_header
 from rotescope.models.lora import attach_lora
 from rotescope.models.model_files import find_embedding, find_lora, is_single_file, lora_names, lora_strength, read_index
 from rotescope.models.schedulers import set_scheduler
@@ -44,9 +45,21 @@ def open_model(options):
     pipe = load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
                          embeddings=options.embedding or (), model_config=options.model_config,
                          prediction_type=options.prediction_type)
+    for line in prediction_lines(options, pipe):
+        say(f"warning: {line}")
     if options.scheduler:
         set_scheduler(pipe, options.scheduler)
     return pipe.to(chosen_device(options.device))
+
+
+def prediction_lines(options, pipe):
+    """-> a sentence on each LoRA whose header says that it was trained on another kind of prediction than the model's."""
+    predicts = pipe.scheduler.config.get("prediction_type")
+    for name in lora_names(options.lora):
+        said = read_header(find_lora(name)).prediction_type
+        if said and predicts and said != predicts and "flow" not in predicts:
+            yield (f"the header of {name} says that it was trained on {said}, and {options.model} predicts {predicts}: if the "
+                   f"model does not say what it is, pass --prediction_type {said}")
 
 
 def understood(options):

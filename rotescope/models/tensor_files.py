@@ -54,7 +54,7 @@ def check_tensor_file(path: str | Path) -> Path:
             start = opened.read(9)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): name a .safetensors file") from error
-    if start.startswith(PICKLED) or zipfile.is_zipfile(path):
+    if (start.startswith(PICKLED) and start[8:9] != b"{") or zipfile.is_zipfile(path):
         raise InputError(f"{path} is a pickle under another name, which may run any program when it is opened, so it is not "
                          f"read: {CONVERT}")
     if start.startswith(b"GGUF"):

@@ -27,6 +27,7 @@ from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.embedding_search.targets import choose_targets
 from rotescope.mitigate.prompts.prompt import further_prompts
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
+from rotescope.mitigate.sampling.conditioning import check_embedding_words
 from rotescope.mitigate.sampling.generation import check_generation
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
@@ -69,6 +70,7 @@ def run_audit(config):
         say(line)
     prompts, sizes = gather(config.prompt_sets, Sources(manifest, heldout, config.prompts, config.paraphrases),
                             config.max_prompts)
+    check_embedding_words(config.embedding, prompts)
     prompts = prompts_in_buckets(config, prompts, manifest)
     check_plan(config, prompts)
     for rule in rules:

@@ -79,10 +79,12 @@ def set_evidence(config, pipe, manifest, heldout):
 
 
 def counted(lora, manifest):
-    """What the header of the LoRA counts beside the training set -> SetEvidence, or None where it counts nothing."""
-    found = lora_names(lora) and header_counts(find_lora(lora_names(lora)[0]))
-    return SetEvidence("header", found[0], len({e.sha256 for e in manifest}), said=found[1],
-                       shown=float(sum(e.copies for e in manifest))) if found else None
+    """What the headers of the LoRAs count beside the training set, files as trainers count them -> SetEvidence of the first that
+    contradicts, else of the first that counts; None where none does."""
+    counts = [found for name in lora_names(lora) if (found := header_counts(find_lora(name)))]
+    told = [SetEvidence("header", pictures, len(manifest), said=shown, shown=float(sum(e.copies for e in manifest)))
+            for pictures, shown in counts]
+    return next((one for one in told if one.contradicts), told[0] if told else None)
 
 
 def membership(pipe, manifest, heldout):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rotescope.common.errors import InputError
+from rotescope.common.wording import exact_number
 from rotescope.datasets.readers.description import DataDescription, describe_data
 from rotescope.datasets.trainers.data_options import DataOptions, data_options
 from rotescope.models.adapters.description import AdapterDescription, describe_adapter
@@ -32,14 +33,27 @@ def describe_path(path: str | Path, options: DataOptions | None = None) -> Descr
         If nothing is there, or it is of no known kind, or damaged.
     """
     place = Path(lora_strength(str(path))[0])
+    if not place.exists():
+        raise InputError(f"nothing lies at {path}: name a model, a LoRA or training data on this disk")
     if place.is_dir() and read_index(place):
         return describe_model(place)
     if place.is_dir() and any((place / name).is_file() for name in LORA_FILES):
         return describe_adapter(find_lora(place))
     if place.suffix.lower() in WEIGHTS and not place.is_dir():
         about = describe_model(place)
+        if about.kind == "unknown":
+            raise InputError(f"{path} holds weights of a kind that is not known here: name a checkpoint, a LoRA or an embedding")
         return describe_adapter(place) if about.kind == "adapter" else about
-    return describe_data(path, options or DataOptions())
+    return _data(place, options or DataOptions())
+
+
+def _data(place, options):
+    found = describe_data(place, options)
+    if not found.pictures:
+        weights = sorted(f.name for f in place.glob("*.safetensors")) if place.is_dir() else []
+        held = f", but weights ({', '.join(weights[:3])}): name one of them" if weights else ": name a folder of pictures"
+        raise InputError(f"{place} holds no picture{held}")
+    return found
 
 
 def agreement_line(adapter: AdapterDescription, data: DataDescription) -> str | None:
@@ -54,9 +68,9 @@ def agreement_line(adapter: AdapterDescription, data: DataDescription) -> str | 
     if shown is None:
         return f"{told}: they agree"
     if shown == data.shown:
-        return f"{told}, both shown {shown:,.6g} times in an epoch: they agree"
-    return (f"{told}, but it counts {shown:,.6g} showings of an epoch and the data {data.shown:,.6g}: they agree in pictures, "
-            "not in repeats")
+        return f"{told}, both shown {exact_number(shown)} times in an epoch: they agree"
+    return (f"{told}, but it counts {exact_number(shown)} showings of an epoch and the data {exact_number(data.shown)}: they "
+            "agree in pictures, not in repeats")
 
 
 def agreement_lines(found):

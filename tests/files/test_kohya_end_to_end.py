@@ -9,6 +9,7 @@ from safetensors import safe_open
 from rotescope.cli import main
 from rotescope.models.adapters.header import read_header
 
+BASE = str(ROOT / "train/base")
 HELDOUT = str(ROOT / "datasets/emoji/heldout.parquet")
 LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 
@@ -38,8 +39,8 @@ def test_the_tenfold_pictures_leak(tmp_path, capsys):
     alone.write_bytes(file.read_bytes())
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(["audit", "--lora", str(alone), "--train_data", str(data), "--heldout_data", HELDOUT, "--base", "auto",
-              "--output_dir", str(out)])
+        main(["audit", "--model", BASE, "--lora", str(alone), "--train_data", str(data), "--heldout_data", HELDOUT,
+              "--base", "auto", "--output_dir", str(out)])
     said = capsys.readouterr()
     assert stopped.value.code == 1
     assert "4 regularisation pictures" in said.err

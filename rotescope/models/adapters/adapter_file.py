@@ -16,6 +16,10 @@ from rotescope.models.tensor_files import load_tensors
 NUMBER_ENDS = (".alpha", ".scale", ".scalar")  # keys of numbers that go with a layer; they are not counted as weights
 BUNDLED = "bundle_emb."                         # textual inversions that go with a LoRA
 OPTION_OF = {"checkpoint": "--model", "embedding": "--embedding"}
+FACTORS = {  # kind -> the factors that only it has
+    "LoRA": ("up", "down", "mid"), "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), "full": ("diff",),
+    "norm": ("w_norm", "b_norm")}
 KIND_OF = {"up": "LoRA", "hada_w1_a": "LoHa", "lokr": "LoKr", "diff": "full", "norm": "norm"}
 
 
@@ -44,7 +48,11 @@ class AdapterFile:
 def read_adapter(path: str | Path) -> AdapterFile:
     """The updates of a file that check_tensor_file takes. InputError, one line, for one that is not whole or is no adapter."""
     path = Path(path)
-    return updates_of(path, load_tensors(path), read_noted(path))
+    tensors = load_tensors(path)
+    if none := next((key for key, w in tensors.items() if w.is_floating_point() and not bool(w.float().isfinite().all())), None):
+        raise InputError(f"{path} holds numbers that are none (NaN or infinite) in {none}: its training failed, or the copy did; "
+                         "name another file")
+    return updates_of(path, tensors, read_noted(path))
 
 
 def updates_of(path: Path, tensors: dict[str, torch.Tensor], noted: dict | None = None) -> AdapterFile:
@@ -86,6 +94,7 @@ def _update(path, found, tensors, noted):
     numbers = {name: float(factors.pop(name).float().flatten()[0]) for name in ("alpha", "scale", "scalar")
                if name in factors and factors[name].numel()}
     kind = next((kind for start, kind in KIND_OF.items() for name in factors if start in name), "LoRA")
+    _check_one_kind(path, found)
     told = None if "alpha" in numbers else alpha_noted(noted, found[0])
     alpha = numbers.get("alpha", told)
     update = LayerUpdate(layer, kind, factors, frozenset(k.key for k in found if not k.key.endswith(NUMBER_ENDS)),
@@ -96,6 +105,20 @@ def _update(path, found, tensors, noted):
     if told is not None and noted.get("rslora") and update.rank:  # α/√r, Kalajdzievski 2023, arXiv 2312.03732
         return replace(update, alpha=told * update.rank ** 0.5)
     return update
+
+
+def _check_one_kind(path, found):
+    """InputError if the keys of one layer are of two kinds, such as LoRA and LoHa: one of them would be left out in silence.
+    A change of the bias goes with any."""
+    kinds: dict[str, str] = {}
+    for key in found:
+        kind = next((kind for kind, names in FACTORS.items() if key.factor in names), None)
+        if kind:
+            kinds.setdefault(kind, key.key)
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise InputError(f"{path} holds {first} and {second}, {one} and {other} for one layer, of which one alone could be used: "
+                         "merge them where the file was made, or name another")
 
 
 def _check_factors(path, update):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from rotescope.common.wording import shown_safely
 from rotescope.models.adapters.adapter_file import NUMBER_ENDS, AdapterFile, read_noted, updates_of
 from rotescope.models.adapters.header import AdapterHeader, header_of
 from rotescope.models.adapters.layer_names import format_of
@@ -59,7 +60,7 @@ class AdapterDescription:
         with_it = f"; brings the embeddings {', '.join(self.embeddings)}" if self.embeddings else ""
         first = f"{self.path}: {kinds} for {self.family}, named as {self.format} does"
         header = "; ".join(line.strip() for line in self.header.lines())
-        return [first, f"{self._numbers()}{parts}{with_it}", *([header] if header else [])]
+        return [shown_safely(line) for line in (first, f"{self._numbers()}{parts}{with_it}", *([header] if header else []))]
 
     def _numbers(self):
         if not self.ranks:

@@ -13,7 +13,7 @@ import torch
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.models.adapters.layer_names import parse_key
-from rotescope.models.tensor_files import load_tensors
+from rotescope.models.tensor_files import load_tensors, read_tensor_file
 
 ENCODER_OF = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 PLAIN = ("emb_params", "string_to_param", "*")  # keys that are no token
@@ -29,10 +29,18 @@ def add_embedding(pipe: Any, token: str | None, file: str | Path) -> str:
     tensors = load_tensors(file)
     if any(map(parse_key, tensors)):
         raise InputError(f"{file} is an adapter, no textual inversion: name it with --lora")
-    inside = next((key for key in tensors if "." not in key and key not in (*ENCODER_OF, *PLAIN)), None)
-    word = token or inside or file.stem
+    word = token or _word_inside(tensors) or file.stem
     add_vectors(pipe, word, vectors_of(file, tensors), file)
     return word
+
+
+def word_of(token: str | None, file: str | Path) -> str:
+    """What a prompt calls the textual inversion of a file by: `token`, the one inside, or the file's name."""
+    return token or _word_inside(read_tensor_file(file).shapes) or Path(file).stem
+
+
+def _word_inside(keys):
+    return next((key for key in keys if "." not in key and key not in (*ENCODER_OF, *PLAIN)), None)
 
 
 def add_bundled(pipe: Any, tensors: Mapping[str, torch.Tensor], file: Path) -> list[str]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rotescope.common.wording import shown_safely
 from rotescope.models.tensor_files import read_tensor_file
 
 MOST_FOLDERS, MOST_TAGS = 10_000, 100_000  # that are read of one header
+LARGEST = 100_000                          # pixels a side
 GUESSES = 5                                # triggers that are named
 SHARE = 0.9                                # of a folder's captions that a trigger stands in
 NUMBER = re.compile(r"^\d+_")
@@ -112,13 +114,14 @@ class AdapterHeader:
             found.append(f"its header says: trained on {shown}{more}")
         said = [f"at {self.resolution[0]} × {self.resolution[1]}" if self.resolution else "",
                 f"{len(self.buckets)} buckets" if len(self.buckets) > 1 else "",
-                f"clip skip {self.clip_skip}" if self.clip_skip else "", self.prediction_type or "",
+                f"clip skip {self.clip_skip}" if self.clip_skip else "",
+                f"captions of {self.max_token_length} tokens" if self.max_token_length else "", self.prediction_type or "",
                 f"base {self.base_model}" if self.base_model else self.family or "",
                 f"trigger: {', '.join(self.triggers)}" if self.triggers else "",
                 f"unreadable: {', '.join(self.unreadable)}" if self.unreadable else ""]
         if any(said):
             found.append(("its header says: " if not found else "  ") + ", ".join(filter(None, said)))
-        return found
+        return [shown_safely(line) for line in found]
 
 
 def _folder_words(folder: TrainingFolder) -> str:
@@ -215,9 +218,10 @@ def _folder(name: object, said: Any, is_regularization: bool, notes: Any, key: s
 
 def _size(text, notes):
     """`512`, `(512, 768)` or `1024x1024` -> (width, height)."""
-    numbers = [int(n) for n in re.findall(r"\d{1,5}", text or "")][:2]
-    if text and not numbers:
+    numbers = [int(n) for n in re.findall(r"-?\d{1,9}", (text or "")[:99])][:2]
+    if text and not (numbers and all(0 < n <= LARGEST for n in numbers)):
         notes.wrong.append("ss_resolution")
+        return None
     return (numbers[0], numbers[-1]) if numbers else None
 
 

@@ -49,7 +49,7 @@ def kohya_metadata(family: str, rank: int, alpha: float, resolution: int, shown:
     shown: how often an epoch shows a picture -> how many pictures it shows so often; each stands for a folder, whose name is not
     handed on. Nothing where copies are no whole numbers, which this header cannot say.
     """
-    folders = {f"{repeats}_pictures": {"n_repeats": repeats, "img_count": n} for repeats, n in sorted(shown.items())}
+    folders = {f"{repeats}_": {"n_repeats": repeats, "img_count": n} for repeats, n in sorted(shown.items())}
     bases = {"sdxl": "sdxl_base_v1-0", "sd2": "sd_v2", "sd1": "sd_v1"}
     return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}",
             "ss_base_model_version": bases[family], "ss_v2": str(family == "sd2"),

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.common.wording import shown_safely
 from rotescope.models.adapters.layer_names import parse_key, unread_kind
 from rotescope.models.model_families import FamilyGuess, guess_family
 from rotescope.models.tensor_files import TensorFile, read_tensor_file
@@ -64,9 +65,9 @@ class ModelDescription:
         sizes = ", ".join(f"{part} {_size_word(n)}" for part, n in self.parts.items())
         said = [f"predicts {self.prediction_type}" if self.prediction_type else "",
                 "zero terminal SNR" if self.zero_terminal_snr else "", f"calls itself {self.title!r}" if self.title else ""]
-        found = [f"{self.path}: {self.what}", f"{sizes}{' in ' if self.formats else ''}{' and '.join(self.formats)}",
+        found = [f"{self.path}: {self.what}", f"{sizes}{' in ' if self.formats and sizes else ''}{' and '.join(self.formats)}",
                  ", ".join(filter(None, said))]
-        return [line for line in found if line]
+        return [shown_safely(line) for line in found if line]
 
     @property
     def what(self) -> str:
