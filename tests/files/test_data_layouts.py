@@ -182,7 +182,7 @@ KOHYA_CONFIGS = [
     Case("a folder twice in a TOML", {
         "set.json": {"datasets": [{"subsets": [{"image_dir": "dog", "num_repeats": 2}, {"image_dir": "dog", "num_repeats": 3}]}]},
         "dog/a.png": P, "dog/a.txt": "a dog"},
-        {"dog/a.png": (2, "a dog")}, ("note: set.json, subset 2 of data set 1, names dog again: the first counts",), at="set.json"),
+        {"dog/a.png": (2, "a dog")}, ("subset 2 of data set 1, names dog again: the first counts",), at="set.json"),
     Case("a folder in two data sets", {
         "set.json": {"datasets": [{"subsets": [{"image_dir": "dog", "num_repeats": n}]} for n in (2, 3)]},
         "dog/a.png": P, "dog/a.txt": "a dog"},
