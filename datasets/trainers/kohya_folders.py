@@ -76,6 +76,8 @@ def _within(root, options):
         if regular and folder.absolute().is_relative_to(regular):
             continue   # counted by itself
         if found and found.repeats and not REGULAR.fullmatch(folder.name):
+            if folder.is_symlink():
+                yield Remark(f"{printable_name(folder.name)} is a link, which is followed to {printable_name(folder.resolve())}")
             yield from _numbered(found, options)
         elif not folder.name.startswith("."):
             yield from _aside(folder)

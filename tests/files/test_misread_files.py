@@ -107,3 +107,11 @@ def test_kohyas_doubled_folder_counts_once_and_its_second_separator_is_replaced(
     found = read_source(tmp_path / "set.toml")
     assert [(e.copies, e.captions) for e in found.manifest] == [(4, ("x, y,z",))]
     assert any("names a again: the first counts" in line for line in found.unused)
+
+
+def test_a_linked_folder_of_kohyas_is_followed_and_said(tmp_path):
+    make(tmp_path, {"elsewhere/a.png": P, "img/1_cat/b.png": P})
+    (tmp_path / "img" / "10_dog").symlink_to(tmp_path / "elsewhere")
+    found = read_source(tmp_path / "img")
+    assert {(e.copies, e.captions) for e in found.manifest} == {(10, ("dog",)), (1, ("cat",))}
+    assert any("10_dog is a link, which is followed to" in line for line in found.unused)
