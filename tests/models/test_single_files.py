@@ -223,3 +223,18 @@ def test_a_transformer_file_takes_the_rest_from_a_folder(naming, tmp_path):
         load_pipeline(tmp_path / "t.safetensors")
     found = load_pipeline(tmp_path / "t.safetensors", model_config=str(tmp_path / "whole")).transformer.state_dict()
     assert all(torch.allclose(w - 1, found[key], atol=1e-6) for key, w in weights.items() if key != "pos_embed.pos_embed")
+
+
+def test_a_whole_sd3_file_makes_the_images_of_its_pipeline(tmp_path):
+    """Transformer, VAE, both CLIPs and T5 in one file; the folder brings configurations and tokenizers alone."""
+    pipe = tiny_family("sd3")
+    weights = {f"model.diffusion_model.{key}": w for key, w in original_sd3(pipe.transformer.state_dict()).items()}
+    weights |= original_vae(pipe.vae.state_dict(), len(pipe.vae.config.block_out_channels))
+    for start, encoder in (("clip_l", pipe.text_encoder), ("clip_g", pipe.text_encoder_2)):
+        for key, w in encoder.state_dict().items():
+            name = key if "projection" in key else f"text_model.{key.removeprefix('text_model.')}"
+            weights[f"text_encoders.{start}.transformer.{name}"] = w
+    weights |= {f"text_encoders.t5xxl.transformer.{key}": w for key, w in pipe.text_encoder_3.state_dict().items()}
+    save_file({key: w.contiguous().clone() for key, w in weights.items()}, tmp_path / "sd3.safetensors")
+    found = load_pipeline(tmp_path / "sd3.safetensors", model_config=str(without_weights(pipe, tmp_path / "config")))
+    assert torch.allclose(image_of(found), image_of(tiny_family("sd3")), atol=1e-5)
