@@ -87,6 +87,7 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
     left_out: what could not be read of the data, as take_in gives it.
     """
     policies, budget = policies_of(config), budget_of(config)
+    folder.mkdir(parents=True, exist_ok=True)
     prompts = {"caption": [p for t in targets for p in t.captions(config.max_texts)],
                "paraphrase": [p for t in targets for p in t.paraphrases(config.max_texts)]}
     pipe = open_model(config)

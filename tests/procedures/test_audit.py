@@ -106,7 +106,6 @@ def copying_sampler(data, k):
     return sample
 
 
-@pytest.mark.slow
 def test_what_was_copied_most_is_sought_again(model, tmp_path, monkeypatch):
     """Only the audit's sampler is replaced; the search and its samples are real."""
     data = load_source(training_folder(tmp_path / "train", 20))

@@ -135,9 +135,8 @@ def test_fp16_is_not_float32_by_another_name(base, images, tmp_path):
     assert earlier.exists()
 
 
-@pytest.mark.parametrize(("name", "lora"), [
-    ("on", False),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("compiled", False), ("on", True), ("compiled", True)))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lora"), [("on", False), ("compiled", False), ("on", True), ("compiled", True)])
 @pytest.mark.usefixtures("another_launch")
 def test_a_model_that_the_launch_compiles_is_saved_and_resumed_as_any(base, images, tmp_path, name, lora, monkeypatch):
     """`accelerate launch --dynamo_backend …`; this one traces the model and leaves its kernels alone."""
