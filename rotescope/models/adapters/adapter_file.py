@@ -20,7 +20,6 @@ FACTORS = {  # kind -> the factors that only it has
     "LoRA": ("up", "down", "mid"), "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), "full": ("diff",),
     "norm": ("w_norm", "b_norm")}
-KIND_OF = {"up": "LoRA", "hada_w1_a": "LoHa", "lokr": "LoKr", "diff": "full", "norm": "norm"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def _update(path, found, tensors, noted):
     factors = {key.factor: tensors[key.key] for key in found}
     numbers = {name: float(factors.pop(name).float().flatten()[0]) for name in ("alpha", "scale", "scalar")
                if name in factors and factors[name].numel()}
-    kind = next((kind for start, kind in KIND_OF.items() for name in factors if start in name), "LoRA")
-    _check_one_kind(path, found)
+    kind = _kind_of(path, found)
     told = None if "alpha" in numbers else alpha_noted(noted, found[0])
     alpha = numbers.get("alpha", told)
     update = LayerUpdate(layer, kind, factors, frozenset(k.key for k in found if not k.key.endswith(NUMBER_ENDS)),
@@ -107,9 +105,9 @@ def _update(path, found, tensors, noted):
     return update
 
 
-def _check_one_kind(path, found):
-    """InputError if the keys of one layer are of two kinds, such as LoRA and LoHa: one of them would be left out in silence.
-    A change of the bias goes with any."""
+def _kind_of(path, found):
+    """The keys of one layer -> its kind. InputError if they are of two, such as LoRA and LoHa: one of them would be left out in
+    silence. A change of the bias goes with any, and alone it is a whole difference."""
     kinds: dict[str, str] = {}
     for key in found:
         kind = next((kind for kind, names in FACTORS.items() if key.factor in names), None)
@@ -119,12 +117,13 @@ def _check_one_kind(path, found):
         (one, first), (other, second) = list(kinds.items())[:2]
         raise InputError(f"{path} holds {first} and {second}, {one} and {other} for one layer, of which one alone could be used: "
                          "merge them where the file was made, or name another")
+    return next(iter(kinds), "full" if any(key.factor == "diff_b" for key in found) else "LoRA")
 
 
 def _check_factors(path, update):
     """InputError if the sizes of the factors do not fit each other; no number is computed."""
     try:
-        replace(update, factors={name: torch.empty(w.shape, device="meta") for name, w in update.factors.items()}).delta_weight()
+        update.delta_shape()
     except (RuntimeError, IndexError, ValueError) as error:
         sizes = ", ".join(f"{name} {' × '.join(map(str, w.shape))}" for name, w in update.factors.items())
         raise InputError(f"{path} has factors of {update.name} whose sizes do not fit each other ({sizes}): copy it "

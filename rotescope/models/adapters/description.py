@@ -78,7 +78,7 @@ def describe_adapter(path: str | Path) -> AdapterDescription:
     return AdapterDescription(
         table.path, format_of(table.shapes), dict(Counter(map(kind_word, found.updates)).most_common()),
         guess_family(shapes_of(found)), dict(Counter(u.rank for u in factored if u.rank is not None)),
-        tuple(sorted({round(u.scale, 6) for u in factored})), 
+        tuple(sorted({round(u.scale, 6) for u in factored})),
         dict(sorted(Counter(part for part, _ in found.parts.values()).items())),
         tuple(dict.fromkeys(key.split(".")[1] for key in found.embeddings)), header_of(table.metadata))
 
@@ -91,12 +91,7 @@ def kind_word(update: LayerUpdate) -> str:
 
 def shapes_of(found: AdapterFile) -> dict[str, tuple[int, ...]]:
     """-> the shape of each layer's ΔW, (out, in, …), by the layer's name in the file; no number is computed."""
-    shapes = {}
-    for update in found.updates:
-        factors = {name: torch.empty(w.shape, device="meta") for name, w in update.factors.items()}
-        delta = LayerUpdate(update.name, update.kind, factors).delta_weight()
-        shapes[update.name] = () if delta is None else tuple(delta.shape)
-    return shapes
+    return {update.name: update.delta_shape() for update in found.updates}
 
 
 def _without_numbers(table: TensorFile) -> dict[str, torch.Tensor]:

@@ -93,6 +93,12 @@ class LayerUpdate:
             return None
         return (torch.cat([delta[part] for part in self.rows]) if self.rows else delta) * self.scale
 
+    def delta_shape(self) -> tuple[int, ...]:
+        """Of ΔW; () if it has none. No number is computed; torch raises where the sizes of the factors do not fit each other."""
+        bare = {name: torch.empty(w.shape, device="meta") for name, w in self.factors.items()}
+        delta = replace(self, factors=bare).delta_weight()
+        return () if delta is None else tuple(delta.shape)
+
     def delta_bias(self) -> torch.Tensor | None:
         """What is added to the bias, (out,), or None."""
         bias = next((self.factors[name] for name in ("diff_b", "b_norm", "up_bias") if name in self.factors), None)
