@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.common.wording import printable
 from rotescope.datasets.captions.text_encoding import read_text
 from rotescope.models.seeds import hashed_integer
 
@@ -40,7 +41,7 @@ def read_side_file(file: Path, lines: str = "all", encoding: str = "") -> tuple[
         If it cannot be read as text or JSON.
     """
     if file.stat().st_size > LARGEST:
-        raise InputError(f"{_named(file)} has {file.stat().st_size:,} bytes, more than captions take: mend "
+        raise InputError(f"{printable(str(file))} has {file.stat().st_size:,} bytes, more than captions take: mend "
                          "it or leave it out")
     text = read_text(file, encoding)
     if file.suffix.lower() != ".json":
@@ -48,7 +49,7 @@ def read_side_file(file: Path, lines: str = "all", encoding: str = "") -> tuple[
     try:
         return said_in(json.loads(text), ", ")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{_named(file)} is no JSON ({error}): mend it or leave it out") from error
+        raise InputError(f"{printable(str(file))} is no JSON ({error}): mend it or leave it out") from error
 
 
 def split_lines(text: str, lines: str = "all") -> tuple[str, ...]:
@@ -115,7 +116,3 @@ def shuffle_note(keep: int) -> str:
 def from_file_name(stem: str) -> str:
     """A file's name as a caption: underscores are spaces."""
     return " ".join(stem.replace("_", " ").split())
-
-
-def _named(file):
-    return str(file).encode(errors="backslashreplace").decode()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.common.wording import printable
 
 MARKS = (   # UTF-32's mark begins as UTF-16's does
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -38,9 +39,9 @@ def read_text(file: str | Path, encoding: str = "") -> str:
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise InputError(f"{_printable(file)} cannot be read ({error.strerror}): mend it or leave it "
+        raise InputError(f"{printable(str(file))} cannot be read ({error.strerror}): mend it or leave it "
                          "out") from error
-    return decode_text(data, _printable(file), encoding)
+    return decode_text(data, printable(str(file)), encoding)
 
 
 def decode_text(data: bytes, name: str, encoding: str = "") -> str:
@@ -97,7 +98,3 @@ def _by_zeros(data):
     if zeros[0] > 0.7 * half and not zeros[1]:
         return "utf-16-be"
     return "utf-16-le" if zeros[1] > 0.7 * half and not zeros[0] else ""
-
-
-def _printable(file):
-    return str(file).encode(errors="backslashreplace").decode()

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import parquet_file
+from rotescope.common.wording import printable
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # what they hold: Pillow has Ghostscript run PostScript
@@ -25,7 +26,7 @@ MAX_ASPECT = 100         # a sliver blown up to the training resolution would be
 
 def locate(file, row):
     """Image file, or row of a table or archive -> its name for people, always printable."""
-    name = str(file).encode(errors="backslashreplace").decode()
+    name = printable(str(file))
     return name if row is None else f"row {row} of {name}"
 
 

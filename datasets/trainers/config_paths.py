@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.common.wording import printable
 from rotescope.datasets.trainers.data_options import DataOptions
 
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -91,7 +92,7 @@ def is_file_name(name) -> bool:
 
 def printable_name(path) -> str:
     """A path as text that can be printed."""
-    return str(path).encode(errors="backslashreplace").decode()
+    return printable(str(path))
 
 
 def _local(name):

@@ -8,6 +8,7 @@ from pathlib import Path
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, check_outside, is_within
+from rotescope.common.wording import printable
 
 WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md",  # into output_dir
            "samples", "base", "retrigger", "to_share")
@@ -84,7 +85,7 @@ def _keep(draft, options, more):
 
 
 def _tell(what, line):
-    say(f"{what}: {line.encode(errors='backslashreplace').decode()}")
+    say(f"{what}: {printable(line)}")
 
 
 def _is_dear(place):

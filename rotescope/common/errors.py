@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 
 from rotescope.common.quiet_libraries import hush_warnings
+from rotescope.common.wording import printable
 
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -102,7 +103,7 @@ def _disk_is_full(error):
 def _leave(line, code, everyone=False):
     """everyone: what befell one process alone is said by whichever it is; what befell all of them, by the first."""
     if everyone or int(os.environ.get("RANK", 0)) == 0:
-        line = " ".join(line.split()).encode(errors="backslashreplace").decode()  # file names may hold bytes that are no text
+        line = printable(" ".join(line.split()))  # file names may hold bytes that are no text
         print("error:", line, file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a launcher waits for every process
         os._exit(code)
