@@ -6,7 +6,13 @@ BATCHED = frozenset((  # denoiser arguments with one entry a row, themselves or 
     "encoder_attention_mask", "added_cond_kwargs", "class_labels", "timestep_cond", "down_block_additional_residuals",
     "mid_block_additional_residual", "down_intrablock_additional_residuals", "block_controlnet_hidden_states",
     "controlnet_block_samples", "controlnet_single_block_samples", "ip_adapter_image_embeds", "ip_hidden_states", "gligen",
-    "row_labels"))  # the last from attention.py
+    "row_labels",  # from attention.py
+    "x", "t", "cap_feats",                                                  # Z-Image
+    "encoder_hidden_states_mask",                                           # Qwen-Image
+    "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5", "image_meta_size", "style",  # HunyuanDiT
+    "timesteps", "pooled_embeds",                                           # HiDream
+    "original_size", "target_size", "crop_coords"))                         # CogView4
+LISTS = frozenset(("x", "cap_feats"))   # of these a list has one entry a row
 UNBATCHED = frozenset(("img_ids", "txt_ids", "image_rotary_emb", "ip_adapter_masks"))
 
 
@@ -17,6 +23,8 @@ def take_rows(value, rows, name="", batched=False):
         return value
     if isinstance(value, dict):
         return {k: take_rows(v, rows, k, batched) for k, v in value.items()}
+    if isinstance(value, list) and name in LISTS:
+        return [v for v, kept in zip(value, rows.tolist(), strict=True) if kept]
     if isinstance(value, list | tuple):
         return type(value)(take_rows(v, rows, name, batched) for v in value)
     taken = isinstance(value, torch.Tensor) and batched and value.dim() and len(value) == len(rows)

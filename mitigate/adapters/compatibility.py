@@ -2,7 +2,7 @@
 mitigation would do nothing, or harm, and not say so: it is refused."""
 from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.guidance_hook import NAME
-from rotescope.mitigate.contract.families import denoiser_of, family
+from rotescope.mitigate.contract.families import denoiser_of, family, why_one_branch
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.models.pipelines import counts_timesteps
@@ -15,9 +15,8 @@ def supported_family(pipe):
                          "pipe.update_components(guider=guider_for(pipe, NAME)), from rotescope.mitigate.adapters.guider")
     denoiser_of(pipe)
     kind = family(pipe)
-    if kind == "other":
-        raise InputError(f"{type(pipe).__name__} is not served: take a pipeline of Stable Diffusion 1, 2, XL or 3, PixArt or "
-                         "FLUX, text to image, image to image, inpainting or ControlNet")
+    if why := why_one_branch(kind, pipe.config.get("is_distilled")):
+        raise InputError(f"{type(pipe).__name__} takes no mitigation: {why}")
     check_scheduler(pipe.scheduler)
     return kind
 
@@ -32,8 +31,10 @@ def check_scheduler(scheduler):
 
 
 def check_chain(pipe, chain):
-    """-> the mitigations, if they can work together and on this pipeline; else InputError."""
-    kind, denoiser = supported_family(pipe), denoiser_of(pipe)
+    """-> the mitigations, if they can work together and on this pipeline; else InputError. Plain guidance works on every one that
+    has a denoiser."""
+    kind = family(pipe) if all(m == PLAIN for m in chain) else supported_family(pipe)
+    denoiser = denoiser_of(pipe)
     hooks = getattr(denoiser, "_diffusers_hook", None)
     if getattr(type(pipe), "_rotescope", False) or hooks is not None and hooks.get_hook(NAME):
         raise InputError("this pipeline already carries a mitigation: leave its `with` first")
@@ -55,13 +56,24 @@ def check_chain(pipe, chain):
     return chain if guides else [*chain, PLAIN]
 
 
+def check_scale(pipe, mitigation, scale):
+    """InputError for a mitigation that is not plain guidance at a scale, 1 for none, at which there is one branch only."""
+    if mitigation != PLAIN and not (scale and scale > 1):
+        raise InputError(f"{type(pipe).__name__} computes one branch at its guidance scale of {scale}, and a mitigation needs "
+                         "two: give --guidance_scale, above 1, such as 3.5, or take plain guidance, none")
+
+
 def check_call(call):
     """InputError, before anything runs, for arguments under which the two predictions never meet in the hook."""
-    name = "true_cfg_scale" if call.family == "flux" else "guidance_scale"
+    row = call.row
     if not call.guidance_scale or call.guidance_scale <= 1:
-        raise InputError(f"{name}={call.guidance_scale} sends one branch only: give a scale above 1")
-    if call.family == "flux" and call.get("negative_prompt") is None and call.get("negative_prompt_embeds") is None:
-        raise InputError('FLUX has an unconditional branch only with a negative prompt: give negative_prompt=""')
+        raise InputError(f"{row.scale}={call.get(row.scale)} sends one branch only: give a scale above {row.argument(1):g}")
+    if row.negative == "needed" and call.get("negative_prompt") is None and call.get("negative_prompt_embeds") is None:
+        raise InputError(f'{type(call.pipe).__name__} has an unconditional branch only with a negative prompt: give '
+                         'negative_prompt=""')
     for other in ("guidance_rescale", "skip_guidance_layers"):
         if call.get(other):
             raise InputError(f"{other} cannot be combined with a mitigation: leave it out")
+    for other in ("cfg_truncation", "cfg_trunc_ratio"):
+        if (call.get(other) or 1) < 1:
+            raise InputError(f"{other} leaves guidance out of some steps, and cannot be combined with a mitigation: leave it out")

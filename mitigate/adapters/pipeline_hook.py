@@ -86,7 +86,7 @@ def intercepted(pipe, on_call):
         bound = inspect.signature(original.__call__).bind(self, *args, **kwargs).arguments
         bound.pop("self")
         call = PipelineCall(self, {**bound, **bound.pop("kwargs", {})})
-        return on_call(call, lambda **changed: original.__call__(self, **{**call.arguments, **changed}))
+        return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
 
     pipe.__class__ = type(original.__name__, (original,), {"__call__": __call__, "_rotescope": True})
     pipe.__class__.__module__ = original.__module__
@@ -96,8 +96,14 @@ def intercepted(pipe, on_call):
         pipe.__class__ = original
 
 
+def _own_lists(arguments):
+    """Lists of the call's own: Z-Image's pipeline writes its chat template into the prompts that it is handed."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+
 def _run_call(pipe, chain, call, proceed, run):
-    check_call(call)
+    if not is_plain(chain):
+        check_call(call)
     hook = hook_for(pipe, call, next(m for m in chain if type(m).begin is not Mitigation.begin))
     call.probe = lambda mitigation: _probe(pipe, call, mitigation, proceed)
     with ExitStack() as stack:

@@ -10,12 +10,14 @@ from rotescope.common.outputs import write_json
 from rotescope.common.progress import progress_bars
 from rotescope.datasets.images.tiled_distance import tiled_distances
 from rotescope.mitigate.budget.allocation import PLANS, as_record, ranked, seeds_of, uniform
+from rotescope.mitigate.contract.families import guidance_scale_of
 from rotescope.mitigate.detectors.generated_images import clique_distance
 from rotescope.mitigate.detectors.prompt_scores import score_prompts
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
+from rotescope.mitigate.sampling.jobs import batches
 from rotescope.mitigate.sampling.run_description import describe
-from rotescope.mitigate.sampling.sampler import SHARDS, batches, merge_shards, told_effects, write_shard
+from rotescope.mitigate.sampling.sampler import SHARDS, merge_shards, told_effects, write_shard
 
 SCORE_SEED = 1000  # first seed of the scores; images have others, so that no score has seen the image that it is judged by
 
@@ -83,7 +85,8 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
             run(method, [job for jobs in rounds for job in jobs])
     merge_shards(folder, shards)
     record = as_record("ranked", config.budget, len(prompts), rounds, scores, detector=config.detector, score_images=cost)
-    write_json(folder / "run.json", describe(config, prompts, policies) | {"active": told_effects(folder, policies)})
+    write_json(folder / "run.json", describe(config, prompts, policies) | {
+        "active": told_effects(folder, policies), "guidance_scale": guidance_scale_of(pipe, config.guidance_scale)})
     return seeds_of(job for jobs in rounds for job in jobs), record
 
 

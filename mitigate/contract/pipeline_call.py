@@ -7,10 +7,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.families import denoiser_of, family
+from rotescope.mitigate.contract.families import FAMILIES, GuidedFamily, denoiser_of, family
 from rotescope.models.seeds import hashed_integer
-
-TAKES_NOISE = ("sd", "sdxl", "sd3", "pixart")  # FLUX packs its latents
 
 
 class PipelineCall:
@@ -40,6 +38,7 @@ class PipelineCall:
 
     def __init__(self, pipe, arguments):
         self.pipe, self.arguments, self.family = pipe, dict(arguments), family(pipe)
+        self.row: GuidedFamily | None = FAMILIES.get(self.family)   # None: of no family that is known
         parameters = inspect.signature(type(pipe).__call__).parameters
         self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         self._texts = None  # the prompts, once their embeddings have taken their place
@@ -57,8 +56,15 @@ class PipelineCall:
 
     @property
     def guidance_scale(self):
-        """As the call has it, whatever its pipeline calls it."""
-        return self.get("true_cfg_scale" if self.family == "flux" else "guidance_scale")
+        """As the call has it, 1 for none, whatever its pipeline calls it."""
+        return self.row.scale_of(self.get(self.row.scale)) if self.row else self.get("guidance_scale")
+
+    @property
+    def guided(self):
+        """Whether the pipeline computes both branches for this call, as far as its arguments say."""
+        asked = not (self.row and self.row.negative == "needed") or any(
+            self.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds"))
+        return bool(self.guidance_scale and self.guidance_scale > 1 and asked and not self.pipe.config.get("is_distilled"))
 
     @property
     def device(self):
@@ -130,7 +136,7 @@ class PipelineCall:
     def draw_noise(self):
         """-> `latents`, drawn at the first call as the pipeline does. InputError where it takes none."""
         if self.latents is None:
-            if self.family not in TAKES_NOISE or "latents" not in self._defaults or "image" in self._defaults:
+            if not (self.row and self.row.noise) or "latents" not in self._defaults or "image" in self._defaults:
                 raise InputError("this mitigation changes the initial noise, which "
                                  f"{type(self.pipe).__name__} does not take")
             denoiser, factor = denoiser_of(self.pipe), self.pipe.vae_scale_factor

@@ -10,7 +10,7 @@ from scipy.ndimage import sobel
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.tiled_distance import tiled_distances
-from rotescope.mitigate.contract.families import guidance_arguments
+from rotescope.mitigate.contract.families import FAMILIES, guidance_arguments
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EdgeAgreement(BlackBox):
     One step gives a blur, unless the picture is known by heart: then its edges are there at once, and in the same places.
     """
     num_inference_steps: int = 1
-    families = ("sdxl", "sd3", "sd", "flux")  # PixArt's pipeline takes its one step for that of a distilled model
+    families = tuple(name for name, row in FAMILIES.items() if row.fewest_steps == 1)
     threshold: float = 1.5
 
     def score(self, observed):

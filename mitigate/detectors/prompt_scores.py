@@ -13,8 +13,8 @@ from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.jobs import batches
 from rotescope.mitigate.sampling.options import unique_names
-from rotescope.mitigate.sampling.sampler import batches
 from rotescope.models.pipelines import chosen_device, load_pipeline
 
 

@@ -11,7 +11,7 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.probe import Probe, image_latents
-from rotescope.mitigate.sampling.sampler import batches
+from rotescope.mitigate.sampling.jobs import batches
 from rotescope.models.prediction import noisy_latents, rates_at
 
 

@@ -4,7 +4,7 @@ import torch
 from rotescope.mitigate.contract.prediction import prediction_gap
 from rotescope.mitigate.denoiser.probe import Probe
 from rotescope.mitigate.detectors.whitebox import end_tokens
-from rotescope.mitigate.sampling.sampler import batches
+from rotescope.mitigate.sampling.jobs import batches
 
 
 @torch.no_grad()

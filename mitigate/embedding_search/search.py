@@ -18,7 +18,7 @@ from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.denoiser.first_step import at_least_float, descend, gradients
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
-from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.mitigate.sampling.jobs import noise_seed
 from rotescope.models.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
 
 PREDICTED = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for

@@ -28,5 +28,14 @@ class CaptionPerturbation(Mitigation):
 
     def prepare(self, call):
         kind = PERTURBATIONS[self.kind]
-        drawn = {"vocabulary": vocabulary_of(call.pipe.tokenizer)} if kind.needs_vocabulary else {}
+        drawn = {"vocabulary": vocabulary_of(_tokenizer_of(call.pipe))} if kind.needs_vocabulary else {}
         call.replace_prompts([kind.change(text, call.rng(i, self.kind), self.n, **drawn) for i, text in enumerate(call.prompts)])
+
+
+def _tokenizer_of(pipe):
+    """A pipeline's tokenizer, or its processor's; InputError where it has neither."""
+    holders = (pipe, getattr(pipe, "processor", None))
+    found = next((held for holder in holders if (held := getattr(holder, "tokenizer", None)) is not None), None)
+    if found is None:
+        raise InputError(f"{type(pipe).__name__} has no tokenizer to draw words from: take another mitigation")
+    return found

@@ -12,8 +12,8 @@ from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.methods.calibrated_transition import Calibration, check_ordinary
 from rotescope.mitigate.prompts.prompt import load_prompts
+from rotescope.mitigate.sampling.jobs import batches
 from rotescope.mitigate.sampling.options import check_sampling
-from rotescope.mitigate.sampling.sampler import batches
 from rotescope.models.pipelines import check_model, open_model
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_output
 from rotescope.datasets.manifest import Manifest
-from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.adapters.compatibility import check_chain, check_scale
+from rotescope.mitigate.contract.families import guidance_scale_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.conditioning import check_embedding_words
@@ -69,7 +70,7 @@ class GeneratedImage:
 
 def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
              mitigations: str | Mitigation | Sequence[str | Mitigation] = ("none",),
-             seeds: Iterable[int] = (0,), *, guidance_scale: float = 7.5, num_inference_steps: int = 50,
+             seeds: Iterable[int] = (0,), *, guidance_scale: float | None = None, num_inference_steps: int = 50,
              resolution: int | str | tuple[int, int] | None = None, negative_prompt: str = "", clip_skip: int | None = None,
              max_token_length: int | None = None, batch_size: int = 64) -> Iterator[GeneratedImage]:
     """Images of prompts under mitigations, one after the other; nothing is written.
@@ -86,8 +87,9 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
         Names of `list_mitigations`, perhaps with settings ("og-stp:before=-3"), or objects.
     seeds : iterable of int
         One image a prompt and a seed.
-    guidance_scale : float
-        In diffusers' convention; above 1.
+    guidance_scale : float, optional
+        In diffusers' convention, where 1 is off and serves no mitigation; unless given 7.5 on Stable Diffusion 1, 2, XL and 3
+        and on PixArt, and the pipeline's own default on others.
     num_inference_steps : int
         Of the pipeline's own scheduler.
     resolution : int, str or pair of int, optional
@@ -128,14 +130,16 @@ def generate(pipe: Any, prompts: str | Iterable[str | Prompt],
     settings = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps,
                 "batch_size": batch_size}
     seeds = tuple(seeds)
-    check_sampling(SimpleNamespace(seeds=seeds, **settings))
+    check_sampling(SimpleNamespace(seeds=seeds, mitigation=tuple(chosen), **settings))
     if wants_buckets(resolution):
         raise InputError("resolution='buckets' is for a manifest's prompts: give each Prompt a size instead")
     if not given or not chosen:
         raise InputError("there is nothing to generate: give at least one prompt and one mitigation")
     opened = _opened(pipe)
+    settings["guidance_scale"] = guidance_scale_of(opened, guidance_scale)
     for mitigation in chosen.values():
         check_chain(opened, [mitigation])
+        check_scale(opened, mitigation, settings["guidance_scale"])
     more = {"resolution": resolution, "negative_prompt": negative_prompt, "clip_skip": clip_skip,
             "max_token_length": max_token_length}
     check_settings(opened, given, settings | more)

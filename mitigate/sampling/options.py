@@ -19,8 +19,9 @@ class SamplingOptions(ModelOptions):
     HEADINGS: ClassVar = {"seeds": "sampling"}
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """one image a prompt and a seed; the same seed gives the same image in every batch"""
-    guidance_scale: float = 7.5
-    """after the transition; above 1, which would be off, as diffusers counts"""
+    guidance_scale: float | None = None
+    """after the transition, as diffusers counts, where 1 is off and serves no mitigation; unless given 7.5 on Stable Diffusion 1,
+    2, XL and 3 and on PixArt, and the pipeline's own default on others"""
     num_inference_steps: int = 50
     """of the pipeline's own scheduler"""
     resolution: str | None = None
@@ -107,11 +108,13 @@ class CalibrateConfig(ModelOptions):
 
 
 def check_sampling(config):
-    """InputError where guidance_scale, num_inference_steps, batch_size or seeds of a config cannot be sampled with."""
-    if not config.guidance_scale > 1:
-        raise InputError(f"guidance_scale={config.guidance_scale}: diffusers then sends one branch only; give a "
-                         "scale above 1")
-    if config.guidance_scale > MOST_GUIDANCE or config.num_inference_steps > MOST_STEPS:
+    """InputError where guidance_scale, num_inference_steps, batch_size or seeds of a config cannot be sampled with. A scale of 1,
+    which is off, serves plain sampling alone; None is the pipeline's own."""
+    scale, plain = config.guidance_scale, set(getattr(config, "mitigation", ["?"])) == {"none"}
+    if scale is not None and not (scale > 1 or scale == 1 and plain):
+        raise InputError(f"guidance_scale={scale}: diffusers then sends one branch only; give a scale above 1"
+                         + (" (or 1, which is off)" if plain else ""))
+    if (scale or 0) > MOST_GUIDANCE or config.num_inference_steps > MOST_STEPS:
         raise InputError(f"guidance_scale={config.guidance_scale} and num_inference_steps={config.num_inference_steps}: take at "
                          f"most {MOST_GUIDANCE} and {MOST_STEPS}")
     if config.num_inference_steps < 1 or config.batch_size < 1 or not config.seeds:

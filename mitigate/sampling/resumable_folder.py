@@ -48,6 +48,8 @@ def check_same(folder, about):
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'run.json'} cannot be read ({error}): pass --overwrite to start anew") from error
+    if "guidance_scale" not in about:   # the pipeline's own, which the finished run names
+        found.pop("guidance_scale", None)
     for key, there, here in _differences(found, json.loads(json.dumps(about))):
         raise InputError(f"the run in {folder} has {key} {there}, not {here}: give it the same settings, or --overwrite without "
                          "--resume to start anew")

@@ -7,7 +7,8 @@ from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.datasets.manifest import line_safe
 from rotescope.mitigate.contract.mitigation import settings_of
-from rotescope.mitigate.sampling.sampler import jobs_of, sample_to_folder
+from rotescope.mitigate.sampling.jobs import jobs_of
+from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.models.model_files import find_embedding, find_lora, lora_names, lora_strength
 from rotescope.models.single_files.checks import find_model_path, model_sha256
 
@@ -19,11 +20,12 @@ def sample_with(config, pipe, prompts, policies, folder, seeds=None):
 
 
 def describe(config, prompts, policies):
-    """-> what run.json says of a run."""
+    """-> what run.json says of a run; the sampler adds a guidance scale that is the pipeline's own."""
+    sampling = {key: value for key, value in config.sampling.items() if key != "guidance_scale" or value is not None}
     return {"config": plain(config), "model": str(config.model), "versions": versions(),
             "hashes": hashes_of(config, prompts) | files_of(policies),
             "methods": {name: settings_of(p) for name, p in policies.items()}, "seeds": list(config.seeds),
-            **config.sampling, "batch_size": config.batch_size}
+            **sampling, "batch_size": config.batch_size}
 
 
 def hashes_of(config, prompts):

@@ -4,13 +4,13 @@ A run is cut into batches once and for all; a batch is what is done, lost or sha
 on where it stopped, and several processes make, bit for bit, the images that one would make.
 """
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from rotescope.common.console import say
@@ -18,15 +18,14 @@ from rotescope.common.errors import InputError, RunError
 from rotescope.common.outputs import write_json
 from rotescope.common.parquet import read_table, write_table
 from rotescope.common.whole_files import whole_file
-from rotescope.mitigate.adapters.compatibility import check_chain
+from rotescope.mitigate.adapters.compatibility import check_chain, check_scale
 from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_distilled, is_plain, without_mitigation_warnings
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import family, guidance_arguments
+from rotescope.mitigate.contract.families import FAMILIES, family, guidance_arguments, guidance_scale_of
 from rotescope.mitigate.contract.mitigation import settings_of
-from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.mitigate.sampling.conditioning import Conditioning, check_conditioning, conditions, prompt_lines
+from rotescope.mitigate.sampling.jobs import batches, calls_of, jobs_of
 from rotescope.mitigate.sampling.picture_size import fixed_size
-from rotescope.models.seeds import hashed_integer
 
 RECORD_SCHEMA = pa.schema([
     ("image", pa.string()), ("method", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("seed", pa.int64()),
@@ -51,38 +50,6 @@ class Sample:
     active: bool
 
 
-def noise_seed(prompt, seed, occurrence=0):
-    """The seed of an image's own generator: a different noise for each prompt and each seed, the same in every run.
-
-    occurrence: how often the prompt came before in its list, so that each of its draws is an image of its own.
-    """
-    drawn = f"{seed} {occurrence}" if occurrence else f"{seed}"
-    return hashed_integer(f"{drawn}\n{prompt}", 6)
-
-
-def occurrences(prompts):
-    """Of each prompt: how many of the same text come before it. An embedding makes another prompt of the same text."""
-    seen: Counter = Counter()
-    for p in prompts:
-        yield seen[p.text]
-        seen[p.text] += not isinstance(p, EmbeddedPrompt)
-
-
-def jobs_of(prompts, seeds):
-    """seeds: those of every prompt, or {prompt index: its own} -> [(prompt index, seed)], prompt by prompt."""
-    own = seeds if isinstance(seeds, dict) else dict.fromkeys(range(len(prompts)), seeds)
-    return [(i, seed) for i, some in own.items() for seed in some]
-
-
-def batches(prompts, seeds, batch_size):
-    """seeds: as jobs_of has them -> lists of at most batch_size jobs (prompt index, seed, noise seed), all of one size, prompt by
-    prompt; the sizes come in the order in which prompts have them."""
-    before, by_size = list(occurrences(prompts)), {}
-    for i, seed in jobs_of(prompts, seeds):
-        by_size.setdefault(prompts[i].size, []).append((i, seed, noise_seed(prompts[i].text, seed, before[i])))
-    return [jobs[start:start + batch_size] for jobs in by_size.values() for start in range(0, len(jobs), batch_size)]
-
-
 def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
     """Yields one Sample for each of jobs_of(prompts, seeds). An image is what pipe(prompt, generator=torch.Generator()
     .manual_seed(noise_seed)) gives alone. settings: as sample_batch has them.
@@ -91,20 +58,28 @@ def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterat
         yield from sample_batch(pipe, prompts, policy, batch, **settings)
 
 
-def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=7.5, num_inference_steps=50, resolution=None, negative_prompt="",
-                 clip_skip=None, max_token_length=None):
+def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=None, num_inference_steps=50, resolution=None,
+                 negative_prompt="", clip_skip=None, max_token_length=None):
     """One batch of jobs -> a Sample for each. resolution: as parse_resolution has it; a prompt's own size comes first. The last
     three: as Conditioning has them. InputError for what the pipeline cannot make, RunError for images that hold no numbers."""
     given, some = Conditioning(negative_prompt, clip_skip, max_token_length), [prompts[i] for i, _, _ in batch]
-    width, height = some[0].size or fixed_size(resolution)
     check_settings(pipe, some, dict(vars(given), resolution=resolution, num_inference_steps=num_inference_steps))
     pipe.set_progress_bar_config(disable=True)
+    size = some[0].size or fixed_size(resolution)
+    return [sample for jobs in calls_of(pipe, batch)
+            for sample in _sample_call(pipe, prompts, policy, jobs, guidance_scale, num_inference_steps, size, given)]
+
+
+def _sample_call(pipe, prompts, policy, batch, guidance_scale, num_inference_steps, size, given):
+    """One call of the pipeline -> a Sample for each of its jobs. size: width and height in pixels, or None twice."""
+    (width, height), some = size, [prompts[i] for i, _, _ in batch]
     arguments = guidance_arguments(pipe, len(batch), guidance_scale) | conditions(pipe, some, given)
+    arguments |= {} if width is None else {"height": height, "width": width}
     with mitigated(pipe, policy) as run:
-        pixels = pipe(**arguments, num_inference_steps=num_inference_steps, height=height, width=width, output_type="np",
+        pixels = pipe(**arguments, num_inference_steps=num_inference_steps, output_type="np",
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images  # (n, h, w, 3) in [0, 1]
     _check_numbers(pipe, pixels)
-    images = pipe.image_processor.numpy_to_pil(pixels)
+    images = VaeImageProcessor.numpy_to_pil(pixels)
     signals = zip(run.denoiser_rows, run.denoiser_calls, run.transition_timesteps, run.prediction_gaps, strict=True)
     return [Sample(image, *job, *signal, run.timesteps, active)  # type: ignore[call-arg]
             for job, image, signal, active in zip(batch, images, signals, run.active, strict=True)]
@@ -129,8 +104,9 @@ def check_settings(pipe, prompts, settings):
     check_conditioning(pipe, _conditioning(settings))
     for size in {p.size or fixed_size(settings.get("resolution")) for p in prompts}:
         _check_size(pipe, *size)
-    if settings.get("num_inference_steps") == 1 and family(pipe) == "pixart" and not is_distilled(pipe):
-        raise InputError("PixArt's pipeline takes one step for that of a distilled model: take 2 steps or more")
+    fewest = FAMILIES[family(pipe)].fewest_steps if family(pipe) in FAMILIES else 1
+    if settings.get("num_inference_steps", fewest) < fewest and not is_distilled(pipe):
+        raise InputError(f"{type(pipe).__name__} takes one step for that of a distilled model: take {fewest} steps or more")
 
 
 def _conditioning(settings):
@@ -139,7 +115,7 @@ def _conditioning(settings):
 
 def _check_size(pipe, width, height):
     """A transformer takes its latents in patches of 2 × 2."""
-    grain = 8 if hasattr(pipe, "unet") else max(8, 2 * pipe.vae_scale_factor)
+    grain = 8 if hasattr(pipe, "unet") else max(8, 2 * getattr(pipe, "vae_scale_factor", 8))
     for side in (width, height) if width else ():
         if side < grain or side % grain:
             size = width if width == height else f"{width}x{height}"
@@ -155,8 +131,10 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     image that this process makes or finds. InputError, before anything is made, for a policy that cannot serve the pipeline.
     tell: say, in a line each, which policies changed nothing, and that a model is distilled.
     """
+    settings["guidance_scale"] = guidance_scale_of(pipe, settings.get("guidance_scale"))
     for policy in policies.values():
         check_chain(pipe, [policy])
+        check_scale(pipe, policy, settings["guidance_scale"])
     check_settings(pipe, prompts, settings)
     first = not state or state.is_main_process
     notes = distilled_lines(pipe) if not is_plain(policies.values()) else []
@@ -178,7 +156,7 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
         write_json(out / "run.json", {
             "methods": {name: settings_of(p) for name, p in policies.items()}, "active": told_effects(out, policies, tell),
             "seeds": sorted({seed for _, seed in jobs_of(prompts, seeds)}), "batch_size": batch_size, **settings,
-            **(about or {})})
+            **(about or {}), "guidance_scale": settings["guidance_scale"]})
 
 
 def write_shard(pipe, prompts, method, policy, batch, shard, out, settings):

@@ -1,6 +1,7 @@
 """Which files a model and a LoRA consist of, what is missing of them, and what is a name on the hub; no library is loaded."""
 import json
 import math
+import re
 from pathlib import Path
 
 from rotescope.common.console import say
@@ -13,19 +14,36 @@ FILE_ENDS = (".safetensors", ".gguf", ".json", ".yaml", ".zip", *PICKLES)
 LORA_FILES = (LORA_FILE, "adapter_model.safetensors")  # diffusers' name, and PEFT's
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline",
              "PixArtAlphaPipeline", "PixArtSigmaPipeline")
+OTHER_USES = re.compile(  # in a pipeline's name: it wants a picture, a video or a sound beside the prompt, or makes one
+    "Img2Img|ImageToImage|Inpaint|Control|Adapter|Depth2Img|Upscale|Edit|Kontext|Fill|Redux|Layered|Variation|Pix2Pix|Prior|"
+    "Refiner|Reference|Video|I2V|V2V|Animat|Audio|Music|^Wan|^LTX|^Mochi|^Allegro|^Latte|^Cosmos|^Skyreels|^Motif|^Ledits")
 WEIGHTS = (("config.json",), ("*.safetensors",))
-TOKENIZER = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json", "spiece.model"))
+TOKENIZER = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"))
 PARTS = {  # component -> files of which it needs one of each group
     "unet": WEIGHTS, "transformer": WEIGHTS, "vae": WEIGHTS,
     "text_encoder": WEIGHTS, "text_encoder_2": WEIGHTS, "text_encoder_3": WEIGHTS,
     "tokenizer": TOKENIZER, "tokenizer_2": TOKENIZER, "tokenizer_3": TOKENIZER,
     "scheduler": (("scheduler_config.json",),),
 }
-ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")  # the others if model_index.json names them
+ALWAYS = ("vae", "text_encoder", "tokenizer", "scheduler")  # of PIPELINES; others if model_index.json names them
 
 
-def find_model(name, kinds=PIPELINES):
-    """A folder, or a model's name on the hub -> its folder, with every part that its pipeline needs; else InputError."""
+def check_text_to_image(name, kind, kinds=None):
+    """InputError for a pipeline's class, by its name, that is none of `kinds`, or none that makes pictures of prompts alone."""
+    if kinds is not None and kind not in kinds:
+        raise InputError(f"{name} is a {kind}: what is served here is {', '.join(kinds)}")
+    if not str(kind).endswith("Pipeline"):
+        raise InputError(f"{name} is a {kind}, no pipeline of diffusers: name a text-to-image model")
+    if found := OTHER_USES.search(kind):
+        raise InputError(f"{name} is a {kind}, which is for more or other than a prompt and a picture of it ({found[0]}): name a "
+                         "text-to-image model")
+
+
+def find_model(name, kinds=None):
+    """A folder, or a model's name on the hub -> its folder, with every part that its pipeline needs; else InputError.
+
+    kinds: names of the pipelines that may be; None: every one that makes pictures of prompts.
+    """
     if not isinstance(name, str | Path) or not str(name):
         raise InputError(f"{name!r} names no model: give a folder in diffusers' layout, or a name on the hub")
     folder = Path(name)
@@ -39,10 +57,11 @@ def find_model(name, kinds=PIPELINES):
     index = read_index(folder)
     if not index:
         raise InputError(f"no model at {name}: name a folder in diffusers' layout, with a model_index.json, or hub:OWNER/NAME")
-    if index.get("_class_name") not in kinds:
-        raise InputError(f"{name} is a {index.get('_class_name')}: what is served here is {', '.join(kinds)}")
+    check_text_to_image(name, index.get("_class_name"), kinds)
+    if not any(part.startswith(("text_encoder", "tokenizer")) for part in index):
+        raise InputError(f"{name} is a {index['_class_name']}, which takes no prompt: name a text-to-image model")
     for part, groups in PARTS.items():
-        if part in ALWAYS or (index.get(part) or [None])[0]:
+        if part in ALWAYS and index["_class_name"] in PIPELINES or (index.get(part) or [None])[0]:
             _check_part(name, folder / part, groups)
     return folder
 

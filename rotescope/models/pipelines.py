@@ -107,6 +107,8 @@ def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused
 
 def _open_folder(name, folder, options):
     kind = read_index(folder)["_class_name"]
+    if not hasattr(diffusers, kind):
+        raise InputError(f"{name} is a {kind}, which diffusers {diffusers.__version__} does not have: install a newer one")
     unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
     try:
         with quiet():

@@ -29,10 +29,10 @@ from rotescope.mitigate.prompts.prompt import further_prompts
 from rotescope.mitigate.prompts.prompt_sets import Sources, gather
 from rotescope.mitigate.sampling.conditioning import check_embedding_words
 from rotescope.mitigate.sampling.generation import check_generation
+from rotescope.mitigate.sampling.jobs import jobs_of
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets
 from rotescope.mitigate.sampling.run_description import sample_with
-from rotescope.mitigate.sampling.sampler import jobs_of
 from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.adapters.attachment import switch_adapters
 from rotescope.models.model_files import find_model

@@ -11,6 +11,7 @@ from places import EMOJI, ROOT
 import rotescope
 from rotescope.datasets.readers.sources import load_source
 from rotescope.evaluate.report.report import Report
+from rotescope.mitigate.contract.families import FAMILIES
 
 
 def load(name):
@@ -21,7 +22,7 @@ def load(name):
     return module
 
 
-build_api = load("build_api")
+build_api, build_families = load("build_api"), load("build_families")
 NAMES = [name for name in rotescope.__all__ if not name.startswith("_")]
 
 
@@ -51,6 +52,11 @@ def beginning(tmp_path_factory):
 
 def test_the_page_is_what_the_docstrings_say():
     assert (ROOT / "docs/api.md").read_text(encoding="utf-8") == build_api.page(), "run python docs/build_api.py"
+
+
+def test_the_page_of_families_is_what_the_code_says():
+    assert (ROOT / "docs/families.md").read_text(encoding="utf-8") == build_families.page(), "run python docs/build_families.py"
+    assert set(build_families.NAMES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", NAMES)

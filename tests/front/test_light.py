@@ -46,7 +46,7 @@ def test_help_lists_and_wrong_options_load_nothing_heavy():
 WRONG = (  # each needs a value that is wrong whatever the data and the model
     "audit --model nowhere", "audit --fail_on foo>1", "audit --dtype fp64", "audit --detector edgess", "audit --plan luck",
     "audit --max_prompts 0", "audit --seeds -1", "audit --mitigation", "generate --max_prompts 0",
-    "audit --mitigation og-stpp", "audit --lora nowhere", "audit --guidance_scale 1", "score --descriptor foo",
+    "audit --mitigation og-stpp", "audit --lora nowhere", "audit --guidance_scale 0.5", "score --descriptor foo",
     "score --exact md5",
     "score --fail_on copies", "score --copy_quantile 1.5", "detect --detector edgess", "retrigger --mitigation foo",
     "dose --mitigation foo", "compare --mitigation foo", "compare --checkpoint nowhere", "figures --seeds",

@@ -14,8 +14,8 @@ from rotescope.mitigate.contract.families import guidance_arguments
 from rotescope.mitigate.detectors.options import DetectConfig
 from rotescope.mitigate.detectors.scores import write_scores
 from rotescope.mitigate.sampling.generation import generate_to_folder
+from rotescope.mitigate.sampling.jobs import noise_seed
 from rotescope.mitigate.sampling.options import GenerateConfig
-from rotescope.mitigate.sampling.sampler import noise_seed
 from rotescope.models.model_files import find_model
 from rotescope.models.model_options import ModelOptions
 from rotescope.models.pipelines import check_model, load_pipeline, open_model
@@ -36,7 +36,7 @@ def prompts(tmp_path):
 def test_generate_makes_what_the_pipeline_makes_alone(name, bases, prompts, tmp_path):
     model = str(bases(name))
     out = generate_to_folder(GenerateConfig(prompts, str(tmp_path / "out"), model=model,
-                                            mitigation=("none", "stp:transition=600"), seeds=(3,),
+                                            mitigation=("none", "stp:transition=600"), seeds=(3,), guidance_scale=7.5,
                                             num_inference_steps=3, resolution=16, device="cpu"))
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
@@ -90,8 +90,12 @@ def test_a_model_that_is_not_whole_or_not_served_is_named(bases, tmp_path):
         find_model(tmp_path / "broken")
     index = {"_class_name": DDPMPipeline.__name__}
     (tmp_path / "broken/model_index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="is a DDPMPipeline: what is served here is StableDiffusionPipeline"):
+    with pytest.raises(InputError, match="is a DDPMPipeline, which takes no prompt"):
         find_model(tmp_path / "broken")
+    for name, found in (("WanPipeline", "Wan"), ("FluxKontextPipeline", "Kontext"), ("ZImageImg2ImgPipeline", "Img2Img")):
+        (tmp_path / "broken/model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(InputError, match=rf"is a {name}, which is for more or other than a prompt .*\({found}\)"):
+            find_model(tmp_path / "broken")
     (tmp_path / "broken/model_index.json").write_text(json.dumps({"_class_name": "PixArtSigmaPipeline"}))
     with pytest.raises(InputError, match="is a PixArtSigmaPipeline: what is served here is"):
         find_model(tmp_path / "broken", FAMILIES)

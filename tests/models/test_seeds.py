@@ -3,7 +3,7 @@ import hashlib
 
 import pytest
 
-from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.mitigate.sampling.jobs import noise_seed
 from rotescope.models.seeds import hashed_integer
 
 

@@ -130,7 +130,7 @@ def test_the_whole_command_resumes_and_ends_in_curves(base, images, tmp_path, mo
 @pytest.mark.parametrize(("changes", "message"), [
     ({"doses": (3, 1)}, "rising"), ({"images": 0}, "one image or more"), ({"train_seeds": (1, 1)}, "each named once"),
     ({"images": 9}, "the plan needs 18 duplicated images"), ({"max_train_steps": 1, "doses": (1, 90)}, "train longer"),
-    ({"train_mitigation": ("poem",)}, "no training mitigation is called 'poem'"), ({"guidance_scale": 1.0}, "scale above 1"),
+    ({"train_mitigation": ("poem",)}, "no training mitigation is called 'poem'"), ({"guidance_scale": 0.5}, "scale above 1"),
     ({"descriptor": "eyes"}, "no descriptor 'eyes'"),
     ({"train_mitigation": ("mem_ratio", "mem_ratio")}, "named twice"), ({"mitigation": ("poem",)}, "no mitigation is called"),
     ({"train_mitigation": ("hard_threshold",)}, "hard_threshold=VALUE"), ({"recipe": "nowhere.yaml"}, "nowhere.yaml"),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import folder_sha256, sha256
-from rotescope.models.model_files import PIPELINES, find_model, is_single_file, read_index
+from rotescope.models.model_files import PIPELINES, check_text_to_image, find_model, is_single_file, read_index
 from rotescope.models.single_files.configuration import OF_FAMILY
 from rotescope.models.single_files.contents import describe_model
 
@@ -48,9 +48,9 @@ def check_configuration(folder: str) -> None:
     """InputError if a folder holds no configuration of a pipeline that is served."""
     index = read_index(Path(folder))
     kind = index.get("_class_name")
-    if kind not in PIPELINES:
-        raise InputError(f"--model_config {folder} " + (f"is for a {kind}: what is served is {', '.join(PIPELINES)}" if kind else
-                         "holds no model_index.json: name a folder in diffusers' layout"))
+    if not kind:
+        raise InputError(f"--model_config {folder} holds no model_index.json: name a folder in diffusers' layout")
+    check_text_to_image(f"--model_config {folder}", kind, PIPELINES)
     missing = next((part for part, about in index.items() if isinstance(about, list) and about[0] and part not in NEEDLESS
                     and not (Path(folder) / part).is_dir()), None)
     if missing:

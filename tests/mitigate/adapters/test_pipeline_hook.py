@@ -28,7 +28,8 @@ from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.methods.transition import TransitionGuidance
 from rotescope.mitigate.prompts.prompt import Prompt, read_prompts
 from rotescope.mitigate.sampling.calibration import first_gaps
-from rotescope.mitigate.sampling.sampler import noise_seed, sample
+from rotescope.mitigate.sampling.jobs import noise_seed
+from rotescope.mitigate.sampling.sampler import sample
 
 STEPS = 10
 PAPER = ("none", "stp", "og-stp", "dtp", "og-dtp")

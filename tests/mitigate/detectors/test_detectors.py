@@ -22,7 +22,7 @@ from rotescope.mitigate.detectors.registry import DETECTORS, get_detector, list_
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
 from rotescope.mitigate.detectors.whitebox import as_mask, end_tokens, entropy, entropy_d, masked_magnitude
 from rotescope.mitigate.prompts.prompt import Prompt
-from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.mitigate.sampling.jobs import noise_seed
 
 TEXTS = ["a cat on a blue background", "a bus", "a frog and a pig on a pink background"]
 PROMPTS = [Prompt(t) for t in TEXTS]

@@ -13,7 +13,7 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt, caption_prompts
-from rotescope.mitigate.sampling.sampler import noise_seed
+from rotescope.mitigate.sampling.jobs import noise_seed
 
 
 @pytest.fixture(scope="module")

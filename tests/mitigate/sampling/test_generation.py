@@ -76,7 +76,8 @@ def test_it_yields_as_it_goes_and_leaves_the_pipeline_as_it_was(pipe):
 
 @pytest.mark.parametrize(("changed", "said"), [
     ({"mitigations": ["og-stpp"]}, "did you mean"), ({"mitigations": ["none", "none"]}, "named twice"),
-    ({"seeds": []}, "a seed"), ({"guidance_scale": 1.0}, "above 1"), ({"prompts": []}, "nothing to generate"),
+    ({"seeds": []}, "a seed"), ({"guidance_scale": 1.0, "mitigations": "stp"}, "above 1"),
+    ({"prompts": []}, "nothing to generate"),
     ({"mitigations": []}, "nothing to generate"),
     ({"mitigations": ["amg"]}, "holds no images"), ({"pipe": "no/such/model/anywhere"}, "no model"),
 ])

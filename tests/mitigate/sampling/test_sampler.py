@@ -21,7 +21,7 @@ from rotescope.common.errors import InputError
 from rotescope.evaluate.inputs.samples import read_samples
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt
-from rotescope.mitigate.sampling import sampler
+from rotescope.mitigate.sampling import jobs, sampler
 from rotescope.mitigate.sampling.generation import check_generation, generate_to_folder
 from rotescope.mitigate.sampling.options import GenerateConfig, named_policies
 from rotescope.mitigate.sampling.sampler import sample_to_folder
@@ -172,19 +172,19 @@ def test_each_draw_of_a_prompt_is_an_image_of_its_own(tmp_path):
     sample_to_folder(pipe, prompts, policies, out=make(tmp_path / "all"), batch_size=3, **settings)
     rows = pq.read_table(tmp_path / "all/records.parquet").to_pylist()
     assert len({r["noise_seed"] for r in rows}) == len(rows) == 8
-    assert [r["noise_seed"] for r in rows[:4]] == [sampler.noise_seed(t, s) for t in TEXTS[:2] for s in (0, 1)]
+    assert [r["noise_seed"] for r in rows[:4]] == [jobs.noise_seed(t, s) for t in TEXTS[:2] for s in (0, 1)]
     pictures = {(tmp_path / "all" / r["image"]).read_bytes() for r in rows}
     assert len(pictures) == 8
     split = make(tmp_path / "split")
     for index in (1, 0):
         sample_to_folder(pipe, prompts, policies, out=split, batch_size=3, state=Place(index, 2), **settings)
     assert contents(split) == contents(tmp_path / "all")
-    assert [s for batch in sampler.batches(prompts, (0, 1), 1) for _, _, s in batch] == [r["noise_seed"] for r in rows]
+    assert [s for batch in jobs.batches(prompts, (0, 1), 1) for _, _, s in batch] == [r["noise_seed"] for r in rows]
 
 
 def test_embeddings_under_one_text_keep_their_noise():
     embedded = [EmbeddedPrompt(TEXTS[0], embedding=torch.zeros(1)), EmbeddedPrompt(TEXTS[0], embedding=torch.ones(1))]
-    assert list(sampler.occurrences(embedded)) == [0, 0]
+    assert list(jobs.occurrences(embedded)) == [0, 0]
 
 
 def make(folder):
@@ -203,7 +203,7 @@ def test_wrong_settings_are_refused_and_names_are_no_paths(config):
 def arguments(config):
     given = {k: " ".join(map(str, v)) if isinstance(v, tuple) else str(v).lower() if isinstance(v, bool) else str(v)
              for k, v in vars(config).items() if v is not None}
-    return [word for k, v in given.items() for word in (f"--{k}", *v.split())]
+    return [word for k, v in given.items() if v for word in (f"--{k}", *v.split())]
 
 
 def environment():

@@ -11,8 +11,9 @@ from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt, caption_prompts
 from rotescope.mitigate.sampling.conditioning import Conditioning, prompt_lines
+from rotescope.mitigate.sampling.jobs import batches, noise_seed
 from rotescope.mitigate.sampling.picture_size import bucket, parse_resolution, prompts_in_buckets
-from rotescope.mitigate.sampling.sampler import batches, noise_seed, sample
+from rotescope.mitigate.sampling.sampler import sample
 from rotescope.models.schedulers import SCHEDULERS, check_scheduler_name, set_scheduler
 
 LONG = "a cat and a bus and a frog and a pig and a crown and a gift and a rocket and a crab on a blue background with a panda"
@@ -51,7 +52,7 @@ def stock(pipe, text, **arguments):
 
 @pytest.mark.parametrize("kind", TINY)
 def test_any_shape_in_every_family(kind):
-    picture, = drawn(TINY[kind](), ["a cat"], "og-stp", resolution="32x16", num_inference_steps=2,
+    picture, = drawn(TINY[kind](), ["a cat"], "og-stp", resolution="32x16", num_inference_steps=2, guidance_scale=3.5,
                      negative_prompt="a red bus" if kind == "flux" else "")
     assert picture.shape == (16, 32, 3)
 

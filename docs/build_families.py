@@ -1,0 +1,111 @@
+"""Write docs/families.md from the code: what serves which family of models, and how its two branches meet.
+
+    python docs/build_families.py            # writes the page
+    python docs/build_families.py --check    # exit code 1 if the page is not what the code says
+"""
+import sys
+from pathlib import Path
+
+from rotescope.mitigate.contract.families import CLASSIC, FAMILIES
+from rotescope.mitigate.detectors.registry import DETECTORS
+from rotescope.mitigate.methods.registry import ENTRIES as MITIGATIONS
+from rotescope.train.objective.families import FAMILIES as TRAINED
+
+PAGE = Path(__file__).with_name("families.md")
+NAMES = {  # family -> what people call it
+    "sdxl": "Stable Diffusion XL and its children", "sd3": "Stable Diffusion 3, 3.5", "sd": "Stable Diffusion 1, 2",
+    "pixart": "PixArt-α, Σ", "flux": "FLUX.1", "z-image": "Z-Image", "qwen-image": "Qwen-Image",
+    "flux2-klein": "FLUX.2 klein, base", "chroma": "Chroma", "lumina2": "Lumina-Image 2", "cogview4": "CogView4",
+    "krea2": "Krea 2", "ovis-image": "Ovis-Image", "longcat-image": "LongCat-Image", "sana": "Sana", "hidream": "HiDream-I1",
+    "aura-flow": "AuraFlow", "kolors": "Kolors", "hunyuan-dit": "HunyuanDiT", "prx": "PRX", "ernie-image": "ERNIE-Image",
+    "bria": "Bria 3.2", "nucleus-moe": "NucleusMoE-Image"}
+TRAINED_AS = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline",
+              "flux": "FluxPipeline"}
+SEARCHED = ("sd",)                                   # by rotescope retrigger
+CLOCKS = {"timestep": "t", "share": "t / T", "remains": "1 − t / T"}
+ONE = (   # models of which one branch is computed, or two that meet in a way of their own -> why
+    ("FLUX.1-dev as it comes", "its guidance is a number that the model is told; with `--guidance_scale` above 1 the pipeline's "
+     "true guidance is on, which has two branches, and mitigations work"),
+    ("FLUX.2 dev, FLUX.2 klein distilled, Sana Sprint", "distilled: one branch"),
+    ("Qwen-Image 2.1, HunyuanImage 2.1, Ideogram 4", "a cache of the text, a guider of its own, two networks"),
+    ("PAG pipelines", "a third branch"))
+BEGINNING = """# Models: what works on which
+
+<!-- Written by docs/build_families.py from the code; change it there. -->
+
+`rotescope audit`, `generate` and `score` take **whatever diffusers' `DiffusionPipeline` opens and makes
+pictures of prompts with**, and judge it under plain guidance. Where a pipeline computes two branches and
+the table knows how they meet, mitigations of the guidance work, too. `rotescope mitigations --model MODEL`
+says what serves yours.
+
+**What was run.** Each family but Kolors runs in the tests as a small pipeline of diffusers 0.42's real
+classes with random weights: plain guidance is the stock pipeline's image bit for bit, delayed and opposite
+guidance are what a plain loop makes of the same two predictions (to 1e-5), and an image is the same
+whatever is sampled beside it. Kolors was read off its pipeline: its class wants the package
+`sentencepiece`. No family but Stable Diffusion's classes was run on trained weights: no model hub and no
+GPU were at hand.
+
+"""
+MEETING = """
+## How the two branches meet
+
+c and u are the conditional and the unconditional prediction. The commands take the scale in one convention,
+in which 1 is off, and translate it.
+
+| family | calls a step | off at | default scale | the denoiser is told | output | afterwards |
+|---|---|---|---|---|---|---|
+"""
+END = """
+On these the audit works, and a mitigation is refused before sampling, with the reason. SDXL Turbo,
+Lightning and LCM models have two branches in their classes; a note says that they were distilled to do
+without.
+
+## Left to the pipeline
+
+Texts are cut where the pipeline cuts them. A pipeline that rewrites prompts by a language model
+(LongCat-Image, ERNIE-Image) is told not to. CogView4 fills texts up to the longest of a call without a
+mask, so a call holds one prompt; PRX makes one image a call. Pipelines that want a picture, a video or a
+sound beside the prompt, or make one, are refused by name.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    guidance = sum(len(entry.families) == len(FAMILIES) for entry in MITIGATIONS.values())
+    serving = (f"## What serves\n\nOf {len(MITIGATIONS)} mitigations, {guidance} work on the two predictions alone, and so on "
+               f"every family;\nthe others look inside Stable Diffusion. There are {len(DETECTORS)} detectors.\n\n"
+               "| model | family | mitigations | detectors | LoRA and full training | re-trigger search |\n"
+               "|---|---|---|---|---|---|\n")
+    one = "\n## One branch, or others\n\n| model | why |\n|---|---|\n" + "".join(f"| {what} | {why} |\n" for what, why in ONE)
+    return (BEGINNING + serving + "".join(map(_served, FAMILIES)) + MEETING + "".join(map(_branches, FAMILIES.values()))
+            + one + END)
+
+
+def _served(name):
+    mitigations, detectors = (sum(name in entry.families for entry in table.values()) for table in (MITIGATIONS, DETECTORS))
+    trained = "yes" if TRAINED_AS.get(name) in TRAINED else "no"
+    return f"| {NAMES[name]} | `{name}` | {mitigations} | {detectors} | {trained} | {'yes' if name in SEARCHED else 'no'} |\n"
+
+
+def _branches(row):
+    first, second = ("c", "u") if row.cond_first else ("u", "c")
+    calls = f"one, [{first}; {second}]" if row.calls == "doubled" else f"two: {first}, {second}"
+    default = "7.5" if row.name in CLASSIC else "the pipeline's"
+    needed = ", with a negative prompt" if row.negative == "needed" else ""
+    return (f"| `{row.name}` | {calls} | `{row.scale}` = {row.off:g}{needed} | {default} | {CLOCKS[row.clock]} | "
+            f"{'negated' if row.sign < 0 else 'as it is'} | {'set to the length of c' if row.after else '–'} |\n")
+
+
+def main(argv=None):
+    text, check = page(), "--check" in (sys.argv[1:] if argv is None else argv)
+    if check:
+        stale = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
+        if stale:
+            print("docs/families.md is not what the code says: run python docs/build_families.py", file=sys.stderr)
+        return int(stale)
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""All the small pipelines by name, and what each has to be told when it is called."""
+import numpy as np
+import torch
+from families import tiny_transformers as a
+from families import tiny_transformers_b as b
+from families import tiny_transformers_c as c
+from tiny import TOKENS, seeded
+
+MORE_FAMILIES = {
+    "z-image": a.z_image, "flux2-klein": a.flux2_klein, "qwen-image": a.qwen_image, "chroma": a.chroma, "sana": a.sana,
+    "pixart-sigma": a.pixart_sigma, "lumina2": b.lumina2, "aura-flow": b.aura_flow, "cogview4": b.cogview4, "hidream": b.hidream,
+    "hunyuan-dit": b.hunyuan_dit, "krea2": b.krea2, "ideogram4": b.ideogram4, "ernie-image": b.ernie_image,
+    "prx": c.prx, "ovis-image": c.ovis_image, "longcat-image": c.longcat_image, "bria": c.bria, "hunyuan-image": c.hunyuan_image,
+    "flux2": c.flux2, "qwen-image-21": c.qwen_image_21, "nucleus-moe": c.nucleus_moe,
+}
+SHORT, PLAIN, EMPTY = {"max_sequence_length": TOKENS}, {"use_resolution_binning": False}, {"negative_prompt": ["", ""]}
+SETTINGS = {
+    "z-image": {"max_sequence_length": 96}, "flux2-klein": {"max_sequence_length": 96}, "qwen-image": EMPTY, "chroma": SHORT,
+    "sana": SHORT | PLAIN | {"complex_human_instruction": []}, "pixart-sigma": SHORT | PLAIN | {"clean_caption": False},
+    "lumina2": {"max_sequence_length": 64, "system_prompt": ""}, "aura-flow": SHORT, "cogview4": SHORT, "hidream": SHORT,
+    "hunyuan-dit": PLAIN, "krea2": {"max_sequence_length": 256},
+    "ideogram4": {"max_sequence_length": 64, "guidance_schedule": None},
+    "prx": PLAIN | {"tokenizer_max_length": TOKENS}, "longcat-image": EMPTY | {"enable_prompt_rewrite": False},
+    "bria": SHORT, "hunyuan-image": EMPTY, "flux2": {"max_sequence_length": 256}, "qwen-image-21": EMPTY,
+}
+GUIDANCE = {  # the argument, how strong, and the number that switches it off
+    "z-image": ("guidance_scale", 4.0, 0.0), "krea2": ("guidance_scale", 4.0, 0.0), "qwen-image": ("true_cfg_scale", 4.0, 1.0),
+    "qwen-image-21": ("true_cfg_scale", 4.0, 1.0)}
+SIDES = {"sana": 32, "lumina2": 32, "hunyuan-dit": 32, "qwen-image-21": 32}
+
+
+def more_family(name):
+    return seeded(MORE_FAMILIES[name])
+
+
+def images(pipe, name, prompt=("a cat on a red background", "a bus"), guided=True, **more):
+    """Two pictures of a small pipeline in two steps, as an array."""
+    if name == "prx" and len(prompt) > 1:  # it gives its network a time a branch, not a time a row: guided, it takes one prompt
+        return np.concatenate([images(pipe, name, [words], guided, **more) for words in prompt])
+    scale, on, off = GUIDANCE.get(name, ("guidance_scale", 4.0, 1.0))
+    side = SIDES.get(name, 16)
+    if name == "hidream":
+        pipe.default_sample_size = 8  # it makes every picture as large as this one, and does not save the number
+    if name == "hunyuan-image":
+        pipe.tokenizer_max_length = 256  # it fills every text up to so many, and does not save the number either
+        pipe.guider = pipe.guider.new(guidance_scale=on if guided else off)
+        scale = "distilled_guidance_scale"
+    told = SETTINGS.get(name, {}) | {scale: on if guided else off} | more
+    return pipe(prompt=list(prompt), num_inference_steps=2, height=side, width=side, output_type="np",
+                generator=torch.Generator().manual_seed(1), **told).images

@@ -1,0 +1,178 @@
+"""Mitigations on the families beside Stable Diffusion's, against the stock pipeline whose scheduler is given another prediction.
+
+The reference listens to what the denoiser says, mixes the two branches by itself at a scale of its own for each step, and hands
+the scheduler the result in place of the pipeline's. It knows nothing of the adapter.
+"""
+from contextlib import contextmanager
+from functools import wraps
+
+import numpy as np
+import pytest
+import torch
+from families.more_families import SETTINGS, SIDES, more_family
+
+from rotescope import mitigated
+from rotescope.common.errors import InputError
+from rotescope.mitigate.contract.catalogue import EVERY
+from rotescope.mitigate.contract.families import CLASSIC, FAMILIES, denoiser_of, family, guidance_arguments, guidance_scale_of
+from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
+from rotescope.mitigate.prompts.prompt import Prompt
+from rotescope.mitigate.sampling.sampler import sample
+
+PROMPTS, STEPS, SCALE = ("a cat on a red background", "a bus"), 4, 4.0
+ONE = ("flux2", "ideogram4", "hunyuan-image", "qwen-image-21")   # of which no two branches are known
+NAMES = [name for name in FAMILIES if name not in (*CLASSIC, "flux", "kolors")]
+NEGATED = {"z-image", "lumina2", "hidream", "nucleus-moe"}
+NORM = {"qwen-image": torch.inf, "lumina2": torch.inf, "nucleus-moe": torch.inf, "longcat-image": 1.0}
+# the guided prediction is set to the length of the conditional one, along the last axis: by how much it may be lengthened
+
+
+def small_family(name):
+    """A small pipeline that is told by itself what its size wants."""
+    pipe = more_family(name)
+    kind = type(pipe)
+    if name == "hidream":
+        pipe.default_sample_size = 8
+
+    @wraps(kind.__call__)
+    def call(self, *args, **given):
+        own = {key: value for key, value in SETTINGS.get(name, {}).items() if key != "negative_prompt"}
+        return kind.__call__(self, *args, **{**own, **given})
+    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe, name, prompts=PROMPTS, seeds=(1, 2)):
+    """Final latents (n, …) of the stock call; of one image after the other where the family's cannot make two."""
+    if name == "prx" and len(prompts) > 1:
+        return torch.cat([latents(pipe, name, [text], [seed]) for text, seed in zip(prompts, seeds, strict=True)])
+    side = SIDES.get(name, 16)
+    return pipe(prompt=list(prompts), num_inference_steps=STEPS, height=side, width=side, output_type="latent",
+                generator=[torch.Generator().manual_seed(s) for s in seeds],
+                **guidance_arguments(pipe, len(prompts), SCALE)).images
+
+
+@contextmanager
+def mixed_by_hand(pipe, name, scales):
+    """The pipeline's scheduler gets u + s (c − u) of what the denoiser said, with s of `scales` at each step."""
+    row, heard, step, done = FAMILIES[family(pipe)], [], pipe.scheduler.step, []
+
+    def listen(module, args, output):
+        first = output[0]
+        heard.append(torch.stack(first).clone() if isinstance(first, list) else first.clone())
+
+    @wraps(step)
+    def other(prediction, *args, **kwargs):
+        said = list(heard[0].chunk(2)) if row.calls == "doubled" else list(heard)
+        heard.clear()
+        c, u = said if row.cond_first else said[::-1]
+        own = u + scales[len(done) % STEPS] * (c - u)
+        done.append(True)
+        if name in NORM:
+            own = own * (c.norm(dim=-1, keepdim=True) / own.norm(dim=-1, keepdim=True)).clamp(max=NORM[name])
+        own = -own if name in NEGATED else own
+        return step(own[:, :prediction.shape[1]].reshape(prediction.shape).to(prediction.dtype), *args, **kwargs)
+
+    handle = denoiser_of(pipe).register_forward_hook(listen)
+    pipe.scheduler.step = other
+    try:
+        yield
+    finally:
+        handle.remove()
+        del pipe.scheduler.step
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def named(request):
+    return request.param, small_family(request.param)
+
+
+def threshold(pipe):
+    """A timestep between the second and the third of a run."""
+    own = pipe.scheduler.timesteps.double()
+    return round(float((own[1] + own[2]) / 2))
+
+
+def test_plain_guidance_is_the_stock_pipeline_bit_for_bit(named):
+    name, pipe = named
+    stock = latents(pipe, name)
+    with mitigated(pipe, "none") as run:
+        assert torch.equal(latents(pipe, name), stock)
+    assert run.denoiser_rows == [2 * STEPS] * 2
+    assert np.isfinite(run.prediction_gaps).all()
+    assert torch.equal(latents(pipe, name), stock)          # and left as it was
+    with mixed_by_hand(pipe, name, [SCALE] * STEPS):        # the reference mixes as the pipeline does
+        torch.testing.assert_close(latents(pipe, name), stock, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", [0.0, -2.0])
+def test_delayed_and_opposite_guidance_are_what_a_plain_loop_makes(named, before):
+    name, pipe = named
+    stock = latents(pipe, name)
+    with mitigated(pipe, f"og-stp:before={before},transition={threshold(pipe)}") as run:
+        found = latents(pipe, name)
+    if before or name not in NORM:                          # without c its length is not known, and u keeps its own
+        with mixed_by_hand(pipe, name, [before, before, SCALE, SCALE]):
+            torch.testing.assert_close(found, latents(pipe, name), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, stock, atol=1e-3)
+    assert run.transition_timesteps == pytest.approx([float(pipe.scheduler.timesteps[2])] * 2)
+    assert run.timesteps == pytest.approx(pipe.scheduler.timesteps.tolist())
+    assert all(run.active)
+
+
+def test_the_sampler_makes_the_same_images_whatever_is_sampled_beside_them(named):
+    name, pipe = named
+    latents(pipe, name)
+    prompts, policy = [Prompt(text) for text in PROMPTS], get_mitigation(f"og-stp:transition={threshold(pipe)}")
+    settings = {"num_inference_steps": STEPS, "resolution": (SIDES.get(name, 16),) * 2}
+    together, apart = (list(sample(pipe, prompts, policy, [0, 1], batch_size=size, **settings)) for size in (4, 1))
+    for one, other in zip(together, apart, strict=True):
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+    assert together[0].active
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", [entry.name for entry in ENTRIES.values() if entry.families == EVERY and not entry.needs])
+def test_every_mitigation_that_claims_a_family_serves_it(named, entry):
+    name, pipe = named
+    settings = {"num_inference_steps": STEPS, "resolution": (SIDES.get(name, 16),) * 2}
+    found = list(sample(pipe, [Prompt(text) for text in PROMPTS], get_mitigation(entry), [0], **settings))
+    again = list(sample(pipe, [Prompt(text) for text in PROMPTS], get_mitigation(entry), [0], **settings))
+    assert [np.asarray(one.image).tobytes() for one in found] == [np.asarray(one.image).tobytes() for one in again]
+    assert all(one.denoiser_rows > 0 for one in found)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_one_branch_is_sampled_plainly_and_takes_no_mitigation(name):
+    pipe, side = small_family(name), SIDES.get(name, 16)
+    if name == "hunyuan-image":
+        pipe.tokenizer_max_length = 256
+    settings = {"num_inference_steps": 2, "resolution": (side, side)}
+    (found,) = sample(pipe, [Prompt(PROMPTS[0])], get_mitigation("none"), [0], **settings)
+    assert found.image.size == (side, side)
+    assert found.denoiser_calls == 2
+    with pytest.raises(InputError, match="takes no mitigation"):
+        list(sample(pipe, [Prompt(PROMPTS[0])], get_mitigation("stp"), [0], **settings))
+
+
+def test_a_distilled_model_is_sampled_plainly_and_takes_no_mitigation():
+    pipe = small_family("flux2-klein")
+    pipe.register_to_config(is_distilled=True)
+    (found,) = sample(pipe, [Prompt(PROMPTS[0])], get_mitigation("none"), [0], num_inference_steps=2, resolution=(16, 16))
+    assert found.denoiser_rows == 2
+    with pytest.raises(InputError, match="distilled into the model"):
+        list(sample(pipe, [Prompt(PROMPTS[0])], get_mitigation("stp"), [0], num_inference_steps=2))
+
+
+def test_scales_are_the_pipelines_own_where_none_is_given():
+    assert guidance_scale_of(small_family("z-image")) == 6.0         # 5, and 0 is off
+    assert guidance_arguments(small_family("z-image"), 1) == {"guidance_scale": 5.0}
+    assert guidance_scale_of(small_family("qwen-image")) == 4.0
+    assert guidance_scale_of(small_family("qwen-image"), 3.0) == 3.0
+
+
+def test_a_step_without_guidance_is_refused_beside_a_mitigation():
+    pipe = small_family("lumina2")
+    with mitigated(pipe, "stp:transition=900"), pytest.raises(InputError, match="cfg_trunc_ratio"):
+        pipe("a cat", num_inference_steps=2, height=32, width=32, cfg_trunc_ratio=0.5)
