@@ -36,7 +36,8 @@ BEGINNING = """# Models: what works on which
 `rotescope audit`, `generate` and `score` take **whatever diffusers' `DiffusionPipeline` opens and makes
 pictures of prompts with**, and judge it under plain guidance. Where a pipeline computes two branches and
 the table knows how they meet, mitigations of the guidance work, too. `rotescope mitigations --model MODEL`
-says what serves yours.
+says what serves yours, and `rotescope selfcheck --model MODEL` tries in six short calls, on your own
+weights, what the tests promise of its family.
 
 **What was run.** Each family but Kolors runs in the tests as a small pipeline of diffusers 0.42's real
 classes with random weights: plain guidance is the stock pipeline's image bit for bit, delayed and opposite

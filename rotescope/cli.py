@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module, what it does
     "finetune": ("rotescope.commands.finetune", "fine-tune a model (the same as train/finetune.py)"),
     "mitigations": ("rotescope.mitigate.list_mitigations",
                     "every mitigation by name: its paper, cost, needs and model families"),
+    "selfcheck": ("rotescope.commands.selfcheck", "try on your own model what the tests promise of its family"),
     "calibrate": ("rotescope.mitigate.calibrate",
                   "ordinary prompts -> what their prediction gaps are, for dtp-calibrated"),
     "generate": ("rotescope.mitigate.generate", "prompts × seeds × mitigations -> images and records"),

@@ -34,7 +34,7 @@ def mitigated(pipe: Any, *mitigations: str | Mitigation) -> Iterator[MitigatedRu
     Parameters
     ----------
     pipe : diffusers pipeline
-        Of Stable Diffusion 1, 2, XL or 3, PixArt or FLUX.
+        Of a family in contract/families.py; under "none" alone, of any.
     *mitigations : str or Mitigation
         Names of `list_mitigations`, perhaps with settings ("og-stp:before=-3"), or objects. Only one may combine predictions.
 

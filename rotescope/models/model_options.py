@@ -19,7 +19,7 @@ class ModelOptions(Options):
     """What every command that opens a model lets a user choose alike."""
     HEADINGS: ClassVar = {"model": "the model"}
     model: str = str(BASE)
-    """model folder in diffusers' layout (Stable Diffusion 1, 2, XL or 3, FLUX, PixArt), a single-file checkpoint, or its name on
+    """model folder in diffusers' layout (any pipeline that makes pictures of prompts), a single-file checkpoint, or its name on
     the hub (OWNER/NAME, or hub:OWNER/NAME)"""
     model_config: str | None = None
     """for a single file: a folder in diffusers' layout with the configurations and tokenizers of its family, and with weights of
