@@ -5,6 +5,7 @@ from diffusers import DiffusionPipeline
 from families.more_families import MORE_FAMILIES, images, more_family
 
 
+@pytest.mark.slow   # what is made of them is tried beside the adapters
 @pytest.mark.parametrize("name", MORE_FAMILIES)
 def test_a_small_pipeline_works_as_a_large_one(name, tmp_path):
     pipe = more_family(name)

@@ -106,7 +106,7 @@ def test_plain_guidance_is_the_stock_pipeline_bit_for_bit(named):
         torch.testing.assert_close(latents(pipe, name), stock, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("before", [0.0, -2.0])
+@pytest.mark.parametrize("before", [pytest.param(0.0, marks=pytest.mark.slow), -2.0])
 def test_delayed_and_opposite_guidance_are_what_a_plain_loop_makes(named, before):
     name, pipe = named
     stock = latents(pipe, name)
