@@ -1,17 +1,20 @@
 """All the small pipelines by name, and what each has to be told when it is called."""
 import numpy as np
 import torch
-from families import tiny_transformers as a
-from families import tiny_transformers_b as b
-from families import tiny_transformers_c as c
+from families import tiny_flux_relatives as relatives
+from families import tiny_language_models as languages
+from families import tiny_transformers as first
 from tiny import TOKENS, seeded
 
 MORE_FAMILIES = {
-    "z-image": a.z_image, "flux2-klein": a.flux2_klein, "qwen-image": a.qwen_image, "chroma": a.chroma, "sana": a.sana,
-    "pixart-sigma": a.pixart_sigma, "lumina2": b.lumina2, "aura-flow": b.aura_flow, "cogview4": b.cogview4, "hidream": b.hidream,
-    "hunyuan-dit": b.hunyuan_dit, "krea2": b.krea2, "ideogram4": b.ideogram4, "ernie-image": b.ernie_image,
-    "prx": c.prx, "ovis-image": c.ovis_image, "longcat-image": c.longcat_image, "bria": c.bria, "hunyuan-image": c.hunyuan_image,
-    "flux2": c.flux2, "qwen-image-21": c.qwen_image_21, "nucleus-moe": c.nucleus_moe,
+    "z-image": first.z_image, "flux2-klein": first.flux2_klein, "qwen-image": first.qwen_image, "chroma": first.chroma,
+    "sana": first.sana, "pixart-sigma": first.pixart_sigma,
+    "lumina2": languages.lumina2, "aura-flow": languages.aura_flow, "cogview4": languages.cogview4, "hidream": languages.hidream,
+    "hunyuan-dit": languages.hunyuan_dit, "krea2": languages.krea2, "ideogram4": languages.ideogram4,
+    "ernie-image": languages.ernie_image,
+    "prx": relatives.prx, "ovis-image": relatives.ovis_image, "longcat-image": relatives.longcat_image, "bria": relatives.bria,
+    "hunyuan-image": relatives.hunyuan_image, "flux2": relatives.flux2, "qwen-image-21": relatives.qwen_image_21,
+    "nucleus-moe": relatives.nucleus_moe,
 }
 SHORT, PLAIN, EMPTY = {"max_sequence_length": TOKENS}, {"use_resolution_binning": False}, {"negative_prompt": ["", ""]}
 SETTINGS = {

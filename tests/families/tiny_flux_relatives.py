@@ -24,6 +24,7 @@ from diffusers import (
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
 )
+from families.tiny_language_models import drawn
 from families.tiny_texts import (
     byt5,
     gemma_tokenizer,
@@ -38,7 +39,6 @@ from families.tiny_texts import (
     t5_gemma,
 )
 from families.tiny_transformers import BLOCKS, FLUX2_VAE, QWEN_VAE, ROPE, SHIFTED, STREAMS, flow
-from families.tiny_transformers_b import drawn
 from tiny import VAE, WIDTH
 from tiny_families import t5, t5_tokenizer
 from transformers import ByT5Tokenizer, Mistral3ForConditionalGeneration, Qwen3Model, Qwen3VLForConditionalGeneration
