@@ -210,7 +210,7 @@ class OneBranchHook(GuidanceHook):
 
     def new_forward(self, module, *args, **kwargs):
         arguments = self._named(args, kwargs)
-        rows, timestep = len(_sample_of(arguments)), self._timestep(arguments)
+        rows, timestep = self._rows_of(arguments), self._timestep(arguments)
         again = bool(self.timesteps) and same_timestep(self.timesteps[-1], timestep)
         if not again:
             self.timesteps.append(timestep)
@@ -218,6 +218,11 @@ class OneBranchHook(GuidanceHook):
         self.rows = self.rows + max(1, rows // self.call.n)
         self.calls = self.calls + (not again)
         return self.fn_ref.original_forward(*args, **kwargs)
+
+    def _rows_of(self, arguments):
+        """Of the first tensor, or the first list of them: what a denoiser of no known family calls its latents is not known."""
+        batches = (v for v in arguments.values() if isinstance(v, torch.Tensor) and v.dim() or v and isinstance(v, list))
+        return next((len(batch) for batch in batches), self.call.n)
 
     def _timestep(self, arguments):
         """As the family tells it; elsewhere the scheduler's own of this step."""

@@ -9,6 +9,7 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
 from families.more_families import SETTINGS, SIDES, more_family
 
 from rotescope import mitigated
@@ -163,6 +164,33 @@ def test_a_distilled_model_is_sampled_plainly_and_takes_no_mitigation():
     assert found.denoiser_rows == 2
     with pytest.raises(InputError, match="distilled into the model"):
         list(sample(pipe, [Prompt(PROMPTS[0])], get_mitigation("stp"), [0], num_inference_steps=2))
+
+
+class OddDenoiser(torch.nn.Module):
+    def forward(self, noisy, when, words=None):
+        return (noisy,)
+
+
+class OddPipeline(DiffusionPipeline):
+    """Of no family: its denoiser names its arguments as no other does."""
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, prompt, num_inference_steps=3):
+        self.scheduler.set_timesteps(num_inference_steps)
+        noisy = torch.zeros(len(prompt), 4, 2, 2)
+        for t in self.scheduler.timesteps:
+            noisy = self.scheduler.step(self.unet(noisy, when=t)[0], t, noisy).prev_sample
+        return noisy
+
+
+def test_a_denoiser_with_names_of_its_own_is_counted():
+    pipe = OddPipeline(OddDenoiser(), DDIMScheduler())
+    with mitigated(pipe, "none") as run:
+        pipe(["a cat", "a bus"])
+    assert run.denoiser_rows == [3, 3]
+    assert run.timesteps == pipe.scheduler.timesteps.tolist()
 
 
 def test_scales_are_the_pipelines_own_where_none_is_given():
