@@ -66,7 +66,8 @@ without.
 Texts are cut where the pipeline cuts them. A pipeline that rewrites prompts by a language model
 (LongCat-Image, ERNIE-Image) is told not to. CogView4 fills texts up to the longest of a call without a
 mask, so a call holds one prompt; PRX makes one image a call. Pipelines that want a picture, a video or a
-sound beside the prompt, or make one, are refused by name.
+sound beside the prompt, or make one, are refused by name; so are those with neither a `unet` nor a
+`transformer`, such as Stable Cascade.
 """
 
 
