@@ -15,7 +15,7 @@ class Transition:
     def __call__(self, t, d, c, u):
         if self.policy.transition == "dynamic":
             low = d[-2] * (1 + self.policy.min_drop) if len(d) > 2 else None
-            turned = len(d) > 2 and d[-3] > low < d[-1] or t <= self.policy.latest
+            turned = len(d) > 2 and d[-3] > low < d[-1] and t <= self.policy.earliest or t <= self.policy.latest
         else:
             turned = t <= self.policy.transition
         self.timestep = t if turned and self.timestep is None else self.timestep

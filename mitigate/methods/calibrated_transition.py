@@ -13,7 +13,7 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition, same_timestep
-from rotescope.mitigate.methods.transition import ScaleRun
+from rotescope.mitigate.methods.transition import ScaleRun, more_colour
 
 FEWEST = 8  # ordinary images; a hundred tell their spread
 
@@ -81,11 +81,13 @@ class CalibratedTransition(Mitigation):
     Where it exceeds the `quantile` of ordinary images' highest scores, the image is held back from that very step on. So
     1 − quantile is the share of ordinary images that are touched at all; the others are plain guidance, bit for bit. That share
     holds for as many looks as the ordinary images had: a run that takes more or fewer is refused.
+    colour: the scale of the mean of Δ meanwhile, as TransitionGuidance has it; with it, `before` opposes the layout alone.
     calibration: what `rotescope calibrate` wrote, for this model, guidance_scale and about this number of steps.
     """
     calibration: str = ""
     before: float = -2.0
     transition: int = 650
+    colour: float | None = None
     quantile: float = 0.95
 
     def __post_init__(self):
@@ -139,7 +141,10 @@ class CalibratedRun(ScaleRun):
                 self.transition_timesteps[self.held] = -1  # guided before it was found out: that is over
         guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
         self.transition_timesteps[guided_now] = step.timestep
-        return super().guide(step)
+        guided, held_now = super().guide(step), self.held & (step.timestep > self.policy.transition)
+        if self.policy.colour is None or not held_now.any():
+            return guided
+        return guided + more_colour(step, held_now * (self.policy.colour - self.policy.before))
 
     def _check_looks(self, at_most=False):
         """The highest of more running means is higher, and of fewer lower, than the ordinary scores were."""

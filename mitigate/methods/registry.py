@@ -32,7 +32,7 @@ def _entry(name, home, settings, paper, cost, *needs, families=EVERY):
 def _transition(name, paper=JAIN, cost="1 ×", **changed):
     """An entry of TransitionGuidance: its defaults, some of them changed."""
     defaults = {"before": 0.0, "transition": 500, "latest": 500, "after": None, "ordinary_gap": 0.0,
-                "min_drop": 1e-4, "colour": None}
+                "min_drop": 1e-4, "earliest": 1000, "colour": None}
     return _entry(name, "transition:TransitionGuidance", defaults | changed, paper, cost)
 
 
@@ -62,7 +62,7 @@ ENTRIES = {entry.name: entry for entry in (
     _entry("og-dtp-released", "probe_transition:ProbeTransition", {"before": -7.5, "fallback_index": 5}, JAIN,
            "2 ×, half of it a probe"),
     _entry("dtp-calibrated", "calibrated_transition:CalibratedTransition",
-           {"calibration": "", "before": -2.0, "transition": 650, "quantile": 0.95}, OURS, "1 ×",
+           {"calibration": "", "before": -2.0, "transition": 650, "colour": None, "quantile": 0.95}, OURS, "1 ×",
            Need.CALIBRATION),
     _entry("og-recall", "recall_transition:RecallTransition",
            {"training": "", "before": -3.0, "transition": 600, "colour": 1.0, "warm_up": 880, "quantile": 0.8,

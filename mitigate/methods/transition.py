@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges, no_transition
+from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, TIMESTEP, GuidanceRun, Mitigation, check_ranges, no_transition
 from rotescope.mitigate.contract.prediction import combine
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum
 
@@ -37,6 +37,13 @@ class ScaleRun(GuidanceRun):
         return combine(step.cond, step.uncond, self.scale(step.timestep))
 
 
+def more_colour(step, scale):
+    """scale (n,) times the mean of Δ = ε_cond − ε_uncond over the picture, which says what colours to take."""
+    gap = step.cond - step.uncond                                       # (n, C, h, w), or (n, patches, C)
+    mean = gap.mean((2, 3) if gap.dim() == 4 else 1, keepdim=True)
+    return combine(mean, torch.zeros_like(mean), scale)
+
+
 @dataclass(frozen=True)
 class TransitionGuidance(Mitigation):
     """One guidance scale until a transition, the pipeline's own from then on; image by image, in one pass.
@@ -58,6 +65,8 @@ class TransitionGuidance(Mitigation):
         does not count: under flow matching x is the noise itself at first, and both predictions of ε agree.
     min_drop : float
         A minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
+    earliest : int
+        A timestep; a minimum above it does not count. A warm-up for models whose gap dips once at the start.
     colour : float, optional
         This project's own: until the transition, the scale of the mean of eps_cond − eps_uncond over the picture, which says what
         colours to take. `before` then scales the rest, which says what to put where. Without it `before` scales both. What is
@@ -84,12 +93,13 @@ class TransitionGuidance(Mitigation):
     after: float | None = None
     ordinary_gap: float = 0.0
     min_drop: float = 1e-4
+    earliest: int = 1000
     colour: float | None = None
 
     def __post_init__(self):
         if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
             raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
-        check_ranges(self, latest=(-1, 1000), ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
+        check_ranges(self, latest=(-1, 1000), earliest=TIMESTEP, ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
 
     def begin(self, n: int, guidance_scale: float, device: torch.device | str = "cpu") -> GuidanceRun:
         """A fresh run for n images."""
@@ -122,16 +132,11 @@ class TransitionRun(ScaleRun):
         if self.detector and not step.repeated:
             gap = step.gap.cpu()
             first, self.told = (gap > 0) & ~self.told, self.told | (gap > 0)
-            fires = self.detector.update(gap) | first & (gap < self.policy.ordinary_gap)
+            fires = self.detector.update(gap) & (step.timestep <= self.policy.earliest) | first & (gap < self.policy.ordinary_gap)
             self._mark(fires & ~self.past, step.timestep)
         guided = super().guide(step)
-        return guided if self.policy.colour is None or self.past.all() else guided + self._colour(step)
-
-    def _colour(self, step):
-        """What the mean of Δ over the picture gets on top of `before`, in images before their transition."""
-        gap = step.cond - step.uncond                                       # (n, C, h, w), or (n, patches, C)
-        mean = gap.mean((2, 3) if gap.dim() == 4 else 1, keepdim=True)
-        return combine(mean, torch.zeros_like(mean), ~self.past * (self.policy.colour - self.policy.before))
+        return guided if self.policy.colour is None or self.past.all() else guided + more_colour(
+            step, ~self.past * (self.policy.colour - self.policy.before))
 
     def _mark(self, rows, timestep):
         self.transition_timesteps[rows] = timestep

@@ -58,7 +58,7 @@ def images(pipe, prompts=PROMPTS, rows=None, **settings):
 
 POLICIES = {name: get_mitigation(name) for name in (*PAPER, "dtp-released")} | {
     "og 800": TransitionGuidance(-3.0, 800), "layout": TransitionGuidance(-3.0, 800, colour=2.0),
-    "layout dtp": TransitionGuidance(0.0, "dynamic", colour=1.0)}
+    "layout dtp": TransitionGuidance(0.0, "dynamic", colour=1.0), "late dtp": TransitionGuidance(0.0, "dynamic", earliest=650)}
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), [
@@ -322,12 +322,12 @@ def test_only_an_image_that_stands_out_is_touched(pipe, tmp_path):
     gaps, timesteps = np.array(run.prediction_gaps), run.timesteps[:3]
     scatter = np.exp(np.linspace(-.1, .1, 20))[:, None]
     settings = "before=-2,transition=500,quantile=0.9"
-    for factor, held in ((100.0, False), (0.01, True)):
-        file = calibration(tmp_path / f"{held}.json", factor * gaps[:1, :3] * scatter, timesteps)
-        with mitigated(pipe, f"dtp-calibrated:calibration={file},{settings}") as run:
+    for factor, held, colour in ((100.0, False, None), (100.0, False, 1.0), (0.01, True, None), (0.01, True, 1.0)):
+        file = calibration(tmp_path / f"{held} {colour}.json", factor * gaps[:1, :3] * scatter, timesteps)
+        with mitigated(pipe, f"dtp-calibrated:calibration={file},{settings}" + (f",colour={colour}" if colour else "")) as run:
             found = images(pipe)
         assert run.denoiser_rows == [2 * STEPS] * 3
-        with mitigated(pipe, TransitionGuidance(-2.0, 500)):
+        with mitigated(pipe, TransitionGuidance(-2.0, 500, colour=colour)):
             expected = images(pipe) if held else plain
         torch.testing.assert_close(found, expected, atol=1e-5 if held else 0, rtol=0)
         assert all((t <= 500) == held for t in run.transition_timesteps)
