@@ -42,7 +42,7 @@ def sweep_points(samples, measured, layer):
     for method, groups in group_findings(samples, measured, layer).items():
         settings = samples.run.get("methods", {}).get(method, {})
         if not isinstance(settings.get("transition"), int | float):
-            raise InputError(f"{samples.folder / 'run.json'} gives {method} no fixed transition; a sweep needs one a method")
+            raise InputError(f"{samples.folder / 'run.json'} gives {method} no timestep as its transition: sweep timesteps")
         found = groups.get("duplicated") or next(iter(groups.values()))
         points.append(SweepPoint(
             "opposite" if settings["before"] < 0 else "delayed", settings["before"], settings["transition"],

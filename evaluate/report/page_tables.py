@@ -73,9 +73,15 @@ def settings_in_words(settings):
     transition = settings.get("transition")
     if transition is None or transition == 1000:  # guided from the start
         return ""
-    until = "the gap’s first minimum" if transition == "dynamic" else f"t\u00a0=\u00a0{transition:g}"
     colour = "" if settings.get("colour") is None else f" ({settings['colour']:g} on the mean over the picture)"
-    return f"scale {settings['before']:g}{colour} until {until}".replace("-", "−")
+    return f"scale {settings['before']:g}{colour} until {_point_in_words(transition)}".replace("-", "−")
+
+
+def _point_in_words(point):
+    """Where a sampler turns, as settings have it."""
+    kind, _, x = str(point).partition(":")
+    words = {"dynamic": "the gap’s first minimum", "noise": f"a noise share of {x}", "steps": f"{x} of the steps"}
+    return words.get(kind) or f"t\u00a0=\u00a0{point:g}"
 
 
 def lines(report):

@@ -60,7 +60,7 @@ def effect_lines(what: str, chain: Sequence[Mitigation], active: list[bool], tra
     if what in ("", "none") or not active:  # whoever asks for plain guidance has it
         return []
     if not any(active):
-        return [f"{what} changed nothing of {_images(len(active))}: {_why(mitigation, timesteps)}"]
+        return [f"{what} changed nothing of {_images(len(active))}: {_why(mitigation, timesteps, transitions)}"]
     never = transitions.count(None)
     if mitigation and never == len(transitions) and timesteps:
         return [f"under {what} guidance never set in on {_images(never)}: the last timestep is {timesteps[-1]:g}, before every "
@@ -72,13 +72,14 @@ def _images(n):
     return f"{n:,} image{'' if n == 1 else 's'}"
 
 
-def _why(mitigation, timesteps):
+def _why(mitigation, timesteps, transitions):
     """Why nothing was changed, and what to do."""
     if mitigation is None or not timesteps:
         return "they are what the pipeline makes without it"
     limit = mitigation.latest if mitigation.transition == "dynamic" else mitigation.transition
-    if timesteps[0] <= limit:
-        return (f"the call begins at timestep {timesteps[0]:g}, and the transition at {limit:g} is past by then; give a higher "
+    past = all(t == timesteps[0] for t in transitions) if isinstance(limit, str) else timesteps[0] <= limit
+    if past:
+        return (f"the call begins at timestep {timesteps[0]:g}, and the transition at {limit} is past by then; give a higher "
                 "strength, or a later transition (a lower timestep)")
     return "they are what the pipeline makes without it; see whether its settings suit this model"
 

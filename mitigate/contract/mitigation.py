@@ -15,6 +15,7 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.pipeline_call import PipelineCall
+from rotescope.mitigate.contract.turning_point import timestep_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ def check_ranges(settings, **ranges):
 class GuidanceRun:
     """How a mitigation combines the predictions of one pipeline call, image by image."""
     transition_timesteps: Any = None  # float64 (n,), see no_transition
-    call: Any = None  # the PipelineCall, known from before the first step on
+    call: Any = None  # the PipelineCall, known from before the first step on; None under a guider
+
+    def timestep_of(self, point):
+        """A point on the way -> its timestep on the scheduler of this call, whose timesteps are set by the first step."""
+        if isinstance(point, str) and self.call is None:
+            raise InputError(f"{point} is a point on a scheduler's way, and a guider sees no scheduler: give a timestep")
+        return timestep_of(point, self.call and self.call.pipe.scheduler)
 
     def branches(self, timestep):
         """Which predictions a step needs: (cond, uncond), each a bool (n,)."""

@@ -5,6 +5,7 @@ show at once, or never. Here d is compared with what prompts that are known to b
 """
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.mitigation import TIMESTEP, Mitigation, check_ranges, no_transition, same_timestep
+from rotescope.mitigate.contract.mitigation import Mitigation, no_transition, same_timestep
+from rotescope.mitigate.contract.turning_point import Point, check_points
 from rotescope.mitigate.methods.transition import ScaleRun, more_colour
 
 FEWEST = 8  # ordinary images; a hundred tell their spread
@@ -86,12 +88,12 @@ class CalibratedTransition(Mitigation):
     """
     calibration: str = ""
     before: float = -2.0
-    transition: int = 650
+    transition: Point = 650
     colour: float | None = None
     quantile: float = 0.95
 
     def __post_init__(self):
-        check_ranges(self, transition=TIMESTEP)
+        check_points(transition=self.transition)
 
     def check(self):
         if not self.calibration:
@@ -118,9 +120,13 @@ class CalibratedRun(ScaleRun):
         self.held = torch.zeros(n, dtype=torch.bool)
         self.transition_timesteps = no_transition(n)
 
+    @cached_property
+    def transition(self):
+        return self.timestep_of(self.policy.transition)
+
     def scale(self, timestep):
         before, after = (torch.full((self.n,), s, dtype=torch.float64) for s in (self.policy.before, self.after))
-        return torch.where(self.held & (timestep > self.policy.transition), before, after)
+        return torch.where(self.held & (timestep > self.transition), before, after)
 
     def watches(self, timestep):
         last = self.known.timesteps[-1]
@@ -137,11 +143,11 @@ class CalibratedRun(ScaleRun):
             self.steps += 1
             self._check_looks(at_most=True)
             self.held |= self.total / self.steps > self.threshold
-            if step.timestep > self.policy.transition:
+            if step.timestep > self.transition:
                 self.transition_timesteps[self.held] = -1  # guided before it was found out: that is over
-        guided_now = (~self.held | torch.tensor(step.timestep <= self.policy.transition)) & (self.transition_timesteps < 0)
+        guided_now = (~self.held | torch.tensor(step.timestep <= self.transition)) & (self.transition_timesteps < 0)
         self.transition_timesteps[guided_now] = step.timestep
-        guided, held_now = super().guide(step), self.held & (step.timestep > self.policy.transition)
+        guided, held_now = super().guide(step), self.held & (step.timestep > self.transition)
         if self.policy.colour is None or not held_now.any():
             return guided
         return guided + more_colour(step, held_now * (self.policy.colour - self.policy.before))

@@ -5,13 +5,16 @@ Guidance is eps_uncond + scale · (eps_cond − eps_uncond), diffusers' conventi
 while a trajectory is still inside the basin, and when that ends.
 """
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, TIMESTEP, GuidanceRun, Mitigation, check_ranges, no_transition
+from rotescope.mitigate.contract.mitigation import NOT_NEGATIVE, GuidanceRun, Mitigation, check_ranges, no_transition
 from rotescope.mitigate.contract.prediction import combine
+from rotescope.mitigate.contract.turning_point import Point, check_points
 from rotescope.mitigate.methods.local_minimum import FirstLocalMinimum
+
+DYNAMIC = "dynamic"
 
 
 class ScaleRun(GuidanceRun):
@@ -52,10 +55,11 @@ class TransitionGuidance(Mitigation):
     ----------
     before : float
         Scale before the transition: 0 is unconditional (STP, DTP), below 0 is opposite guidance (OG).
-    transition : int or "dynamic"
-        A timestep τ from 0 to 1000; *before* means strictly t > τ. Or the first step k with d[k−2] > d[k−1] < d[k], d the
+    transition : number, "noise:X", "steps:X" or "dynamic"
+        A timestep τ from 0 to 1000; *before* means strictly t > τ. Or a level of noise, σ / (α + σ) = X, which is σ itself under
+        flow matching; or the share X of the steps. Or the first step k with d[k−2] > d[k−1] < d[k], d the
         prediction gap of the image, which is guided from that very step on.
-    latest : int
+    latest : number, "noise:X" or "steps:X"
         A dynamic transition that has not come by this timestep happens there; −1 never. The paper states no fallback for a gap
         without a minimum, and in its released code such an image is never guided.
     after : float, optional
@@ -65,8 +69,8 @@ class TransitionGuidance(Mitigation):
         does not count: under flow matching x is the noise itself at first, and both predictions of ε agree.
     min_drop : float
         A minimum counts only if both its neighbours exceed it by this fraction of it, so that rounding does not decide.
-    earliest : int
-        A timestep; a minimum above it does not count. A warm-up for models whose gap dips once at the start.
+    earliest : number, "noise:X" or "steps:X"
+        A minimum above it does not count. A warm-up for models whose gap dips once at the start.
     colour : float, optional
         This project's own: until the transition, the scale of the mean of eps_cond − eps_uncond over the picture, which says what
         colours to take. `before` then scales the rest, which says what to put where. Without it `before` scales both. What is
@@ -88,18 +92,19 @@ class TransitionGuidance(Mitigation):
     ...     found = pipe("a cat on a blue background", guidance_scale=7.5, num_inference_steps=4).images
     """
     before: float = 0.0
-    transition: int | str = 500
-    latest: int = 500
+    transition: Point = 500
+    latest: Point = 500
     after: float | None = None
     ordinary_gap: float = 0.0
     min_drop: float = 1e-4
-    earliest: int = 1000
+    earliest: Point = 1000
     colour: float | None = None
 
     def __post_init__(self):
-        if self.transition != "dynamic" and not (isinstance(self.transition, int) and 0 <= self.transition <= 1000):
-            raise InputError(f"transition={self.transition!r}: give a timestep from 0 to 1000, or dynamic")
-        check_ranges(self, latest=(-1, 1000), earliest=TIMESTEP, ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
+        check_points(words=(DYNAMIC,), transition=self.transition)
+        check_points(lowest=-1, latest=self.latest)
+        check_points(earliest=self.earliest)
+        check_ranges(self, ordinary_gap=NOT_NEGATIVE, min_drop=NOT_NEGATIVE)
 
     def begin(self, n: int, guidance_scale: float, device: torch.device | str = "cpu") -> GuidanceRun:
         """A fresh run for n images."""
@@ -114,11 +119,20 @@ class TransitionRun(ScaleRun):
         self.policy, self.after = policy, after
         self.past, self.told = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)  # told: had a gap above 0
         self.transition_timesteps = no_transition(n)
-        self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == "dynamic" else None
+        self.detector = FirstLocalMinimum(n, policy.min_drop) if policy.transition == DYNAMIC else None
+
+    @cached_property
+    def earliest(self):
+        return self.timestep_of(self.policy.earliest)
+
+    @cached_property
+    def latest(self):
+        """The timestep at which images are past their transition at the latest."""
+        return self.timestep_of(self.policy.latest if self.detector else self.policy.transition)
 
     def limit(self):
-        """The timestep at which images are past their transition at the latest: a number, or one each."""
-        return self.policy.latest if self.detector else self.policy.transition
+        """The same for each image, where they differ: a number, or (n,)."""
+        return self.latest
 
     def tracked(self, timestep):
         return self.past & False if self.detector is None and self.policy.colour is None else ~self.past
@@ -132,7 +146,7 @@ class TransitionRun(ScaleRun):
         if self.detector and not step.repeated:
             gap = step.gap.cpu()
             first, self.told = (gap > 0) & ~self.told, self.told | (gap > 0)
-            fires = self.detector.update(gap) & (step.timestep <= self.policy.earliest) | first & (gap < self.policy.ordinary_gap)
+            fires = self.detector.update(gap) & (step.timestep <= self.earliest) | first & (gap < self.policy.ordinary_gap)
             self._mark(fires & ~self.past, step.timestep)
         guided = super().guide(step)
         return guided if self.policy.colour is None or self.past.all() else guided + more_colour(

@@ -194,6 +194,8 @@ def test_pictures_go_in_exactly_or_as_thumbnails():
 
 def test_small_parts():
     assert settings_in_words({"before": -2.0, "transition": 650}) == "scale −2 until t\u00a0=\u00a0650"
+    assert settings_in_words({"before": 0.0, "transition": "noise:0.7"}) == "scale 0 until a noise share of 0.7"
+    assert settings_in_words({"before": 0.0, "transition": "steps:0.35"}) == "scale 0 until 0.35 of the steps"
     assert settings_in_words({"before": 0.0, "transition": 1000}) == settings_in_words({}) == ""
     assert spread_over(list(range(24)), 4) == [0, 8, 15, 23]
     assert spread_over([1, 2], 4) == [1, 2]
