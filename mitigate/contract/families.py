@@ -139,6 +139,15 @@ def guidance_scale_of(pipe: Any, given: float | None = None) -> float | None:
     return row.scale_of(found) if row else found
 
 
+def guided_scale_of(pipe: Any, given: float | None = None) -> float:
+    """As guidance_scale_of, where two branches are wanted; InputError for a pipeline that has no guidance unless it is told."""
+    scale = guidance_scale_of(pipe, given)
+    if scale is None or scale <= 1:
+        raise InputError(f"{type(pipe).__name__} samples without guidance unless it is told otherwise: pass --guidance_scale, "
+                         "above 1")
+    return scale
+
+
 def guidance_arguments(pipe: Any, n: int, scale: float | None = None) -> dict[str, Any]:
     """The arguments that ask a pipeline for n images under guidance by `scale`, 1 for none; unset: as guidance_scale_of says."""
     row, scale = FAMILIES.get(family(pipe)), guidance_scale_of(pipe, scale)

@@ -88,8 +88,8 @@ class CalibrateConfig(ModelOptions):
     """one image a prompt and a seed"""
     watch: int = 4
     """how many of the first steps are looked at"""
-    guidance_scale: float = 7.5
-    """as it will be when sampling"""
+    guidance_scale: float | None = None
+    """as it will be when sampling; unless given, as rotescope generate has it"""
     num_inference_steps: int = 50
     """as it will be when sampling"""
     batch_size: int = 64

@@ -21,8 +21,8 @@ class CompareConfig(Options):
     embedded pictures, else none"""
     seeds: tuple[int, ...] = (0, 1)
     """one image a caption and a seed"""
-    guidance_scale: float = 7.5
-    """of plain guidance"""
+    guidance_scale: float | None = None
+    """of plain guidance; unless given, as rotescope generate has it"""
     num_inference_steps: int = 25
     """denoising steps"""
     batch_size: int = 48

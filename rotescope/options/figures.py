@@ -20,7 +20,7 @@ class FiguresConfig(Options):
     """timesteps at which guidance is switched on, falling"""
     before: float = -2.0
     """the scale of opposite guidance"""
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     """once it is on"""
     num_inference_steps: int = 25
     """denoising steps"""

@@ -1,6 +1,7 @@
 """Every mitigation on one fine-tuned model, side by side: what it removes, and at what price."""
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.clusters import INTERVALS
 from rotescope.mitigate.adapters.effects import without_mitigation_warnings
 from rotescope.mitigate.contract.catalogue import Need
-from rotescope.mitigate.contract.families import family
+from rotescope.mitigate.contract.families import family, guided_scale_of
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, with_training
 from rotescope.mitigate.methods.transition import PLAIN
@@ -103,6 +104,7 @@ def run_comparison(config):
     heldout = heldout_of(config.heldout_data, manifest)
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
+    config = replace(config, guidance_scale=guided_scale_of(pipe, config.guidance_scale))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on_with(config)):
         methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \
             _every(config, pipe, manifest, heldout, draft)

@@ -17,6 +17,7 @@ from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.neighbours.index import embed
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import paper_claims as claims
+from rotescope.mitigate.contract.families import guided_scale_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
@@ -60,12 +61,13 @@ def sample_curves(config, folder):
     chosen = policies(config)
     jobs = {"samples": ("duplicated", chosen), "controls": ("control", {"unguided": chosen["unguided"]})}
     pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
+    scale = guided_scale_of(pipe, config.guidance_scale)
     bars = {f"{group} {name}": len(prompts[group]) * len(config.seeds) for group, names in jobs.values() for name in names}
     with progress_bars(bars) as advance:
         for name, (group, methods) in jobs.items():
             sample_to_folder(pipe, prompts[group], methods, config.seeds, folder / name, about=provenance(config),
                              on_sample=lambda method, group=group: advance(f"{group} {method}"),
-                             guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps,
+                             guidance_scale=scale, num_inference_steps=config.num_inference_steps,
                              batch_size=config.batch_size)
     return manifest
 

@@ -11,11 +11,20 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from families.more_families import SETTINGS, SIDES, more_family
+from tiny import cached_pipeline
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY
-from rotescope.mitigate.contract.families import CLASSIC, FAMILIES, denoiser_of, family, guidance_arguments, guidance_scale_of
+from rotescope.mitigate.contract.families import (
+    CLASSIC,
+    FAMILIES,
+    denoiser_of,
+    family,
+    guidance_arguments,
+    guidance_scale_of,
+    guided_scale_of,
+)
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.sampler import sample
@@ -198,6 +207,10 @@ def test_scales_are_the_pipelines_own_where_none_is_given():
     assert guidance_arguments(small_family("z-image"), 1) == {"guidance_scale": 5.0}
     assert guidance_scale_of(small_family("qwen-image")) == 4.0
     assert guidance_scale_of(small_family("qwen-image"), 3.0) == 3.0
+    assert [guided_scale_of(cached_pipeline("sd")), guided_scale_of(small_family("z-image"))] == [7.5, 6.0]
+    with pytest.raises(InputError, match="FluxPipeline samples without guidance .* pass --guidance_scale"):
+        guided_scale_of(cached_pipeline("flux"))
+    assert guided_scale_of(cached_pipeline("flux"), 4.0) == 4.0
 
 
 def test_a_step_without_guidance_is_refused_beside_a_mitigation():
