@@ -3,13 +3,13 @@
 The reference listens to what the denoiser says, mixes the two branches by itself at a scale of its own for each step, and hands
 the scheduler the result in place of the pipeline's. It knows nothing of the adapter.
 """
-from contextlib import contextmanager
 from functools import wraps
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from families.mixed_by_hand import NORM, mixed_by_hand
 from families.more_families import SETTINGS, SIDES, more_family
 from tiny import cached_pipeline
 
@@ -19,8 +19,6 @@ from rotescope.mitigate.contract.catalogue import EVERY
 from rotescope.mitigate.contract.families import (
     CLASSIC,
     FAMILIES,
-    denoiser_of,
-    family,
     guidance_arguments,
     guidance_scale_of,
     guided_scale_of,
@@ -32,9 +30,6 @@ from rotescope.mitigate.sampling.sampler import sample
 PROMPTS, STEPS, SCALE = ("a cat on a red background", "a bus"), 4, 4.0
 ONE = ("flux2", "ideogram4", "hunyuan-image", "qwen-image-21")   # of which no two branches are known
 NAMES = [name for name in FAMILIES if name not in (*CLASSIC, "flux", "kolors")]
-NEGATED = {"z-image", "lumina2", "hidream", "nucleus-moe"}
-NORM = {"qwen-image": torch.inf, "lumina2": torch.inf, "nucleus-moe": torch.inf, "longcat-image": 1.0}
-# the guided prediction is set to the length of the conditional one, along the last axis: by how much it may be lengthened
 
 
 def small_family(name):
@@ -61,36 +56,6 @@ def latents(pipe, name, prompts=PROMPTS, seeds=(1, 2)):
     return pipe(prompt=list(prompts), num_inference_steps=STEPS, height=side, width=side, output_type="latent",
                 generator=[torch.Generator().manual_seed(s) for s in seeds],
                 **guidance_arguments(pipe, len(prompts), SCALE)).images
-
-
-@contextmanager
-def mixed_by_hand(pipe, name, scales):
-    """The pipeline's scheduler gets u + s (c − u) of what the denoiser said, with s of `scales` at each step."""
-    row, heard, step, done = FAMILIES[family(pipe)], [], pipe.scheduler.step, []
-
-    def listen(module, args, output):
-        first = output[0]
-        heard.append(torch.stack(first).clone() if isinstance(first, list) else first.clone())
-
-    @wraps(step)
-    def other(prediction, *args, **kwargs):
-        said = list(heard[0].chunk(2)) if row.calls == "doubled" else list(heard)
-        heard.clear()
-        c, u = said if row.cond_first else said[::-1]
-        own = u + scales[len(done) % STEPS] * (c - u)
-        done.append(True)
-        if name in NORM:
-            own = own * (c.norm(dim=-1, keepdim=True) / own.norm(dim=-1, keepdim=True)).clamp(max=NORM[name])
-        own = -own if name in NEGATED else own
-        return step(own[:, :prediction.shape[1]].reshape(prediction.shape).to(prediction.dtype), *args, **kwargs)
-
-    handle = denoiser_of(pipe).register_forward_hook(listen)
-    pipe.scheduler.step = other
-    try:
-        yield
-    finally:
-        handle.remove()
-        del pipe.scheduler.step
 
 
 @pytest.fixture(scope="module", params=NAMES)
