@@ -44,7 +44,10 @@ classes with random weights: plain guidance is the stock pipeline's image bit fo
 guidance are what a plain loop makes of the same two predictions (to 1e-5), and an image is the same
 whatever is sampled beside it. Kolors was read off its pipeline: its class wants the package
 `sentencepiece`. No family but Stable Diffusion's classes was run on trained weights: no model hub and no
-GPU were at hand.
+GPU were at hand. The image-to-image classes of Z-Image, Qwen-Image and Chroma and the inpainting classes of
+Z-Image, Qwen-Image and FLUX.2 klein ran under opposite guidance in the same way. diffusers'
+`ChromaInpaintPipeline` fails by itself in 0.42. Other variants of the newer families, ControlNet among them,
+are known by their names and were not run.
 
 """
 MEETING = """
