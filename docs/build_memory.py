@@ -125,7 +125,7 @@ column is the first way that leaves {ROOM:g} GB of {CARD:g} for everything else;
 END = """
 What nf4 packs are linear layers. The UNet of Stable Diffusion 1 is mostly convolutions, and the experts of
 Nucleus are no linear layers: the table counts both whole. Elsewhere it says the least that nf4 can need: the
-convolutions of SDXL's UNet stay as they are, and so do the tables of words of a text encoder (0.1 to 1 billion
+convolutions of SDXL's UNet stay as they are, and so do a text encoder's tables of words (0.1 to 1 billion
 numbers, 0.2 to 2 GB). A GGUF file's own size takes the place of the denoiser's.
 
 ## What does not go with what

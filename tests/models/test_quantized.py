@@ -56,8 +56,9 @@ def lora_file(file, layer=f"transformer.{LAYER}"):
 
 # ----- 4 bits
 
-@pytest.mark.parametrize(("name", "kind"), [("flux", "flux"), *(
-    pytest.param(name, kind, marks=pytest.mark.slow) for name, kind in (("sd1", "sd"), ("sdxl", "sdxl"), ("sd3", "sd3")))])
+@pytest.mark.parametrize(("name", "kind"), [
+    pytest.param(name, kind, marks=pytest.mark.slow)
+    for name, kind in (("flux", "flux"), ("sd1", "sd"), ("sdxl", "sdxl"), ("sd3", "sd3"))])
 def test_mitigations_on_a_model_in_4_bits(name, kind, bases, on_cpu):
     pipe = load_pipeline(bases(name), quantize="nf4")
     packed = {part for part in pipe.components if isinstance(getattr(pipe, part), torch.nn.Module)
@@ -92,6 +93,7 @@ def test_what_would_be_added_to_packed_weights_is_named(bases, on_cpu, tmp_path)
         load_pipeline(bases("flux"), tmp_path / "a.safetensors", quantize="nf4")
 
 
+@pytest.mark.slow
 def test_a_forward_derivative_of_packed_layers_is_refused(bases, on_cpu):
     pipe = load_pipeline(bases("sd1"), quantize="nf4")
     assert "leave --quantize out" in wrong_family(HessianVector(), pipe)

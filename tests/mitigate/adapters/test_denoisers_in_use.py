@@ -108,7 +108,8 @@ def test_embeddings_are_not_searched_for_in_offloaded_blocks():
         check_searchable(pipe)
 
 
-@pytest.mark.parametrize("name", ["prompt-optimisation", pytest.param("sharpness-aware-noise", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prompt-optimisation", "sharpness-aware-noise"])
 def test_gradients_come_through_a_part_that_is_offloaded_as_a_whole(name):
     plain, pipe = TINY["sd"](), TINY["sd"]()
     MODES["model"](pipe)
@@ -147,7 +148,8 @@ def of_class(pipe, kind):
     return pipe
 
 
-@pytest.mark.parametrize(("family", "kind"), [("sd", Renamed), ("sd", HandedOn), ("flux", TwoCalls)], ids=lambda v: str(v))
+@pytest.mark.parametrize(("family", "kind"), [
+    ("sd", HandedOn), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("sd", Renamed), ("flux", TwoCalls)))])
 def test_a_subclass_is_served_as_its_base(family, kind):
     plain, pipe = TINY[family](), of_class(TINY[family](), kind)
     assert list(call_parameters(kind)) == list(call_parameters(type(plain)))
