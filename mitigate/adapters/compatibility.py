@@ -5,6 +5,7 @@ from rotescope.mitigate.adapters.guidance_hook import NAME
 from rotescope.mitigate.contract.families import denoiser_of, family, why_one_branch
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN
+from rotescope.models.memory import check_differentiable
 from rotescope.models.pipelines import counts_timesteps
 
 
@@ -47,6 +48,7 @@ def check_chain(pipe, chain):
         if m.looks_inside and getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
             raise InputError(f"{type(m).__name__} looks inside the UNet and knows no IP-Adapter: pipe.unload_ip_adapter(), or "
                              "take a mitigation of the guidance alone")
+        check_differentiable({name: getattr(pipe, name) for name in m.differentiates}, type(m).__name__)
         m.check_pipeline(pipe)
         if chain.count(m) > 1:
             raise InputError(f"{m!r} is named twice")

@@ -8,7 +8,6 @@ Each pipe(...) is met twice. Around it, its arguments are read, and changed wher
 initial noise. Inside it, a hook on the denoiser computes only the rows that are needed and combines the two predictions itself:
 see guidance_hook.py.
 """
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -21,7 +20,7 @@ from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, i
 from rotescope.mitigate.adapters.guidance_hook import hook_for, hooked
 from rotescope.mitigate.adapters.run_record import MitigatedRun
 from rotescope.mitigate.contract.catalogue import name_of
-from rotescope.mitigate.contract.families import denoiser_of
+from rotescope.mitigate.contract.families import call_parameters, denoiser_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.contract.pipeline_call import PipelineCall
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
@@ -83,12 +82,24 @@ def intercepted(pipe, on_call):
 
     @wraps(original.__call__)
     def __call__(self, *args, **kwargs):
-        bound = inspect.signature(original.__call__).bind(self, *args, **kwargs).arguments
-        bound.pop("self")
-        call = PipelineCall(self, {**bound, **bound.pop("kwargs", {})})
-        return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
+        call = PipelineCall(self, {**dict(zip(names, args, strict=False)), **kwargs})
+        try:
+            return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
+        finally:
+            original.maybe_free_model_hooks(self)
 
-    pipe.__class__ = type(original.__name__, (original,), {"__call__": __call__, "_rotescope": True})
+    def maybe_free_model_hooks(self):
+        """The original takes the hooks of model offloading off and puts them on anew, and with them what was wrapped around: that
+        waits until nothing is. Here the parts leave the device."""
+        hooks = getattr(self, "_all_hooks", [])
+        for hook in hooks:
+            hook.offload()
+        if not hooks:
+            original.maybe_free_model_hooks(self)
+
+    names = list(call_parameters(original))
+    pipe.__class__ = type(original.__name__, (original,), {
+        "__call__": __call__, "maybe_free_model_hooks": maybe_free_model_hooks, "_rotescope": True})
     pipe.__class__.__module__ = original.__module__
     try:
         yield

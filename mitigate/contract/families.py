@@ -126,12 +126,24 @@ def denoiser_of(pipe: Any) -> Any:
 
 
 
+def call_parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What a pipeline's class takes, by name; with what those take that it hands its **kwargs on to, where it is a subclass."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in (b for b in kind.__mro__ if "__call__" in vars(b)):
+        own = inspect.signature(vars(base)["__call__"]).parameters.values()
+        starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        found |= {p.name: p for p in own if p.name not in found and p.name != "self" and p.kind not in starred}
+        if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
 def guidance_scale_of(pipe: Any, given: float | None = None) -> float | None:
     """A guidance scale as it was given; where it was not, 7.5 on CLASSIC families and the pipeline's own default on others, 1 for
     none. None where a pipeline has none."""
     if given is not None:
         return given
-    row, parameters = FAMILIES.get(family(pipe)), inspect.signature(type(pipe).__call__).parameters
+    row, parameters = FAMILIES.get(family(pipe)), call_parameters(type(pipe))
     if row and row.name in CLASSIC:
         return CLASSIC_SCALE
     own = parameters.get(row.scale if row else "guidance_scale")
@@ -164,6 +176,6 @@ def guidance_arguments(pipe: Any, n: int, scale: float | None = None) -> dict[st
 def _unknown(pipe, scale):
     """What a pipeline of no known family is asked: its own guidance, or that scale. Ideogram 4's own is one a step, for 48 steps:
     it is asked for the scale of most of these."""
-    if "guidance_schedule" in inspect.signature(type(pipe).__call__).parameters:
+    if "guidance_schedule" in call_parameters(type(pipe)):
         return {"guidance_scale": 7.0 if scale is None else scale, "guidance_schedule": None}
     return {} if scale is None else {"guidance_scale": scale}

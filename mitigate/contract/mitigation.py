@@ -24,6 +24,8 @@ class Mitigation:
     families: ClassVar[tuple[str, ...] | None] = None  # the pipelines that it can serve, of FAMILIES; None: all
     looks_inside: ClassVar[bool] = False  # does it call the UNet by itself, or edit its attention? It then sees the text alone
 
+    differentiates: ClassVar[tuple[str, ...]] = ()  # components of the pipeline through which it takes gradients
+
     def __str__(self):
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in settings_of(self).items())})"
 

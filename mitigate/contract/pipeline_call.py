@@ -1,5 +1,4 @@
 """The arguments of one pipe(...), which mitigations may change before it runs, and what it cost."""
-import inspect
 from typing import Any
 
 import numpy as np
@@ -7,7 +6,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.families import FAMILIES, GuidedFamily, denoiser_of, family
+from rotescope.mitigate.contract.families import FAMILIES, GuidedFamily, call_parameters, denoiser_of, family
 from rotescope.models.seeds import hashed_integer
 
 
@@ -39,8 +38,7 @@ class PipelineCall:
     def __init__(self, pipe, arguments):
         self.pipe, self.arguments, self.family = pipe, dict(arguments), family(pipe)
         self.row: GuidedFamily | None = FAMILIES.get(self.family)   # None: of no family that is known
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        self._defaults = {name: p.default for name, p in call_parameters(type(pipe)).items() if p.default is not p.empty}
         self._texts = None  # the prompts, once their embeddings have taken their place
         self.n = self._prompts_given() * self._per_prompt
         self.latents, self.embeddings, self.seeds = self.get("latents"), None, None

@@ -19,6 +19,7 @@ from rotescope.mitigate.denoiser.first_step import at_least_float, descend, grad
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
 from rotescope.mitigate.sampling.jobs import noise_seed
+from rotescope.models.memory import check_differentiable
 from rotescope.models.prediction import TARGETS, diffusion_rates, eps_slope, noisy_latents, prediction_kind
 
 PREDICTED = ("epsilon", "v_prediction")   # what a model may predict in which embeddings are searched for
@@ -57,6 +58,7 @@ def check_searchable(pipe):
     if family(pipe) != "sd" or pipe.unet.config.in_channels != pipe.vae.config.latent_channels or kind not in PREDICTED:
         raise InputError(f"embeddings are searched for in a StableDiffusionPipeline that predicts epsilon or v, not in a "
                          f"{type(pipe).__name__} that predicts {kind}")
+    check_differentiable({"unet": pipe.unet}, "the search for embeddings")
 
 
 def search(pipe, latents, start, seeds, budget):

@@ -73,7 +73,8 @@ class EditedAttention:
         if chosen.any():
             out[chosen] = self._edited(attn, hidden_states[chosen], encoder_hidden_states[chosen], images[chosen])
         if not chosen.all():
-            out[~chosen] = self.plain(attn, hidden_states[~chosen], encoder_hidden_states[~chosen], attention_mask, temb)
+            more = () if temb is None else (temb,)   # which sliced attention does not take
+            out[~chosen] = self.plain(attn, hidden_states[~chosen], encoder_hidden_states[~chosen], attention_mask, *more)
         return out
 
     def _edited(self, attn, hidden_states, text, images):

@@ -58,6 +58,7 @@ class NoiseOptimisation(Mitigation):
     iterations: int = 1000
     families = ("sd",)
     looks_inside = True
+    differentiates = ("unet",)
 
     def __post_init__(self):
         check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
@@ -89,6 +90,7 @@ class SharpnessAwareNoise(Mitigation):
     budget: int = 8
     families = ("sd",)
     looks_inside = True
+    differentiates = ("unet",)
 
     def __post_init__(self):
         if self.budget < 1 or self.iterations < 1:

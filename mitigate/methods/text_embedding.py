@@ -45,6 +45,7 @@ class PromptOptimisation(Mitigation):
     iterations: int = 10
     families = ("sd",)
     looks_inside = True
+    differentiates = ("unet",)
 
     def __post_init__(self):
         check_ranges(self, learning_rate=NOT_NEGATIVE, iterations=COUNT)
@@ -80,6 +81,7 @@ class PromptReanchoring(Mitigation):
     iterations: int = 10
     families = ("sd",)
     looks_inside = True
+    differentiates = ("unet",)
 
     def __post_init__(self):
         if not 0 < self.target < self.full:

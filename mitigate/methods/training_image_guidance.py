@@ -57,6 +57,7 @@ class AntiMemorizationGuidance(Mitigation):
     dissimilarity: float = 100.0
     threshold: float = 0.5
     families = ("sd",)
+    differentiates = ("vae",)
 
     def __post_init__(self):
         check_ranges(self, despecification=NOT_NEGATIVE, dissimilarity=NOT_NEGATIVE)

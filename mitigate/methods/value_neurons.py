@@ -10,6 +10,7 @@ from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.denoiser.first_step import FirstStep, at_least_float
 from rotescope.mitigate.methods.cross_attention import EARLY, labels_seen, send_labels
 from rotescope.mitigate.prompts.prompt import embedded_captions, is_embedded, read_prompts
+from rotescope.models.memory import has_fused_projections, is_offloaded
 
 NO_THETA = "none"
 
@@ -47,6 +48,12 @@ class ValueNeurons(Mitigation):
             read_prompts(self.ordinary)
 
     def check_pipeline(self, pipe):
+        if is_offloaded(pipe.unet):
+            raise InputError("nemo calls layers of the UNet by themselves, which are not on the device while it is offloaded: "
+                             "take --offload none")
+        if has_fused_projections(pipe.unet):
+            raise InputError("nemo switches value layers off, and this UNet has them fused with others: "
+                             "pipe.unfuse_qkv_projections()")
         if not self.ordinary and not is_embedded(pipe.tokenizer):
             raise InputError("nemo compares neurons with what ordinary prompts show, and none ship for this model: give a file of"
                              " some, nemo:ordinary=prompts.txt, or look at the strongest neurons alone, nemo:ordinary=none")
@@ -97,7 +104,7 @@ class NeuronSearch:
 
     def find(self, text, images):
         """text (tokens, width), which images (n,) it belongs to -> bool (C,) of each layer."""
-        nothing = [torch.zeros(layer.weight.shape[0], dtype=torch.bool, device=text.device) for layer in self.layers]
+        nothing = [torch.zeros(layer.out_features, dtype=torch.bool, device=text.device) for layer in self.layers]
         whole = self._differences(text, nothing, self.noise, images)
         alike = closest_pairs(whole) > self.settings.threshold
         if not alike.any():

@@ -120,7 +120,8 @@ def _layer(pipe, encoder, out, given):
         return out.hidden_states[-2 - (left_out or 0)]
     if not left_out:
         return out[0]
-    return getattr(encoder, "text_model", encoder).final_layer_norm(out.hidden_states[-1 - left_out])
+    norm, hidden = getattr(encoder, "text_model", encoder).final_layer_norm, out.hidden_states[-1 - left_out]
+    return torch.nn.functional.layer_norm(hidden, norm.normalized_shape, norm.weight.to(hidden), norm.bias.to(hidden), norm.eps)
 
 
 def _chunks(pipe, tokenizer, texts, chunks):

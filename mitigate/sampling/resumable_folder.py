@@ -8,7 +8,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import put_in_place, write_json
 from rotescope.common.processes import alone_in
 
-FREE = ("active", "allow_unused_keys", "device", "output_dir", "overwrite", "resume")  # what may differ
+FREE = ("active", "allow_unused_keys", "device", "offload", "output_dir", "overwrite", "resume")  # what may differ
 
 
 @contextmanager

@@ -50,10 +50,10 @@ def headings_of(config_class):
 
 def group_options(parser, config_class):
     """Show the options of a parser under the headings of its config class, in the order of its fields; those that a class without
-    keyword-only fields takes over from one that has them come last."""
+    keyword-only fields takes over from one that has them come last, and after those the ones that say so in their metadata."""
     headings, group, groups = headings_of(config_class), None, {}
     actions = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
-    for f in sorted(fields(config_class), key=lambda f: f.kw_only is True):
+    for f in sorted(fields(config_class), key=lambda f: (f.kw_only is True, f.metadata.get("last", False))):
         if heading := headings.get(f.name):
             group = groups.get(heading) or groups.setdefault(heading, parser.add_argument_group(heading))
         if group is not None and f.name in actions:

@@ -6,7 +6,7 @@ from typing import Any
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.models.adapters.adapter_file import AdapterFile, read_adapter
-from rotescope.models.adapters.attachment import attach
+from rotescope.models.adapters.attachment import attach, check_packed
 from rotescope.models.adapters.description import shapes_of
 from rotescope.models.adapters.embeddings import add_bundled
 from rotescope.models.adapters.layer_index import LayerIndex, PipelineLayer
@@ -35,7 +35,8 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
     Raises
     ------
     InputError
-        If it is another model's, is not whole, or if a key of it is not used and that is not allowed.
+        If it is another model's, is not whole, has to be added to packed weights, or if a key of it is not used and that is
+        not allowed.
     """
     found = read_adapter(file)
     placed = place_updates(pipe, found)
@@ -49,6 +50,7 @@ def attach_lora(pipe: Any, file: Path, model: str | Path, allow_unused: bool = F
                 f"{', '.join(unused[:NAMED])}{more}{_other_denoiser(found, placed)}")
         if not allow_unused:
             raise InputError(f"{told}; name a LoRA of this model, or pass --allow_unused_keys to go on with the others")
+    check_packed(placed)
     try:
         attach(pipe, placed, strength)
     except InputError as error:

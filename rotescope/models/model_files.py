@@ -172,4 +172,4 @@ def _download(name):
 
 def is_single_file(name):
     """Whether a name means a file of weights, there or not, and no folder."""
-    return Path(name).is_file() or (Path(name).suffix.lower() in (".safetensors", *PICKLES) and not Path(name).is_dir())
+    return Path(name).is_file() or (Path(name).suffix.lower() in (".safetensors", ".gguf", *PICKLES) and not Path(name).is_dir())

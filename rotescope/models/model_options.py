@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rotescope.common.errors import InputError
-from rotescope.common.options import Options
+from rotescope.models.memory_options import MemoryOptions
 from rotescope.models.model_files import find_embedding, find_lora, find_model, lora_names, lora_paths, may_be_on_hub
 from rotescope.models.schedulers import check_scheduler_name
 from rotescope.models.single_files.checks import find_model_path
@@ -15,7 +15,7 @@ BASE = (Path(__file__).resolve().parent.parent / "train" / "base").resolve()  # 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Options):
+class ModelOptions(MemoryOptions):
     """What every command that opens a model lets a user choose alike."""
     HEADINGS: ClassVar = {"model": "the model"}
     model: str = str(BASE)

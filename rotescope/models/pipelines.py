@@ -14,6 +14,7 @@ from rotescope.models.adapters.description import describe_adapter
 from rotescope.models.adapters.embeddings import add_embedding
 from rotescope.models.adapters.header import read_header
 from rotescope.models.lora import attach_lora
+from rotescope.models.memory import check_memory, place_pipeline, quantization_config, quantized_parts
 from rotescope.models.model_files import find_embedding, find_lora, is_single_file, lora_names, lora_strength, read_index
 from rotescope.models.schedulers import set_scheduler
 from rotescope.models.single_files.checks import find_model_path
@@ -30,8 +31,7 @@ def check_model(options):
     """Raise InputError if open_model could not."""
     if options.dtype not in DTYPES:
         raise InputError(f"dtype={options.dtype!r}: take one of {', '.join(DTYPES)}")
-    find_model_path(options.model, options.model_config)
-    chosen_device(options.device)
+    check_memory(options, chosen_device(options.device), find_model_path(options.model, options.model_config))
     for name in lora_names(options.lora):
         find_lora(name)
     for name in options.embedding or ():
@@ -44,12 +44,17 @@ def open_model(options):
         say(line)
     pipe = load_pipeline(options.model, options.lora, DTYPES[options.dtype], allow_unused_keys=options.allow_unused_keys,
                          embeddings=options.embedding or (), model_config=options.model_config,
-                         prediction_type=options.prediction_type)
+                         prediction_type=options.prediction_type, quantize=options.quantize)
     for line in prediction_lines(options, pipe):
         say(f"warning: {line}")
     if options.scheduler:
         set_scheduler(pipe, options.scheduler)
-    return pipe.to(chosen_device(options.device))
+    return place_pipeline(pipe, chosen_device(options.device), options)
+
+
+def open_checkpoint(options, model, lora=None):
+    """A model beside MemoryOptions and a device -> its pipeline in fp32, where it is to run."""
+    return place_pipeline(load_pipeline(model, lora, quantize=options.quantize), chosen_device(options.device), options)
 
 
 def prediction_lines(options, pipe):
@@ -83,15 +88,18 @@ def chosen_device(name):
 
 
 def load_pipeline(name, lora=None, dtype=torch.float32, parts=None, allow_unused_keys=False, *, embeddings=(), model_config=None,
-                  prediction_type=None):
+                  prediction_type=None, quantize="none", quantized=None):
     """-> a pipeline of its own class, without safety checker, its parts frozen, in eval mode.
 
     lora: files or folders, one or several, as lora_names takes them; allow_unused_keys: though some of it belongs to no layer.
     parts: {component: what stands for it}, which are not loaded. embeddings: files of textual inversions. model_config: the
     folder of configurations for a single file. prediction_type: what the denoiser predicts, if not what the model says.
+    quantize: as --quantize has it, of a folder. quantized: the components that this means, if not all that are large.
     """
     path, loras = find_model_path(name, model_config), [(find_lora(text), lora_strength(text)[1]) for text in lora_names(lora)]
     options = {DTYPE_OPTION: dtype} | (parts or {})
+    if quantize != "none":
+        options["quantization_config"] = quantization_config(quantized or quantized_parts(path, quantize), dtype)
     pipe = open_single_file(path, model_config, options) if path.is_file() else _open_folder(name, path, options)
     if prediction_type:
         set_prediction_type(pipe, prediction_type)

@@ -2,13 +2,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rotescope.common.options import Options
 from rotescope.mitigate.sampling.options import check_names, check_sampling
+from rotescope.models.memory_options import MemoryOptions
 from rotescope.models.model_options import check_model_name
 
 
 @dataclass(frozen=True)
-class CompareConfig(Options):
+class CompareConfig(MemoryOptions):
     HEADINGS: ClassVar = {"checkpoint": "data and output", "mitigation": "what is compared", "seeds": "sampling"}
     checkpoint: str
     """a fine-tuned model's folder, with its manifest.parquet"""

@@ -5,12 +5,13 @@ from typing import ClassVar
 from rotescope.common.options import check_steps
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.mitigate.sampling.options import check_names, check_sampling
+from rotescope.models.memory_options import MemoryOptions
 from rotescope.models.model_options import check_model_name
 from rotescope.train.options.finetune_options import EMBEDDED
 
 
 @dataclass(frozen=True)
-class DoseConfig(DataOptions):
+class DoseConfig(DataOptions, MemoryOptions):
     HEADINGS: ClassVar = {"output_dir": "model, data and output", "doses": "the doses", "mitigation": "mitigations",
                           "seeds": "sampling and measuring"}
     output_dir: str = "runs/dose"

@@ -30,7 +30,8 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.calibration import first_gaps
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.sampler import sample, sample_to_folder
-from rotescope.models.pipelines import chosen_device, load_pipeline
+from rotescope.models.memory import check_memory
+from rotescope.models.pipelines import chosen_device, open_checkpoint
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, going_on_with, heldout_of, provenance
 from rotescope.procedures.plots.pareto import draw_pareto
 
@@ -67,9 +68,9 @@ def cost_of(pipe, prompts, mitigation, config):
     ratios, peaks = [], []
     for _ in range(config.repeats):
         plain_seconds = run(PLAIN)
-        _reset_peak(pipe.device)
+        _reset_peak(pipe._execution_device)
         ratios.append(run(mitigation) / plain_seconds)
-        peaks.append(_peak_mb(pipe.device))
+        peaks.append(_peak_mb(pipe._execution_device))
     return {"seconds_ratio": float(np.median(ratios)), "seconds_ratio_range": [min(ratios), max(ratios)],
             "repeats": config.repeats, "batch": min(config.batch_size, len(prompts)), "peak_mb": max(peaks)}
 
@@ -96,14 +97,14 @@ def run_comparison(config):
     check_output(config.output_dir, config.overwrite, min_free_mb=200,
                  inputs=(config.checkpoint, config.heldout_data), texts=config.mitigation)
     check_sampling(config)
-    chosen_device(config.device)
+    check_memory(config, chosen_device(config.device), config.checkpoint)
     if config.repeats < 1:
         raise InputError(f"repeats={config.repeats}: time each method once or more")
     manifest, groups = dosed_prompts(config.checkpoint)
     prompts = [p for group in groups.values() for p in group]
     heldout = heldout_of(config.heldout_data, manifest)
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
-    pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
+    pipe = open_checkpoint(config, config.checkpoint)
     config = replace(config, guidance_scale=guided_scale_of(pipe, config.guidance_scale))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on_with(config)):
         methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \

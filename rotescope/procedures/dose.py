@@ -26,8 +26,9 @@ from rotescope.mitigate.prompts.prompt import caption_prompts
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.resumable_folder import resumable_folder
 from rotescope.mitigate.sampling.sampler import sample_to_folder
+from rotescope.models.memory import check_memory
 from rotescope.models.model_files import find_model
-from rotescope.models.pipelines import chosen_device, load_pipeline
+from rotescope.models.pipelines import chosen_device, open_checkpoint
 from rotescope.procedures.dose_plan import dose_runs, recipe_of
 from rotescope.procedures.finetune import run_finetune
 from rotescope.procedures.plots.dose import draw_dose
@@ -39,7 +40,7 @@ def check_config(config):
     check_output(config.output_dir, config.overwrite, min_free_mb=200, inputs=(
         config.pretrained_model_name_or_path, config.train_data, config.recipe), texts=(config.descriptor, *config.mitigation))
     check_sampling(config)
-    chosen_device(config.device)
+    check_memory(config, chosen_device(config.device))
     if config.images < 1 or not config.doses or min(config.doses) < 1 or list(config.doses) != sorted(set(config.doses)):
         raise InputError("dose needs one image or more at each of --doses, and these rising from 1 or more")
     if not config.train_seeds or len(set(config.train_seeds)) < len(config.train_seeds):
@@ -90,9 +91,8 @@ def _sample(config, job, folder):
     if (folder / "samples" / "run.json").exists():
         return
     checkpoint, prompts = folder / "checkpoint", caption_prompts(job.plan)
-    pipe = load_pipeline(*((config.pretrained_model_name_or_path, checkpoint) if job.config.lora else (checkpoint,)))
+    pipe = open_checkpoint(config, *((config.pretrained_model_name_or_path, checkpoint) if job.config.lora else (checkpoint,)))
     (folder / "samples").mkdir(exist_ok=True)
-    pipe = pipe.to(chosen_device(config.device))
     with progress_bars({method: len(prompts) * len(config.seeds) for method in job.arm.methods}) as advance:
         sample_to_folder(pipe, prompts, job.arm.methods, config.seeds, folder / "samples", on_sample=advance,
                          about={"model": str(job.folder / "checkpoint"), "versions": versions()}, batch_size=config.batch_size,

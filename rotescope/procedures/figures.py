@@ -22,7 +22,8 @@ from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
 from rotescope.mitigate.sampling.sampler import sample_to_folder
-from rotescope.models.pipelines import chosen_device, load_pipeline
+from rotescope.models.memory import check_memory
+from rotescope.models.pipelines import chosen_device, open_checkpoint
 from rotescope.procedures.checkpoint_prompts import dosed_prompts, going_on_with, provenance
 from rotescope.procedures.plots.figures import draw_all
 
@@ -60,7 +61,7 @@ def sample_curves(config, folder):
     manifest, prompts = dosed_prompts(config.checkpoint)
     chosen = policies(config)
     jobs = {"samples": ("duplicated", chosen), "controls": ("control", {"unguided": chosen["unguided"]})}
-    pipe = load_pipeline(config.checkpoint).to(chosen_device(config.device))
+    pipe = open_checkpoint(config, config.checkpoint)
     scale = guided_scale_of(pipe, config.guidance_scale)
     bars = {f"{group} {name}": len(prompts[group]) * len(config.seeds) for group, names in jobs.values() for name in names}
     with progress_bars(bars) as advance:
@@ -129,7 +130,7 @@ def run_figures(config):
     """Sample, judge and draw -> list of Claim; everything lies in config.output_dir afterwards."""
     check_output(config.output_dir, config.overwrite, min_free_mb=100, inputs=(config.checkpoint,))
     check_sampling(config)
-    chosen_device(config.device)
+    check_memory(config, chosen_device(config.device), config.checkpoint)
     if len(config.seeds) < 2 or not config.transitions or list(config.transitions) != sorted(config.transitions, reverse=True):
         raise InputError("figures needs two or more --seeds, and --transitions from high to low")
     with (output_folder(config.output_dir, config.overwrite) as draft,

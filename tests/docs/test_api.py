@@ -22,7 +22,7 @@ def load(name):
     return module
 
 
-build_api, build_families = load("build_api"), load("build_families")
+build_api, build_families, build_memory = map(load, ("build_api", "build_families", "build_memory"))
 NAMES = [name for name in rotescope.__all__ if not name.startswith("_")]
 
 
@@ -57,6 +57,14 @@ def test_the_page_is_what_the_docstrings_say():
 def test_the_page_of_families_is_what_the_code_says():
     assert (ROOT / "docs/families.md").read_text(encoding="utf-8") == build_families.page(), "run python docs/build_families.py"
     assert set(build_families.NAMES) == set(FAMILIES)
+
+
+def test_the_page_of_memory_is_what_the_numbers_say():
+    assert (ROOT / "docs/memory.md").read_text(encoding="utf-8") == build_memory.page(), "run python docs/build_memory.py"
+    assert set(build_memory.SIZES) == set(FAMILIES)
+    flux = build_memory.SIZES["flux"]   # 12 B and T5's 4.7 B, with 0.2 B that stay: (12 + 4.7 + 0.2) · 2, 16.7 · 0.516 + 0.2 · 2
+    assert flux.parts == pytest.approx((33.8, 9.0172))
+    assert flux.fits() == "`--quantize nf4`"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ import torch
 from rotescope.common.errors import InputError, RunError
 from rotescope.common.quiet_libraries import quiet
 from rotescope.models.adapters.adapter_file import read_adapter
+from rotescope.models.memory import DENOISERS
 from rotescope.models.model_files import LORA_FILE, find_lora
 from rotescope.models.pipelines import DTYPES, load_pipeline
 from rotescope.train.objective.families import Predictor, family_of
@@ -61,10 +62,11 @@ def reloaded(job, folder):
 def _with_lora(config, folder, shared):
     """diffusers' format by its own loader, as whoever downloads the file has it; kohya's, whose text encoders that one does not
     take, by ours."""
+    base = {"quantize": config.quantize, "quantized": DENOISERS}
     if config.lora_format == "kohya":
-        return load_pipeline(config.pretrained_model_name_or_path, folder, parts=shared)
+        return load_pipeline(config.pretrained_model_name_or_path, folder, parts=shared, **base)
     read_adapter(find_lora(folder))  # or says what it lacks
-    pipe = load_pipeline(config.pretrained_model_name_or_path, parts=shared)
+    pipe = load_pipeline(config.pretrained_model_name_or_path, parts=shared, **base)
     with quiet():
         pipe.load_lora_weights(folder, weight_name=LORA_FILE, local_files_only=True)
     return pipe
@@ -78,8 +80,11 @@ def _in_one_precision(trained, saved):
     """What lies under a LoRA may have been rounded to half precision while it was trained; from there both go to float32."""
     kinds = {name: weight.dtype for name, weight in trained.named_parameters()}
     for name, weight in saved.named_parameters():
-        weight.data = weight.data.to(kinds.get(name, weight.dtype)).float()
+        if weight.is_floating_point():
+            weight.data = weight.data.to(kinds.get(name, weight.dtype)).float()
     for part in (trained, saved):
+        for layer in (module for module in part.modules() if getattr(module, "compute_dtype", None)):
+            layer.compute_dtype = torch.float32
         torch.nn.Module.to(part, "cpu", torch.float32)  # diffusers' own `to` warns of parts that it would keep
 
 

@@ -83,7 +83,8 @@ def identity(run):
     """What two runs must have in common for one to go on where the other stopped."""
     config, job = run.job.config, run.job
     options = {name: getattr(config, name) for name in ALIKE}
-    return json.loads(json.dumps({"model": job.hashes["base"], "data": job.manifest.hash, "global batch": run.batches.size,
+    model = job.hashes["base"] + (f" in {config.quantize}" if config.quantize != "none" else "")
+    return json.loads(json.dumps({"model": model, "data": job.manifest.hash, "global batch": run.batches.size,
                                   **{f"--{k}": v for k, v in options.items()}}))
 
 

@@ -13,8 +13,9 @@ from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned, group_by_copies
 from rotescope.datasets.readers.sources import Source, read_source
 from rotescope.datasets.trainers.data_options import data_options
+from rotescope.models.memory import DENOISERS, check_quantizable, is_quantized
 from rotescope.models.model_files import find_model
-from rotescope.models.pipelines import DTYPES, counts_timesteps, load_pipeline
+from rotescope.models.pipelines import DTYPES, chosen_device, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
@@ -67,7 +68,12 @@ def check_job(config):
     if not config.partial_plan:
         _check_planned(source)
     manifest = group_by_copies(apply_plan(source.manifest, plan))
-    pipe = load_pipeline(model)
+    if config.quantize != "none":
+        check_quantizable(chosen_device("auto"), model)
+    pipe = load_pipeline(model, quantize=config.quantize, quantized=DENOISERS)
+    if not config.lora and is_quantized(pipe.components[family_of(pipe).denoiser]):
+        raise InputError(f"the weights of {model} are packed into few bits, and cannot be trained: add --lora, or name the model "
+                         "that it was made of")
     if config.lora_format == "kohya":
         kohya_family(pipe)  # or says why not
     check_place(config, min_free_mb=_megabytes(pipe, config))

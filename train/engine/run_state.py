@@ -107,8 +107,11 @@ def _place(job, accelerator):
     sharded = accelerator.distributed_type == DistributedType.FSDP
     half = None if sharded else {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for weight in job.predictor.parameters() if half else ():
-        if not weight.requires_grad:
+        if not weight.requires_grad and weight.is_floating_point():
             weight.data = weight.data.to(half)
+    for layer in job.predictor.modules() if half else ():
+        if getattr(layer, "compute_dtype", None):  # of a layer whose weights are packed
+            layer.compute_dtype = half
     if job.config.train_text_encoder or job.config.caption_perturbation:  # then all encoders work in every step
         for part in job.frozen("text_encoder"):
             part.to(accelerator.device)

@@ -16,6 +16,8 @@ def check_sharding(accelerator, config):
     for name in NEEDS_WHOLE_WEIGHTS:
         if getattr(config, name):
             raise InputError(f"--{name} does not go with {kind.value}: leave it out, or launch without sharding")
+    if config.quantize != "none":
+        raise InputError(f"--quantize does not go with {kind.value}: leave it out, or launch without sharding")
     if kind == DistributedType.DEEPSPEED:
         if max(config.gradient_accumulation_steps, accelerator.gradient_accumulation_steps) > 1:
             raise InputError("--gradient_accumulation_steps does not go with DEEPSPEED, here or in its launch file: "

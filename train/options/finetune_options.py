@@ -79,6 +79,8 @@ class FinetuneConfig(DataOptions):
     """how the LoRA's file names its layers: diffusers, or kohya for other programs (of Stable Diffusion 1, 2 and XL)"""
     lora_layers: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
     """which layers get a LoRA, by the ends of their names"""
+    quantize: str = "none"
+    """nf4: the UNet or transformer under the LoRA in 4 bits (QLoRA), by bitsandbytes on a GPU; the LoRA stays in float32"""
 
     seed: int = 0
     """of everything random in training; the same seed gives the same weights"""

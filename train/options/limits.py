@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.captions.perturbation import PERTURBATIONS
+from rotescope.models.memory_options import check_quantize
 from rotescope.models.model_options import DTYPE_NAMES
 
 WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
@@ -76,6 +77,9 @@ def check_values(config):
             raise InputError(f"--{name} {getattr(config, name)}: take one of {', '.join(filter(None, known))}")
     if config.lora_format != "diffusers" and not config.lora:
         raise InputError(f"--lora_format {config.lora_format} is a LoRA's: add --lora")
+    check_quantize(config.quantize)
+    if config.quantize != "none" and not config.lora:
+        raise InputError(f"--quantize {config.quantize} packs the weights, which cannot be trained then: add --lora")
     if config.train_text_encoder and not config.lora:
         raise InputError("--train_text_encoder trains a LoRA: add --lora")
     if config.train_text_encoder and (config.rand_noise_lam or config.mixup_noise_lam or config.hard_threshold is not None):

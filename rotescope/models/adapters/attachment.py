@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rotescope.common.errors import InputError
-from rotescope.models.adapters.layer_index import PipelineLayer
+from rotescope.models.adapters.layer_index import PipelineLayer, layer_shape
 from rotescope.models.adapters.layer_updates import LayerUpdate, updated_weight
 
 KEPT = "rotescope_other_weights"  # the pipeline's attribute: what is swapped in and out
@@ -87,6 +87,14 @@ def attach(pipe: Any, placed: list[tuple[PipelineLayer, LayerUpdate]], strength:
         _stand_beside(getattr(pipe, component), [(la, u) for la, u in beside if la.component == component], strength)
 
 
+def check_packed(placed: list[tuple[PipelineLayer, LayerUpdate]]) -> None:
+    """InputError for an update that has to be added to weights which are packed into few bits."""
+    for layer, update in placed:
+        if _is_packed(_base(layer.module)) and not _may_stand_beside(layer, update):
+            raise InputError(f"{update.name} ({update.kind}) is added to the weights themselves, and those of {layer.name} are "
+                             "packed into few bits: name a model whose weights are not, and leave --quantize out")
+
+
 def _parts(pipe):
     return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
@@ -116,15 +124,20 @@ def _sums(layer, update, strength):
 
 def _may_stand_beside(layer, update):
     return update.is_plain and isinstance(_base(layer.module), SIDE_BY_SIDE) and \
-        update.factors["down"].dim() == _base(layer.module).weight.dim()
+        update.factors["down"].dim() == len(layer_shape(layer.module))
+
+
+def _is_packed(module):
+    weight = getattr(module, "weight", None)
+    return isinstance(module, torch.nn.Linear) and not weight.is_floating_point()
 
 
 def _check_size(layer, update):
     """B A has the size of the layer, without the product."""
-    up, down, weight = update.factors["up"], update.factors["down"], _base(layer.module).weight
-    if (up.shape[0], *down.shape[1:]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
+    up, down, shape = update.factors["up"], update.factors["down"], layer_shape(layer.module)
+    if (up.shape[0], *down.shape[1:]) != shape or up.shape[1] != down.shape[0]:
         raise InputError(f"{update.name} has the size {up.shape[0]} × {' × '.join(map(str, down.shape[1:]))}, and its layer "
-                         f"{' × '.join(map(str, weight.shape))}")
+                         f"{' × '.join(map(str, shape))}")
 
 
 def _stand_beside(part, placed, strength):
@@ -138,10 +151,11 @@ def _stand_beside(part, placed, strength):
     modules = dict(part.named_modules())
     for name, update in updates.items():
         module = modules[name]
-        weight = _base(module).weight
+        base = _base(module)
+        weight, dtype = base.weight, base.compute_dtype if _is_packed(base) else base.weight.dtype
         for side, factor in ((module.lora_A, "down"), (module.lora_B, "up")):
             numbers = update.factors[factor].reshape(side[adapter].weight.shape)
-            side[adapter].weight.data = numbers.to(weight.device, weight.dtype)
+            side[adapter].weight.data = numbers.to(weight.device, dtype)
         module.lora_alpha[adapter] = update.scale * strength * update.rank  # whoever sets the scale to 1 later finds it so
         module.set_scale(adapter, 1.0)
     part.set_adapter(list(part.peft_config))

@@ -78,6 +78,12 @@ class LayerIndex:
             self._add("denoiser", LAST, (_swapped(layers["norm_out.linear"]),))
 
 
+def layer_shape(module: Any) -> tuple[int, ...]:
+    """Of a layer's weight, (out, in, …), also where its numbers are packed into few bits or PEFT's layer is around it."""
+    base = getattr(module, "base_layer", module)
+    return (base.out_features, base.in_features) if isinstance(base, torch.nn.Linear) else tuple(base.weight.shape)
+
+
 def _layers_of(part):
     """Its layers that hold numbers of their own, under the names that they have without adapters."""
     for name, module in part.named_modules():
@@ -90,16 +96,16 @@ def _cut(layers, kind):
     if len(layers) == 1:
         layer = layers[0]
         swapped = kind == "SD3Transformer2DModel" and layer.name.endswith("norm1_context.linear") and \
-            layer.module.weight.shape[0] == 2 * layer.module.weight.shape[1]
+            layer_shape(layer.module)[0] == 2 * layer_shape(layer.module)[1]
         return (_swapped(layer) if swapped else layer,)
     found, start = [], 0
     for layer in layers:
-        stop = start + layer.module.weight.shape[0]
+        stop = start + layer_shape(layer.module)[0]
         found.append(PipelineLayer(layer.component, layer.name, layer.module, (slice(start, stop),)))
         start = stop
     return tuple(found)
 
 
 def _swapped(layer):
-    half = layer.module.weight.shape[0] // 2
+    half = layer_shape(layer.module)[0] // 2
     return PipelineLayer(layer.component, layer.name, layer.module, (slice(half, None), slice(0, half)))

@@ -9,6 +9,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.wording import shown_safely
 from rotescope.models.adapters.layer_names import parse_key, unread_kind
 from rotescope.models.model_families import FamilyGuess, guess_family
+from rotescope.models.single_files.gguf_files import is_gguf, read_gguf
 from rotescope.models.tensor_files import TensorFile, read_tensor_file
 
 PARTS = (  # how a key begins -> the part of a checkpoint
@@ -92,7 +93,7 @@ def describe_model(path: str | Path) -> ModelDescription:
     if Path(path).is_dir():
         from rotescope.models.single_files.folders import describe_folder
         return describe_folder(path)
-    return description_of(read_tensor_file(path))
+    return description_of(read_gguf(path) if is_gguf(path) else read_tensor_file(path))
 
 
 def description_of(table: TensorFile) -> ModelDescription:

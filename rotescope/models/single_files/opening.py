@@ -1,5 +1,6 @@
 """A single-file checkpoint -> a pipeline, without a network."""
 import re
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rotescope.common.quiet_libraries import quiet
 from rotescope.models.model_files import read_index
 from rotescope.models.single_files.configuration import configuration_folder
 from rotescope.models.single_files.contents import ModelDescription, describe_model
+from rotescope.models.single_files.gguf_files import is_gguf, load_gguf_denoiser
 from rotescope.models.single_files.text_encoders import text_encoders_of
 from rotescope.models.tensor_files import load_tensors, read_tensor_file
 
@@ -47,7 +49,7 @@ def open_single_file(file: Path, config: str | None, options: dict[str, Any]) ->
 
 def _parts_of(file: Path, folder: Path, index: dict[str, Any], about: ModelDescription, dtype: torch.dtype) -> dict[str, Any]:
     """Component -> what the file holds of it, whole; the rest is the folder's."""
-    found: dict[str, Any] = dict(text_encoders_of(file, folder, index, dtype))
+    found: dict[str, Any] = {} if is_gguf(file) else dict(text_encoders_of(file, folder, index, dtype))
     for name, word in (("unet", "denoiser"), ("transformer", "denoiser"), ("vae", "VAE")):
         listed = index.get(name) or [None]
         if listed[0] and word in about.parts:
@@ -58,6 +60,8 @@ def _parts_of(file: Path, folder: Path, index: dict[str, Any], about: ModelDescr
 
 def _part_of(file: Path, config: Path, kind: Any, dtype: torch.dtype) -> Any:
     """A denoiser or VAE of the file: alone in diffusers' names it is taken as it is, and diffusers' loader knows the others."""
+    if is_gguf(file):
+        return load_gguf_denoiser(file, config, kind, dtype)
     if any(re.match(r"(down_blocks|transformer_blocks|encoder\.down_blocks)\.", key) for key in read_tensor_file(file).shapes):
         part = kind.from_config(kind.load_config(config)).to(dtype)
         part.load_state_dict(load_tensors(file))
@@ -68,10 +72,15 @@ def _part_of(file: Path, config: Path, kind: Any, dtype: torch.dtype) -> Any:
 
 def _check_whole(part: torch.nn.Module, name: str, about: ModelDescription) -> None:
     """InputError if the file has fewer numbers for a part than the part: diffusers leaves those as they lay in memory."""
-    wanted, n = sum(p.numel() for p in part.parameters()), about.parts[name]
+    wanted, n = sum(_numbers(p) for p in part.parameters()), about.parts[name]
     if n < wanted or any(p.is_meta for p in part.parameters()):
         raise InputError(f"{about.path} holds {n:,} numbers for its {name}, and {wanted:,} are needed: copy it again, or name "
                          "another --model_config")
+
+
+def _numbers(parameter: Any) -> int:
+    """How many numbers a parameter stands for, packed or not."""
+    return prod(getattr(parameter, "quant_shape", None) or parameter.shape)
 
 
 def _unchecked(index: dict[str, Any]) -> dict[str, Any]:
