@@ -125,7 +125,6 @@ def denoiser_of(pipe: Any) -> Any:
     return denoiser
 
 
-
 def guidance_scale_of(pipe: Any, given: float | None = None) -> float | None:
     """A guidance scale as it was given; where it was not, 7.5 on CLASSIC families and the pipeline's own default on others, 1 for
     none. None where a pipeline has none."""
@@ -137,6 +136,12 @@ def guidance_scale_of(pipe: Any, given: float | None = None) -> float | None:
     own = parameters.get(row.scale if row else "guidance_scale")
     found = None if own is None or own.default is own.empty else own.default
     return row.scale_of(found) if row else found
+
+
+def two_branch_scale(pipe: Any, given: float | None = None) -> float | None:
+    """As guidance_scale_of; 4 where a pipeline's own computes one branch. None where a pipeline has none."""
+    scale = guidance_scale_of(pipe, given)
+    return 4.0 if scale is not None and scale <= 1 else scale
 
 
 def guidance_arguments(pipe: Any, n: int, scale: float | None = None) -> dict[str, Any]:

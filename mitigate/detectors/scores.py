@@ -16,7 +16,7 @@ from rotescope.common.settings import plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.contract.catalogue import words_of
 from rotescope.mitigate.contract.families import family
-from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts, unserved
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
@@ -57,7 +57,7 @@ def write_scores(config, beside=None):
     prompts = [*prompts, *unseen_captions(config, prompts, examples)]
     texts = askable(texts, config, lambda detector: without_images(detector, prompts, examples))
     pipe = open_model(config)
-    texts = askable(texts, config, lambda detector: wrong_family(detector, pipe))
+    texts = askable(texts, config, lambda detector: unserved(detector, pipe))
     if config.tokens and family(pipe) not in WhiteBox.families:
         raise InputError(f"--tokens looks inside Stable Diffusion 1, 2 and XL, not {type(pipe).__name__}: leave it out")
     totals = {name: images_of(get_detector(text), prompts, examples) for name, text in texts.items()}
@@ -99,12 +99,6 @@ def without_images(detector, prompts, examples):
     if isinstance(detector, Recall) and not any(p.image_id in examples for p in prompts):
         return ("recall looks at the training images that prompts belong to: name them with --train_data, and prompts with their "
                 "image_id, such as a checkpoint's manifest.parquet")
-    return None
-
-
-def wrong_family(detector, pipe):
-    if detector.families and family(pipe) not in detector.families:
-        return f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}: name other detectors"
     return None
 
 

@@ -30,7 +30,7 @@ class WhiteBox:
     def __post_init__(self):
         if self.n < 1 or self.num_inference_steps < 1:
             raise InputError(f"n={self.n}, num_inference_steps={self.num_inference_steps}: both must be 1 or more")
-        if self.guidance_scale <= 1:
+        if self.guidance_scale is not None and self.guidance_scale <= 1:
             raise InputError(f"guidance_scale={self.guidance_scale} makes no unconditional prediction: give a scale above 1")
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
-from families.more_families import SETTINGS, SIDES, more_family
+from families.more_families import SIDES, small_family
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
@@ -26,22 +26,6 @@ NAMES = [name for name in FAMILIES if name not in (*CLASSIC, "flux", "kolors")]
 NEGATED = {"z-image", "lumina2", "hidream", "nucleus-moe"}
 NORM = {"qwen-image": torch.inf, "lumina2": torch.inf, "nucleus-moe": torch.inf, "longcat-image": 1.0}
 # the guided prediction is set to the length of the conditional one, along the last axis: by how much it may be lengthened
-
-
-def small_family(name):
-    """A small pipeline that is told by itself what its size wants."""
-    pipe = more_family(name)
-    kind = type(pipe)
-    if name == "hidream":
-        pipe.default_sample_size = 8
-
-    @wraps(kind.__call__)
-    def call(self, *args, **given):
-        own = {key: value for key, value in SETTINGS.get(name, {}).items() if key != "negative_prompt"}
-        return kind.__call__(self, *args, **{**own, **given})
-    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def latents(pipe, name, prompts=PROMPTS, seeds=(1, 2)):
