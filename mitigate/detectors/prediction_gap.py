@@ -106,7 +106,7 @@ def gap_at(step):
 
 
 def as_grid(x, call):
-    """Latents as a denoiser has them -> (n, C, h, w): packed ones (n, tokens, C) side by side, as high and wide as the picture."""
+    """Latents as a denoiser has them -> (n, C, h, w): packed ones (n, tokens, C) side by side, high and wide as the picture."""
     if x.dim() == 3:
         tall = (call.get("height") or 1) / (call.get("width") or 1)   # where neither is given the picture is square
         height = round((x.shape[1] * tall) ** 0.5)

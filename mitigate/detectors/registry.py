@@ -14,6 +14,7 @@ from typing import Any
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
+from rotescope.mitigate.contract.families import CLASSIC
 
 WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
 WEBSTER = "Webster 2023, arXiv 2305.08694"
@@ -49,7 +50,7 @@ DETECTORS = {entry.name: entry for entry in (
            "1600 rows", [Need.IMAGES], OWN | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
     _entry("recall", "training_image_recall:Recall",
            "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
-           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, ("sd",)),
+           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, CLASSIC),
 )}
 
 

@@ -16,8 +16,9 @@ from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.jobs import noise_seed
 
 PROMPTS = [Prompt("a cat on a red background"), Prompt("a bus")]
-TOGETHER = {"qwen-image", "flux", "flux2-klein", "chroma", "lumina2", "cogview4", "krea2", "ovis-image", "longcat-image", "nucleus-moe"}
-COND_FIRST = TOGETHER | {"z-image"}          # others send [unconditional; conditional]
+TWO_CALLS = {"qwen-image", "flux", "flux2-klein", "chroma", "lumina2", "cogview4", "krea2", "ovis-image", "longcat-image",
+             "nucleus-moe"}
+COND_FIRST = TWO_CALLS | {"z-image"}          # others send [unconditional; conditional]
 PACKED = {"qwen-image", "flux", "flux2-klein", "chroma", "krea2", "ovis-image", "longcat-image", "bria", "nucleus-moe"}
 QUICK = ("z-image", "flux", "pixart")        # a list of both halves; two calls on packed latents; noise with a learned variance
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES if name not in ("sd", "kolors")]
@@ -42,7 +43,7 @@ def gaps(pipe, name, prompt, seed, steps=4):
                        **guidance_arguments(pipe, 1, two_branch_scale(pipe))).images
     finally:
         handle.remove()
-    pairs = list(zip(heard[::2], heard[1::2], strict=True)) if name in TOGETHER else [both.chunk(2) for both in heard]
+    pairs = list(zip(heard[::2], heard[1::2], strict=True)) if name in TWO_CALLS else [both.chunk(2) for both in heard]
     factors = [1.0] * len(pairs)
     if pipe.scheduler.config.get("prediction_type") == "v_prediction":    # ε = √ᾱ v + …
         factors = [pipe.scheduler.alphas_cumprod[int(t)] ** 0.5 for t in pipe.scheduler.timesteps]
