@@ -4,6 +4,7 @@
 """
 from dataclasses import dataclass
 from statistics import fmean
+from typing import ClassVar
 
 import torch
 from torch.func import jvp
@@ -20,12 +21,13 @@ from rotescope.models.prediction import rates_at
 class WhiteBox:
     """Looks at predictions; subclasses say what they see of each image.
 
-    Not for flow matching: at its first step x is the noise itself, so that the two predictions of ε are the same.
+    In ε, so not for flow matching: at its first step x is the noise itself, and the two predictions of ε are the same. Those of
+    prediction_gap.py look at the velocity there.
     """
-    families = ("sd", "sdxl")
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     n: int = 4                       # seeds a prompt
     num_inference_steps: int = 50    # decides the timesteps
-    guidance_scale: float = 7.5      # of the way, and of what is guided
+    guidance_scale: float | None = 7.5    # of the way, and of what is guided
 
     def __post_init__(self):
         if self.n < 1 or self.num_inference_steps < 1:
