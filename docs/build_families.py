@@ -64,6 +64,23 @@ On these the audit works, and a mitigation is refused before sampling, with the 
 Lightning and LCM models have two branches in their classes; a note says that they were distilled to do
 without.
 
+## Detectors
+
+`magnitude`, `layout` and `drop` see the two predictions while the pipeline samples, and serve every family
+of the table. Their gap is in ε, as in the papers; on flow-matching models it is in velocity, for at their
+first step the two predictions of ε are one. The gap in velocity is there that in x₀. `cliques` and `edges`
+look at images, `edges` at those of one step, which PixArt does not take. `recall` asks the denoiser for a
+noised training picture, which it lays out for Stable Diffusion 1, 2, XL and 3 and PixArt alone; how well it
+tells training pictures from others is measured on the embedded model only. What reads cross-attention or
+CLIP's end token stays with Stable Diffusion 1, 2 and XL: a transformer with joint attention, such as Stable
+Diffusion 3's or FLUX's, has no such token among T5's, so the papers' scores would mean something else.
+
+## Texts
+
+A run encodes each text once, whatever mitigations and seeds, on every family of the table, and keeps up to
+4 GiB of embeddings in main memory (`benchmarks/encoder_calls.py` counts). A text is encoded alone, so an
+image may differ from one of a larger batch by rounding. On other pipelines each batch is encoded anew.
+
 ## Left to the pipeline
 
 Texts are cut where the pipeline cuts them. A pipeline that rewrites prompts by a language model

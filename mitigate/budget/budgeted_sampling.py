@@ -15,6 +15,7 @@ from rotescope.mitigate.detectors.generated_images import clique_distance
 from rotescope.mitigate.detectors.prompt_scores import score_prompts
 from rotescope.mitigate.detectors.registry import get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
+from rotescope.mitigate.sampling.encoded_texts import EncodedTexts
 from rotescope.mitigate.sampling.jobs import batches
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import SHARDS, merge_shards, told_effects, write_shard
@@ -69,12 +70,12 @@ def sample_ranked(config, pipe, prompts, policies, folder, manifest):
     detector, (first, *others) = get_detector(config.detector), policies
     cost = score_cost(detector, len(prompts), config.num_inference_steps)
     left = int(config.budget - cost)
-    shards, rounds = [], []
+    shards, rounds, settings = [], [], config.sampling | {"kept": EncodedTexts()}
     with progress_bars({"scores": detector.n * len(prompts)} | dict.fromkeys(policies, left)) as advance:
         def run(method, jobs):
             for batch in batches(prompts, seeds_of(jobs), config.batch_size):
                 shards.append(folder / SHARDS / f"{len(shards):06d}.parquet")
-                write_shard(pipe, prompts, method, policies[method], batch, shards[-1], folder, config.sampling)
+                write_shard(pipe, prompts, method, policies[method], batch, shards[-1], folder, settings)
                 for _ in batch:
                     advance(method)
         scores = scores_of(pipe, prompts, detector, manifest, batch_size=config.batch_size, on_image=partial(advance, "scores"))

@@ -125,7 +125,6 @@ def denoiser_of(pipe: Any) -> Any:
     return denoiser
 
 
-
 def call_parameters(kind: type) -> dict[str, inspect.Parameter]:
     """What a pipeline's class takes, by name; with what those take that it hands its **kwargs on to, where it is a subclass."""
     found: dict[str, inspect.Parameter] = {}
@@ -151,13 +150,10 @@ def guidance_scale_of(pipe: Any, given: float | None = None) -> float | None:
     return row.scale_of(found) if row else found
 
 
-def guided_scale_of(pipe: Any, given: float | None = None) -> float:
-    """As guidance_scale_of, where two branches are wanted; InputError for a pipeline that has no guidance unless it is told."""
+def two_branch_scale(pipe: Any, given: float | None = None) -> float | None:
+    """As guidance_scale_of; 4 where a pipeline's own computes one branch. None where a pipeline has none."""
     scale = guidance_scale_of(pipe, given)
-    if scale is None or scale <= 1:
-        raise InputError(f"{type(pipe).__name__} samples without guidance unless it is told otherwise: pass --guidance_scale, "
-                         "above 1")
-    return scale
+    return 4.0 if scale is not None and scale <= 1 else scale
 
 
 def guidance_arguments(pipe: Any, n: int, scale: float | None = None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from rotescope.common.errors import InputError
 from rotescope.datasets.images.to_pixels import to_pixels
-from rotescope.mitigate.contract.families import denoiser_of
+from rotescope.mitigate.contract.families import denoiser_of, guidance_arguments
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
 from rotescope.models.prediction import eps_at
@@ -43,7 +44,8 @@ class Probe:
         self.n, self.guidance_scale, self.denoiser = len(texts), guidance_scale, denoiser_of(pipe)
         self.generators = [torch.Generator().manual_seed(s) for s in noise_seeds]
         self.arguments = _first_call(pipe, self.denoiser, prompt=list(texts), generator=self.generators,
-                                     num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+                                     num_inference_steps=num_inference_steps,
+                                     **guidance_arguments(pipe, self.n, guidance_scale))
         self.scheduler = copy.deepcopy(pipe.scheduler)
         self._sample = "hidden_states" if "hidden_states" in self.arguments else "sample"
 
@@ -87,10 +89,17 @@ class Probe:
 
 @torch.no_grad()
 def image_latents(pipe, images):
-    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at the model's own side, as training sees them."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pixels = torch.stack([to_pixels(image, side) for image in images]).to(pipe._execution_device, pipe.vae.dtype)
-    return pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at the model's own side, as training sees them.
+
+    InputError where the VAE overflows in half precision.
+    """
+    side, vae = denoiser_of(pipe).config.sample_size * pipe.vae_scale_factor, pipe.vae
+    pixels = torch.stack([to_pixels(image, side) for image in images]).to(pipe._execution_device, vae.dtype)
+    latents = (vae.encode(pixels).latent_dist.mean - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    if not latents.isfinite().all():
+        raise InputError(f"the VAE overflows in {str(vae.dtype).removeprefix('torch.')}: pass --dtype fp32, or give the model a "
+                         "VAE that is made for half precision")
+    return latents
 
 
 class _Reached(Exception):

@@ -19,7 +19,7 @@ class BlackBox:
     families: ClassVar[tuple[str, ...] | None] = None  # every pipeline that takes prompts, generators, steps and a guidance scale
     n: int = 4
     num_inference_steps: int = 50
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None   # the family's own
 
     def __post_init__(self):
         if self.n < 2 or self.num_inference_steps < 1:
@@ -27,13 +27,13 @@ class BlackBox:
 
     @property
     def rows(self):
-        """Denoiser rows a prompt, where the scheduler calls once a step."""
+        """Denoiser rows a prompt, where the scheduler calls once a step and the pipeline computes two branches."""
         return 2 * self.n * self.num_inference_steps
 
     def observe(self, pipe, texts, noise_seeds):
         """-> a PIL image for each noise seed."""
         pipe.set_progress_bar_config(disable=True)
-        return pipe(list(texts), generator=[torch.Generator().manual_seed(s) for s in noise_seeds],
+        return pipe(prompt=list(texts), generator=[torch.Generator().manual_seed(s) for s in noise_seeds],
                     num_inference_steps=self.num_inference_steps,
                     **guidance_arguments(pipe, len(texts), self.guidance_scale)).images
 

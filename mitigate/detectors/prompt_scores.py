@@ -9,12 +9,14 @@ from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.readers.sources import load_manifest
 from rotescope.mitigate.contract.catalogue import name_of
-from rotescope.mitigate.contract.families import family
+from rotescope.mitigate.contract.families import denoiser_of, family
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
+from rotescope.mitigate.detectors.whitebox import HessianVector, WhiteBox
 from rotescope.mitigate.prompts.prompt import Prompt
-from rotescope.mitigate.sampling.jobs import batches
+from rotescope.mitigate.sampling.jobs import batches, calls_of
 from rotescope.mitigate.sampling.options import unique_names
+from rotescope.models.memory import is_quantized
 from rotescope.models.pipelines import chosen_device, load_pipeline
 
 
@@ -27,16 +29,30 @@ def score_prompts(pipe, prompts, detector, *, examples=None, seed=1000, batch_si
     if isinstance(detector, Recall):
         yield from recall_scores(pipe, prompts, examples or {}, detector, seed=seed, batch_size=batch_size, on_image=on_image)
         return
-    if detector.families and family(pipe) not in detector.families:
-        raise InputError(f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}")
+    if why := unserved(detector, pipe):
+        raise InputError(why)
     observed = []
     for batch in batches(prompts, range(seed, seed + detector.n), batch_size):
-        observed += detector.observe(pipe, [prompts[i].text for i, _, _ in batch], [s for _, _, s in batch])
+        for jobs in calls_of(pipe, batch):
+            observed += detector.observe(pipe, [prompts[i].text for i, _, _ in jobs], [s for _, _, s in jobs])
         for _ in batch if on_image else ():
             on_image()
         while len(observed) >= detector.n:
             yield detector.score(observed[:detector.n])
             del observed[:detector.n]
+
+
+def unserved(detector: Any, pipe: Any) -> str | None:
+    """Why a pipeline is none that a detector can look at, in a line; None where it is."""
+    name, kind = type(detector).__name__, type(pipe).__name__
+    if detector.families and family(pipe) not in detector.families:
+        return f"{name} serves {', '.join(detector.families)}, not {kind}: name other detectors"
+    if isinstance(detector, WhiteBox) and pipe.config.get("is_distilled"):
+        return (f"{name} compares two predictions, and this {kind} is distilled and computes one: take the model that it was "
+                "distilled from, or edges or cliques, which look at images alone")
+    if isinstance(detector, HessianVector) and is_quantized(denoiser_of(pipe)):
+        return "sail takes a forward derivative, which layers of few bits do not have: leave --quantize out, or name other detectors"
+    return None
 
 
 def detect(model: Any, prompts: Iterable[str | Prompt], detectors: Any = ("magnitude",), *,

@@ -14,10 +14,12 @@ from typing import Any
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
+from rotescope.mitigate.contract.families import CLASSIC
 
 WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
 WEBSTER = "Webster 2023, arXiv 2305.08694"
 GUIDED = {"n": 4, "num_inference_steps": 50, "guidance_scale": 7.5}  # seeds a prompt, and the run
+OWN = GUIDED | {"guidance_scale": None}                              # the family's own scale
 
 
 def _entry(name, home, paper, cost, needs, settings, families=("sd", "sdxl")):
@@ -26,11 +28,11 @@ def _entry(name, home, paper, cost, needs, settings, families=("sd", "sdxl")):
 
 
 DETECTORS = {entry.name: entry for entry in (
-    _entry("magnitude", "prediction_gap:Magnitude", WEN, "8 rows", [Need.PREDICTIONS], GUIDED | {"steps": 1}),
+    _entry("magnitude", "prediction_gap:Magnitude", WEN, "8 rows", [Need.PREDICTIONS], OWN | {"steps": 1}, EVERY),
     _entry("layout", "prediction_gap:Layout", "this project, after Wen et al.", "96 rows", [Need.PREDICTIONS],
-           GUIDED | {"n": 16, "steps": 3, "window": 0.375}),
+           OWN | {"n": 16, "steps": 3, "window": 0.375}, EVERY),
     _entry("drop", "prediction_gap:Drop", "this project, after Jain et al., CVPR 2025, arXiv 2411.16738",
-           "120 rows", [Need.PREDICTIONS], GUIDED | {"num_inference_steps": 25, "steps": 15}),
+           "120 rows", [Need.PREDICTIONS], OWN | {"num_inference_steps": 25, "steps": 15}, EVERY),
     _entry("anisotropy", "whitebox:Anisotropy", "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642",
            "16 rows", [Need.PREDICTIONS], GUIDED | {"norm_weight": 1.0, "cosine_weight": 2.0}),
     _entry("sail", "whitebox:HessianVector", "Jeon et al., ICML 2025, arXiv 2412.04140", "16 rows",
@@ -43,12 +45,12 @@ DETECTORS = {entry.name: entry for entry in (
            GUIDED | {"metric": "E", "layer": 3}),
     _entry("confidence", "whitebox:Confidence", WEBSTER, "8 rows", [Need.PREDICTIONS], GUIDED),
     _entry("edges", "generated_images:EdgeAgreement", WEBSTER, "8 rows", [Need.IMAGES],
-           GUIDED | {"num_inference_steps": 1, "threshold": 1.5}, tuple(f for f in EVERY if f != "pixart")),
+           OWN | {"num_inference_steps": 1, "threshold": 1.5}, tuple(f for f in EVERY if f != "pixart")),
     _entry("cliques", "generated_images:Cliques", "Carlini et al., USENIX Security 2023, arXiv 2301.13188",
-           "1600 rows", [Need.IMAGES], GUIDED | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
+           "1600 rows", [Need.IMAGES], OWN | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
     _entry("recall", "training_image_recall:Recall",
            "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
-           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, ("sd",)),
+           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, CLASSIC),
 )}
 
 

@@ -16,15 +16,15 @@ from rotescope.common.settings import plain
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.contract.catalogue import words_of
 from rotescope.mitigate.contract.families import denoiser_of, family
-from rotescope.mitigate.detectors.prompt_scores import score_prompts
+from rotescope.mitigate.detectors.prompt_scores import score_prompts, unserved
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.training_image_recall import Recall
 from rotescope.mitigate.detectors.trigger_tokens import attribute_tokens
-from rotescope.mitigate.detectors.whitebox import HessianVector, WhiteBox
+from rotescope.mitigate.detectors.whitebox import WhiteBox
 from rotescope.mitigate.prompts.prompt import HELDOUT, Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.options import unique_names
 from rotescope.mitigate.sampling.run_description import hashes_of
-from rotescope.models.memory import check_differentiable, is_quantized
+from rotescope.models.memory import check_differentiable
 from rotescope.models.pipelines import check_model, open_model
 
 SCORES = pa.schema([("detector", pa.string()), ("prompt_index", pa.int32()), ("prompt", pa.string()), ("group", pa.string()),
@@ -58,7 +58,7 @@ def write_scores(config, beside=None):
     prompts = [*prompts, *unseen_captions(config, prompts, examples)]
     texts = askable(texts, config, lambda detector: without_images(detector, prompts, examples))
     pipe = open_model(config)
-    texts = askable(texts, config, lambda detector: wrong_family(detector, pipe))
+    texts = askable(texts, config, lambda detector: unserved(detector, pipe))
     if config.tokens and family(pipe) not in WhiteBox.families:
         raise InputError(f"--tokens looks inside Stable Diffusion 1, 2 and XL, not {type(pipe).__name__}: leave it out")
     if config.tokens:
@@ -102,15 +102,6 @@ def without_images(detector, prompts, examples):
     if isinstance(detector, Recall) and not any(p.image_id in examples for p in prompts):
         return ("recall looks at the training images that prompts belong to: name them with --train_data, and prompts with their "
                 "image_id, such as a checkpoint's manifest.parquet")
-    return None
-
-
-def wrong_family(detector, pipe):
-    if detector.families and family(pipe) not in detector.families:
-        return f"{type(detector).__name__} serves {', '.join(detector.families)}, not {type(pipe).__name__}: name other detectors"
-    if isinstance(detector, HessianVector) and is_quantized(denoiser_of(pipe)):
-        return ("sail takes a forward derivative, which layers of few bits do not have: leave --quantize out, or name other "
-                "detectors")
     return None
 
 

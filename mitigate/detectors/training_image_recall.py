@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.families import family
+from rotescope.mitigate.adapters.compatibility import check_scheduler
+from rotescope.mitigate.contract.families import CLASSIC, family
 from rotescope.mitigate.denoiser.probe import Probe, image_latents
 from rotescope.mitigate.sampling.jobs import batches
 from rotescope.models.prediction import noisy_latents, rates_at
@@ -20,9 +21,9 @@ class Recall:
     """ln of ‖ε̂(x_t, ∅) − ε‖² / ‖ε̂(x_t, c) − ε‖², x_t the training image under noise ε, both averaged over n noises.
 
     The difference of the two is the conditional likelihood discrepancy of Zhai et al. (CLiD, NeurIPS 2024, arXiv 2405.14800);
-    the ratio does not grow with how much there is to see in a picture.
+    the ratio does not grow with how much there is to see in a picture. Under flow matching σ = timestep / 1000.
     """
-    families = ("sd",)
+    families = CLASSIC    # whose latents are the VAE's, scaled, and whose denoiser takes both halves of them at once
     n: int = 4
     timestep: int = 700
 
@@ -56,8 +57,10 @@ def recall_scores(pipe, prompts, examples, recall, *, seed=1000, batch_size=64, 
     """
     if family(pipe) not in recall.families:
         raise InputError(f"Recall serves {', '.join(recall.families)}, not {type(pipe).__name__}")
-    if recall.timestep >= len(pipe.scheduler.alphas_cumprod):
-        raise InputError(f"timestep={recall.timestep}: this model has those below {len(pipe.scheduler.alphas_cumprod)}")
+    check_scheduler(pipe.scheduler)
+    limit = pipe.scheduler.config.num_train_timesteps
+    if recall.timestep >= limit:
+        raise InputError(f"timestep={recall.timestep}: this model has those below {limit}")
     known = [i for i, p in enumerate(prompts) if p.image_id in examples]
     if not known:
         raise InputError("recall looks at the training images that prompts belong to, and these belong to none: take another "

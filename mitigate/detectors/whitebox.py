@@ -4,6 +4,7 @@
 """
 from dataclasses import dataclass
 from statistics import fmean
+from typing import ClassVar
 
 import torch
 from torch.func import jvp
@@ -20,17 +21,18 @@ from rotescope.models.prediction import rates_at
 class WhiteBox:
     """Looks at predictions; subclasses say what they see of each image.
 
-    Not for flow matching: at its first step x is the noise itself, so that the two predictions of ε are the same.
+    In ε, so not for flow matching: at its first step x is the noise itself, and the two predictions of ε are the same. Those of
+    prediction_gap.py look at the velocity there.
     """
-    families = ("sd", "sdxl")
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     n: int = 4                       # seeds a prompt
     num_inference_steps: int = 50    # decides the timesteps
-    guidance_scale: float = 7.5      # of the way, and of what is guided
+    guidance_scale: float | None = 7.5    # of the way, and of what is guided
 
     def __post_init__(self):
         if self.n < 1 or self.num_inference_steps < 1:
             raise InputError(f"n={self.n}, num_inference_steps={self.num_inference_steps}: both must be 1 or more")
-        if self.guidance_scale <= 1:
+        if self.guidance_scale is not None and self.guidance_scale <= 1:
             raise InputError(f"guidance_scale={self.guidance_scale} makes no unconditional prediction: give a scale above 1")
 
     @property

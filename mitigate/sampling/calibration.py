@@ -9,7 +9,7 @@ from rotescope.common.outputs import check_apart, write_json
 from rotescope.common.progress import progress_bars
 from rotescope.common.settings import plain
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import guidance_arguments, guided_scale_of
+from rotescope.mitigate.contract.families import guidance_arguments, two_branch_scale
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.methods.calibrated_transition import Calibration, check_ordinary
 from rotescope.mitigate.prompts.prompt import load_prompts
@@ -66,7 +66,7 @@ def calibrate(config):
     prompts = load_prompts(config.prompts, config.groups, config.max_prompts)
     check_ordinary(len(prompts) * len(config.seeds))
     pipe = open_model(config)
-    config = replace(config, guidance_scale=guided_scale_of(pipe, config.guidance_scale))
+    config = replace(config, guidance_scale=two_branch_scale(pipe, config.guidance_scale))
     settings = {k: getattr(config, k) for k in ("watch", "guidance_scale", "num_inference_steps", "batch_size")}
     with progress_bars({"ordinary": len(prompts) * len(config.seeds)}) as advance:
         done = 0

@@ -13,6 +13,7 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.mitigate.sampling.encoded_texts import side_by_side
 from rotescope.models.adapters.embeddings import word_of
 from rotescope.models.model_files import find_embedding
 
@@ -50,17 +51,20 @@ def check_conditioning(pipe, given):
                          "of this model's tokenizer")
 
 
-def conditions(pipe, prompts, given=Conditioning()):  # noqa: B008
-    """Prompts, all of one kind -> the pipeline's arguments: texts, or the embeddings that stand in their place."""
+def conditions(pipe, prompts, given, kept):
+    """Prompts, all of one kind -> the pipeline's arguments: texts, or the embeddings that stand in their place.
+
+    kept: EncodedTexts, of earlier calls or empty.
+    """
     negative = {"negative_prompt": [given.negative_prompt] * len(prompts)} if given.negative_prompt else {}
     if isinstance(prompts[0], EmbeddedPrompt):
         with torch.no_grad():
-            uncond = _encoded(pipe, [given.negative_prompt], given)[0]
+            uncond = _encoded(pipe, [given.negative_prompt], given, kept)[0]
         cond = torch.stack([p.embedding for p in prompts])
         return {"prompt_embeds": cond, "negative_prompt_embeds": uncond.expand_as(cond)}
     texts = [p.text for p in prompts]
     if _layers_left_out(pipe, given) or given.max_token_length and given.max_token_length > chunk_width(pipe):
-        return own_embeddings(pipe, texts, given)
+        return own_embeddings(pipe, texts, given, kept)
     return {"prompt": texts, **negative}
 
 
@@ -86,21 +90,28 @@ def chunk_width(pipe):
 
 
 @torch.no_grad()
-def own_embeddings(pipe, texts, given):
+def own_embeddings(pipe, texts, given, kept):
     """Texts -> the pipeline's embedding arguments, of chunks · width + 2 hidden states a text, negative ones likewise. Skipped
     layers come this way too: Stable Diffusion's pipeline of diffusers 0.42 cannot skip any under transformers 5.23."""
-    cond, pooled = _encoded(pipe, texts, given)
+    cond, pooled = _encoded(pipe, texts, given, kept)
     if family(pipe) == "sd":
-        return {"prompt_embeds": cond, "negative_prompt_embeds": _encoded(pipe, [given.negative_prompt] * len(texts), given)[0]}
+        uncond, _ = _encoded(pipe, [given.negative_prompt] * len(texts), given, kept)
+        return {"prompt_embeds": cond, "negative_prompt_embeds": uncond}
     if not given.negative_prompt and pipe.config.force_zeros_for_empty_prompt:
         uncond, pooled_uncond = torch.zeros_like(cond), torch.zeros_like(pooled)
     else:
-        uncond, pooled_uncond = _encoded(pipe, [given.negative_prompt] * len(texts), given)
+        uncond, pooled_uncond = _encoded(pipe, [given.negative_prompt] * len(texts), given, kept)
     return {"prompt_embeds": cond, "negative_prompt_embeds": uncond, "pooled_prompt_embeds": pooled,
             "negative_pooled_prompt_embeds": pooled_uncond}
 
 
-def _encoded(pipe, texts, given):
+def _encoded(pipe, texts, given, kept):
+    """Each text once -> what _chunked gives for all of them."""
+    rows = [kept.row((text, given), lambda text=text: _chunked(pipe, [text], given)) for text in texts]
+    return tuple(x if x is None else x.to(pipe._execution_device) for x in side_by_side(rows))
+
+
+def _chunked(pipe, texts, given):
     """-> hidden states (n, chunks · width + 2, d) of all text encoders side by side, and the last one's pooled text (n, d')."""
     found, pooled = [], None
     for tokenizer, encoder in zip(_tokenizers(pipe), _encoders(pipe), strict=True):

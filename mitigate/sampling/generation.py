@@ -17,6 +17,7 @@ from rotescope.mitigate.contract.families import guidance_scale_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.prompts.prompt import Prompt, is_manifest, load_prompts
 from rotescope.mitigate.sampling.conditioning import check_embedding_words
+from rotescope.mitigate.sampling.encoded_texts import EncodedTexts
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
 from rotescope.mitigate.sampling.picture_size import prompts_in_buckets, wants_buckets
 from rotescope.mitigate.sampling.resumable_folder import check_same, is_finished, resumable_folder
@@ -155,9 +156,10 @@ def _opened(pipe):
 def _generated(pipe, prompts, policies, seeds, **settings):
     """The loop of `generate`, after its checks. The pipeline's bars are afterwards as they were."""
     bars = getattr(pipe, "_progress_bar_config", {})
+    kept = EncodedTexts()
     try:
         for name, policy in policies.items():
-            for found in sample(pipe, prompts, policy, seeds, **settings):
+            for found in sample(pipe, prompts, policy, seeds, kept=kept, **settings):
                 told = {key: value for key, value in vars(found).items() if key != "prompt_index"}
                 yield GeneratedImage(prompt=prompts[found.prompt_index], mitigation=name, **told)
     finally:

@@ -89,7 +89,7 @@ class CalibrateConfig(ModelOptions):
     watch: int = 4
     """how many of the first steps are looked at"""
     guidance_scale: float | None = None
-    """as it will be when sampling; unless given, as rotescope generate has it"""
+    """as it will be when sampling; unless given, as rotescope generate has it, or 4 where that is no guidance"""
     num_inference_steps: int = 50
     """as it will be when sampling"""
     batch_size: int = 64

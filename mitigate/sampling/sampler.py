@@ -24,6 +24,7 @@ from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.families import FAMILIES, family, guidance_arguments, guidance_scale_of
 from rotescope.mitigate.contract.mitigation import settings_of
 from rotescope.mitigate.sampling.conditioning import Conditioning, check_conditioning, conditions, prompt_lines
+from rotescope.mitigate.sampling.encoded_texts import EncodedTexts
 from rotescope.mitigate.sampling.jobs import batches, calls_of, jobs_of
 from rotescope.mitigate.sampling.picture_size import fixed_size
 
@@ -50,32 +51,35 @@ class Sample:
     active: bool
 
 
-def sample(pipe, prompts, policy, seeds, *, batch_size=64, **settings) -> Iterator[Sample]:
+def sample(pipe, prompts, policy, seeds, *, batch_size=64, kept=None, **settings) -> Iterator[Sample]:
     """Yields one Sample for each of jobs_of(prompts, seeds). An image is what pipe(prompt, generator=torch.Generator()
-    .manual_seed(noise_seed)) gives alone. settings: as sample_batch has them.
+    .manual_seed(noise_seed)) gives alone. kept: EncodedTexts that several calls share. settings: as sample_batch has them.
     """
+    kept = EncodedTexts() if kept is None else kept
     for batch in batches(prompts, seeds, batch_size):
-        yield from sample_batch(pipe, prompts, policy, batch, **settings)
+        yield from sample_batch(pipe, prompts, policy, batch, kept=kept, **settings)
 
 
 def sample_batch(pipe, prompts, policy, batch, *, guidance_scale=None, num_inference_steps=50, resolution=None,
-                 negative_prompt="", clip_skip=None, max_token_length=None):
-    """One batch of jobs -> a Sample for each. resolution: as parse_resolution has it; a prompt's own size comes first. The last
-    three: as Conditioning has them. InputError for what the pipeline cannot make, RunError for images that hold no numbers."""
+                 negative_prompt="", clip_skip=None, max_token_length=None, kept=None):
+    """One batch of jobs -> a Sample for each. resolution: as parse_resolution has it; a prompt's own size comes first.
+    negative_prompt, clip_skip, max_token_length: as Conditioning has them. kept: EncodedTexts of earlier calls. InputError for
+    what the pipeline cannot make, RunError for images that hold no numbers."""
     given, some = Conditioning(negative_prompt, clip_skip, max_token_length), [prompts[i] for i, _, _ in batch]
     check_settings(pipe, some, dict(vars(given), resolution=resolution, num_inference_steps=num_inference_steps))
     pipe.set_progress_bar_config(disable=True)
     size = some[0].size or fixed_size(resolution)
     return [sample for jobs in calls_of(pipe, batch)
-            for sample in _sample_call(pipe, prompts, policy, jobs, guidance_scale, num_inference_steps, size, given)]
+            for sample in _sample_call(pipe, prompts, policy, jobs, guidance_scale, num_inference_steps, size, given,
+                                       EncodedTexts() if kept is None else kept)]
 
 
-def _sample_call(pipe, prompts, policy, batch, guidance_scale, num_inference_steps, size, given):
+def _sample_call(pipe, prompts, policy, batch, guidance_scale, num_inference_steps, size, given, kept):
     """One call of the pipeline -> a Sample for each of its jobs. size: width and height in pixels, or None twice."""
     (width, height), some = size, [prompts[i] for i, _, _ in batch]
-    arguments = guidance_arguments(pipe, len(batch), guidance_scale) | conditions(pipe, some, given)
+    arguments = guidance_arguments(pipe, len(batch), guidance_scale) | conditions(pipe, some, given, kept)
     arguments |= {} if width is None else {"height": height, "width": width}
-    with mitigated(pipe, policy) as run:
+    with kept.serving(pipe), mitigated(pipe, policy) as run:
         pixels = pipe(**arguments, num_inference_steps=num_inference_steps, output_type="np",
                       generator=[torch.Generator().manual_seed(s) for _, _, s in batch]).images  # (n, h, w, 3) in [0, 1]
     _check_numbers(pipe, pixels)
@@ -144,9 +148,10 @@ def sample_to_folder(pipe, prompts, policies, seeds, out, *, about=None, on_samp
     work = [(method, policy, batch, out / SHARDS / f"{m:03d}-{b:06d}.parquet")
             for m, (method, policy) in enumerate(policies.items()) for b, batch in enumerate(cut)]
     if not (out / "records.parquet").exists():
+        kept = EncodedTexts()
         for method, policy, batch, shard in work[state.process_index::state.num_processes] if state else work:
             if not shard.exists():
-                write_shard(pipe, prompts, method, policy, batch, shard, out, settings)
+                write_shard(pipe, prompts, method, policy, batch, shard, out, settings | {"kept": kept})
             for _ in batch if on_sample else ():
                 on_sample(method)
     if state:

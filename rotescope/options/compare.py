@@ -22,7 +22,7 @@ class CompareConfig(MemoryOptions):
     seeds: tuple[int, ...] = (0, 1)
     """one image a caption and a seed"""
     guidance_scale: float | None = None
-    """of plain guidance; unless given, as rotescope generate has it"""
+    """of plain guidance; unless given, as rotescope generate has it, or 4 where that is no guidance"""
     num_inference_steps: int = 25
     """denoising steps"""
     batch_size: int = 48

@@ -21,7 +21,7 @@ class FiguresConfig(MemoryOptions):
     before: float = -2.0
     """the scale of opposite guidance"""
     guidance_scale: float | None = None
-    """once it is on"""
+    """once it is on; unless given, as rotescope generate has it, or 4 where that is no guidance"""
     num_inference_steps: int = 25
     """denoising steps"""
     batch_size: int = 64

@@ -21,7 +21,7 @@ from rotescope.evaluate.report.terminal import number
 from rotescope.evaluate.statistics.clusters import INTERVALS
 from rotescope.mitigate.adapters.effects import without_mitigation_warnings
 from rotescope.mitigate.contract.catalogue import Need
-from rotescope.mitigate.contract.families import family, guided_scale_of
+from rotescope.mitigate.contract.families import family, two_branch_scale
 from rotescope.mitigate.methods.calibrated_transition import Calibration
 from rotescope.mitigate.methods.registry import ENTRIES, with_training
 from rotescope.mitigate.methods.transition import PLAIN
@@ -105,7 +105,7 @@ def run_comparison(config):
     heldout = heldout_of(config.heldout_data, manifest)
     check_apart(config.output_dir, {e.file for e in (*manifest, *(heldout or ()))})
     pipe = open_checkpoint(config, config.checkpoint)
-    config = replace(config, guidance_scale=guided_scale_of(pipe, config.guidance_scale))
+    config = replace(config, guidance_scale=two_branch_scale(pipe, config.guidance_scale))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on_with(config)):
         methods = named_policies(config.mitigation, own_manifest(config)) if config.mitigation else \
             _every(config, pipe, manifest, heldout, draft)

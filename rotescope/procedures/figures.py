@@ -17,7 +17,7 @@ from rotescope.evaluate.measurement.findings import score_samples, totals
 from rotescope.evaluate.neighbours.index import embed
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.statistics import paper_claims as claims
-from rotescope.mitigate.contract.families import guided_scale_of
+from rotescope.mitigate.contract.families import two_branch_scale
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN, ScaleRun, TransitionGuidance
 from rotescope.mitigate.sampling.options import check_sampling
@@ -62,7 +62,7 @@ def sample_curves(config, folder):
     chosen = policies(config)
     jobs = {"samples": ("duplicated", chosen), "controls": ("control", {"unguided": chosen["unguided"]})}
     pipe = open_checkpoint(config, config.checkpoint)
-    scale = guided_scale_of(pipe, config.guidance_scale)
+    scale = two_branch_scale(pipe, config.guidance_scale)
     bars = {f"{group} {name}": len(prompts[group]) * len(config.seeds) for group, names in jobs.values() for name in names}
     with progress_bars(bars) as advance:
         for name, (group, methods) in jobs.items():

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
-from rotescope.mitigate.contract.families import FAMILIES, family, guidance_arguments, guidance_scale_of, why_one_branch
+from rotescope.mitigate.contract.families import FAMILIES, family, guidance_arguments, two_branch_scale, why_one_branch
 from rotescope.mitigate.sampling.picture_size import fixed_size
 
 PROMPTS = ("a photograph of a lighthouse at night", "a bowl of oranges")
@@ -38,8 +38,7 @@ def selfcheck(pipe: Any, num_inference_steps: int = 4, guidance_scale: float | N
         Side of the pictures in pixels, or width and height; the model's own unless given.
     """
     pipe.set_progress_bar_config(disable=True)
-    own = guidance_scale_of(pipe, guidance_scale)
-    scale, kind = own if own is None or own > 1 else 4.0, family(pipe)
+    scale, kind = two_branch_scale(pipe, guidance_scale), family(pipe)
 
     def draw(prompts=PROMPTS[:1], seeds=(0,)):
         return _draw(pipe, prompts, seeds, num_inference_steps, scale, resolution)

@@ -1,10 +1,13 @@
 """All the small pipelines by name, and what each has to be told when it is called."""
+from functools import wraps
+
 import numpy as np
+import tiny
 import torch
 from families import tiny_flux_relatives as relatives
 from families import tiny_language_models as languages
 from families import tiny_transformers as first
-from tiny import TOKENS, seeded
+from tiny import TINY, TOKENS, seeded
 
 MORE_FAMILIES = {
     "z-image": first.z_image, "flux2-klein": first.flux2_klein, "qwen-image": first.qwen_image, "chroma": first.chroma,
@@ -51,3 +54,20 @@ def images(pipe, name, prompt=("a cat on a red background", "a bus"), guided=Tru
     told = SETTINGS.get(name, {}) | {scale: on if guided else off} | more
     return pipe(prompt=list(prompt), num_inference_steps=2, height=side, width=side, output_type="np",
                 generator=torch.Generator().manual_seed(1), **told).images
+
+
+def small_family(name):
+    """A small pipeline, also of the first five families, that is told by itself what its size wants, its sides among it."""
+    pipe = TINY[name]() if name in TINY else more_family(name)
+    kind, side = type(pipe), SIDES.get(name, 16)
+    own = {"height": side, "width": side} | SETTINGS.get(name, tiny.SETTINGS.get(name, {}))
+    own.pop("negative_prompt", None)
+    if name == "hidream":
+        pipe.default_sample_size = 8
+
+    @wraps(kind.__call__)
+    def call(self, *args, **given):
+        return kind.__call__(self, *args, **{**own, **given})
+    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -15,7 +15,7 @@ from training import config_of
 
 from rotescope import mitigated
 from rotescope.common.errors import InputError
-from rotescope.mitigate.detectors.scores import wrong_family
+from rotescope.mitigate.detectors.prompt_scores import unserved
 from rotescope.mitigate.detectors.whitebox import HessianVector
 from rotescope.models.adapters.attachment import without_adapters
 from rotescope.models.memory import check_memory, is_quantized, quantized_parts, stored_quantization
@@ -96,8 +96,8 @@ def test_what_would_be_added_to_packed_weights_is_named(bases, on_cpu, tmp_path)
 @pytest.mark.slow
 def test_a_forward_derivative_of_packed_layers_is_refused(bases, on_cpu):
     pipe = load_pipeline(bases("sd1"), quantize="nf4")
-    assert "leave --quantize out" in wrong_family(HessianVector(), pipe)
-    assert wrong_family(HessianVector(), load_pipeline(bases("sd1"))) is None
+    assert "leave --quantize out" in unserved(HessianVector(), pipe)
+    assert unserved(HessianVector(), load_pipeline(bases("sd1"))) is None
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan
 from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.detectors import scores as scoring
 from rotescope.mitigate.detectors.options import DetectConfig
+from rotescope.mitigate.detectors.prompt_scores import unserved
 from rotescope.mitigate.detectors.registry import DETECTORS, get_detector
 from rotescope.mitigate.detectors.scores import (
     askable,
@@ -22,7 +23,6 @@ from rotescope.mitigate.detectors.scores import (
     unseen_captions,
     without_images,
     write_scores,
-    wrong_family,
 )
 from rotescope.mitigate.prompts.prompt import load_prompts
 from rotescope.procedures import detect as front
@@ -161,9 +161,9 @@ def test_all_is_every_detector_and_of_those_that_cannot_be_asked_none(model, man
         askable(texts, config, lambda d: without_images(d, plain, {}))
     pipe = cached_pipeline("sd3")
     assert list(askable({"sail": "sail", "edges": "edges", "cliques": "cliques"}, replace(config, detector=("all", "edges")),
-                        lambda d: wrong_family(d, pipe))) == ["edges", "cliques"]
+                        lambda d: unserved(d, pipe))) == ["edges", "cliques"]
     with pytest.raises(InputError, match="not StableDiffusion3Pipeline"):
-        askable({"sail": "sail"}, replace(config, detector=("sail",)), lambda d: wrong_family(d, pipe))
+        askable({"sail": "sail"}, replace(config, detector=("sail",)), lambda d: unserved(d, pipe))
 
 
 def test_heldout_captions_are_as_many_as_the_largest_group_has_or_as_was_said(manifest, others, images):

@@ -3,14 +3,13 @@
 The reference listens to what the denoiser says, mixes the two branches by itself at a scale of its own for each step, and hands
 the scheduler the result in place of the pipeline's. It knows nothing of the adapter.
 """
-from functools import wraps
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from families.mixed_by_hand import NORM, mixed_by_hand
-from families.more_families import SETTINGS, SIDES, more_family
+from families.more_families import SIDES, small_family
 from tiny import cached_pipeline
 
 from rotescope import mitigated
@@ -21,7 +20,7 @@ from rotescope.mitigate.contract.families import (
     FAMILIES,
     guidance_arguments,
     guidance_scale_of,
-    guided_scale_of,
+    two_branch_scale,
 )
 from rotescope.mitigate.methods.registry import ENTRIES, get_mitigation
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -30,22 +29,6 @@ from rotescope.mitigate.sampling.sampler import sample
 PROMPTS, STEPS, SCALE = ("a cat on a red background", "a bus"), 4, 4.0
 ONE = ("flux2", "ideogram4", "hunyuan-image", "qwen-image-21")   # of which no two branches are known
 NAMES = [name for name in FAMILIES if name not in (*CLASSIC, "flux", "kolors")]
-
-
-def small_family(name):
-    """A small pipeline that is told by itself what its size wants."""
-    pipe = more_family(name)
-    kind = type(pipe)
-    if name == "hidream":
-        pipe.default_sample_size = 8
-
-    @wraps(kind.__call__)
-    def call(self, *args, **given):
-        own = {key: value for key, value in SETTINGS.get(name, {}).items() if key != "negative_prompt"}
-        return kind.__call__(self, *args, **{**own, **given})
-    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def latents(pipe, name, prompts=PROMPTS, seeds=(1, 2)):
@@ -172,10 +155,9 @@ def test_scales_are_the_pipelines_own_where_none_is_given():
     assert guidance_arguments(small_family("z-image"), 1) == {"guidance_scale": 5.0}
     assert guidance_scale_of(small_family("qwen-image")) == 4.0
     assert guidance_scale_of(small_family("qwen-image"), 3.0) == 3.0
-    assert [guided_scale_of(cached_pipeline("sd")), guided_scale_of(small_family("z-image"))] == [7.5, 6.0]
-    with pytest.raises(InputError, match="FluxPipeline samples without guidance .* pass --guidance_scale"):
-        guided_scale_of(cached_pipeline("flux"))
-    assert guided_scale_of(cached_pipeline("flux"), 4.0) == 4.0
+    assert [two_branch_scale(cached_pipeline("sd")), two_branch_scale(small_family("z-image"))] == [7.5, 6.0]
+    assert two_branch_scale(cached_pipeline("flux")) == 4.0          # its own is off
+    assert two_branch_scale(cached_pipeline("flux"), 3.0) == 3.0
 
 
 def test_a_step_without_guidance_is_refused_beside_a_mitigation():

@@ -1,6 +1,5 @@
 """Detectors against hand arithmetic, other derivatives, other schedulers, and by invariance."""
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,10 +42,10 @@ def probe(pipe):
         yield Probe(pipe, TEXTS, SEEDS, num_inference_steps=5)
 
 
-def rows_of(denoiser, run):
-    """-> what `run()` gives, and the rows that went through the denoiser meanwhile."""
+def rows_of(unet, run):
+    """-> what `run()` gives, and the rows that went through the UNet meanwhile, the last call's too, which may be left."""
     rows = []
-    handle = denoiser.register_forward_hook(lambda module, args, kwargs, output: rows.append(len(output[0])), with_kwargs=True)
+    handle = unet.conv_in.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     try:
         return run(), sum(rows)
     finally:
@@ -160,9 +159,8 @@ def test_drop_is_how_far_the_gap_fell_since_the_second_and_third_step(pipe, prob
     logs = torch.stack([look.gap.flatten(1).square().sum(1).sqrt() for look in probe.walk(4)]).log()
     found = get_detector("drop:steps=4,num_inference_steps=5").observe(pipe, TEXTS, SEEDS)
     np.testing.assert_allclose(found, (logs[1] - logs[3]).numpy(), atol=1e-6)
-    levels = iter(torch.tensor([9.0, 8, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]).view(-1, 1))
-    curve = SimpleNamespace(walk=lambda steps: (SimpleNamespace(magnitude=next(levels)) for _ in range(steps)))
-    assert get_detector("drop").look(curve, None, None).item() == pytest.approx(3 * np.log(2))  # √(8 · 2) over 1/2
+    levels = torch.tensor([[9.0, 8, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]])
+    assert get_detector("drop").over_steps(levels) == pytest.approx([3 * np.log(2)])            # √(8 · 2) over 1/2
 
 
 def test_anisotropy_adds_the_cosine_at_the_third_last_timestep(pipe, probe):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from test_detectors import rows_of
-from tiny import tiny_pipeline
+from tiny import cached_pipeline, tiny_pipeline
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
@@ -44,6 +44,43 @@ def test_it_is_the_ratio_of_two_denoising_losses(pipe, data):
     assert found == [pytest.approx(math.log(without / under), rel=1e-5)]
 
 
+def denoised(pipe, kind, text, x):
+    """What the denoiser says of x (1, C, h, w) at timestep 600 under a text and under none -> two (1, C, h, w)."""
+    both = (text, "")
+    if kind == "sd3":
+        told = [pipe.encode_prompt(t, t, t, do_classifier_free_guidance=False) for t in both]
+        return [pipe.transformer(x, timestep=torch.tensor([600.0], dtype=x.dtype), encoder_hidden_states=e,
+                                 pooled_projections=pooled).sample for e, _, pooled, _ in told]
+    if kind == "pixart":
+        told = [pipe.encode_prompt(t, False, max_sequence_length=120)[:2] for t in both]
+        return [pipe.transformer(x, encoder_hidden_states=e, timestep=torch.tensor([600]), encoder_attention_mask=mask,
+                                 added_cond_kwargs={"resolution": None, "aspect_ratio": None}).sample[:, :4] for e, mask in told]
+    cond, uncond, pooled, none = pipe.encode_prompt(text)
+    sizes = torch.tensor([[16, 16, 0, 0, 16, 16]], dtype=x.dtype)
+    return [pipe.unet(x, 600, e, added_cond_kwargs={"text_embeds": p, "time_ids": sizes}).sample
+            for e, p in ((cond, pooled), (uncond, none))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sdxl", pytest.param("sd3", marks=pytest.mark.slow), "pixart"])
+def test_other_families_by_their_own_training_losses(kind, data):
+    """Flow matching's loss is in velocity: a ratio is the same in ε."""
+    (prompts, examples), pipe = data, cached_pipeline(kind)
+    latents = image_latents(pipe, [examples[prompts[2].image_id].open()])
+    pixels = pipe.image_processor.preprocess(examples[prompts[2].image_id].open().convert("RGB").resize((16, 16))).double()
+    torch.testing.assert_close(latents, pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor,
+                               atol=1e-6, rtol=1e-6)
+    generator = torch.Generator().manual_seed(noise_seed(prompts[2].text, 5))
+    noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
+    if kind == "sd3":
+        x, target = 0.4 * latents + 0.6 * noise, noise - latents
+    else:
+        x, target = DDPMScheduler.from_config(pipe.scheduler.config).add_noise(latents, noise, torch.tensor([600])), noise
+    under, without = (torch.nn.functional.mse_loss(said, target).item() for said in denoised(pipe, kind, prompts[2].text, x))
+    found = recall_scores(pipe, prompts[2:3], examples, Recall(n=1, timestep=600), seed=5)
+    assert found == [pytest.approx(math.log(without / under), rel=1e-4, abs=1e-7)]
+
+
 def test_score_by_hand():
     assert Recall(n=2).score([(0.5, 0.25), (1.5, 0.25)]) == pytest.approx(math.log(4))
 
@@ -74,5 +111,5 @@ def test_what_it_cannot_look_at_is_refused(pipe, data):
         recall_scores(pipe, prompts[-1:], examples, Recall())
     with pytest.raises(InputError, match="those below 1000"):
         recall_scores(pipe, prompts, examples, Recall(timestep=1000))
-    with pytest.raises(InputError, match="Recall serves sd"):
+    with pytest.raises(InputError, match="Recall serves sd, sdxl, sd3, pixart"):
         recall_scores(object(), prompts, examples, Recall())
