@@ -51,7 +51,8 @@ def unserved(detector: Any, pipe: Any) -> str | None:
         return (f"{name} compares two predictions, and this {kind} is distilled and computes one: take the model that it was "
                 "distilled from, or edges or cliques, which look at images alone")
     if isinstance(detector, HessianVector) and is_quantized(denoiser_of(pipe)):
-        return "sail takes a forward derivative, which layers of few bits do not have: leave --quantize out, or name other detectors"
+        return ("sail takes a forward derivative, which layers of few bits do not have: leave --quantize out, or name other "
+                "detectors")
     return None
 
 
