@@ -90,7 +90,7 @@ them: it is drawn from the image's own generator, wherever the weights lie.
 |---|---|---|
 | `--dtype bf16` | two bytes a number instead of four | others, by rounding |
 | `--offload model` | each part goes to the GPU for its turn: the card holds the largest | the same, to the bit |
-| `--offload group` | each block does: every step carries the whole denoiser over | the same, to the bit |
+| `--offload group` | each block of the denoiser does, at every step; each layer of other parts | the same, to the bit |
 | `--quantize nf4` | denoiser and large text encoders in 4 bits | others: what it leaks may differ |
 | `--model FILE.gguf --model_config FOLDER` | a denoiser that was packed into few bits | others, likewise |
 | `--vae_slicing true` | a batch is decoded image by image | the same but for rounding |
@@ -140,6 +140,7 @@ numbers, 0.2 to 2 GB). A GGUF file's own size takes the place of the denoiser's.
 | `prompt-optimisation`, `prompt-reanchoring`, `noise-optimisation` | `--offload group` | `--offload model` |
 | `sharpness-aware-noise`, `amg`, `detect --tokens`, `retrigger` | `--offload group` | `--offload model` |
 | the detector `sail` | weights in few bits | another detector |
+| `--offload group` | HunyuanDiT | `--offload model` |
 | `--attention_slicing` | a transformer | |
 
 Each is one line before anything is sampled. `torch.compile`, `fuse_qkv_projections`, accelerate's offloading

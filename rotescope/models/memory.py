@@ -3,12 +3,13 @@
 The initial noise is drawn as ever: from the generators that a call is given, on their device.
 """
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import PipelineQuantizationConfig
-from diffusers.hooks.group_offloading import GroupOffloadingHook
+from diffusers.hooks.group_offloading import GroupOffloadingHook, apply_group_offloading
 
 from rotescope.common.console import say
 from rotescope.common.errors import InputError
@@ -78,11 +79,23 @@ def place_pipeline(pipe: Any, device: str, options: Any) -> Any:
         pipe.enable_attention_slicing()
     if options.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
-    elif options.offload == "group":  # without a stream: its pinned copies would not follow adapters that are switched off
-        pipe.enable_group_offload(torch.device(device), torch.device("cpu"), "block_level", num_blocks_per_group=1)
+    elif options.offload == "group":
+        _offload_groups(pipe, torch.device(device))
     else:
         pipe.to(device)
     return pipe
+
+
+def _offload_groups(pipe, device):
+    """The denoiser block by block; other parts layer by layer, since pipelines call them by more than their `forward`. Without a
+    stream: its pinned copies would not follow adapters that are switched off."""
+    blocks, layers = {"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}
+    for name, part in ((name, part) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)):
+        offload = getattr(part, "enable_group_offload", partial(apply_group_offloading, part))
+        try:
+            offload(onload_device=device, offload_device=torch.device("cpu"), **(blocks if name in DENOISERS else layers))
+        except ValueError as error:
+            raise InputError(f"--offload group: {type(part).__name__} does not take it: take --offload model") from error
 
 
 # ----- what a part is like

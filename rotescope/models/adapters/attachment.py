@@ -128,8 +128,7 @@ def _may_stand_beside(layer, update):
 
 
 def _is_packed(module):
-    weight = getattr(module, "weight", None)
-    return isinstance(module, torch.nn.Linear) and not weight.is_floating_point()
+    return isinstance(module, torch.nn.Linear) and not module.weight.is_floating_point()
 
 
 def _check_size(layer, update):
