@@ -20,7 +20,8 @@ NAMES = {  # family -> what people call it
     "aura-flow": "AuraFlow", "kolors": "Kolors", "hunyuan-dit": "HunyuanDiT", "prx": "PRX", "ernie-image": "ERNIE-Image",
     "bria": "Bria 3.2", "nucleus-moe": "NucleusMoE-Image"}
 TRAINED_AS = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline",
-              "flux": "FluxPipeline"}
+              "flux": "FluxPipeline", "flux2-klein": "Flux2KleinPipeline", "z-image": "ZImagePipeline",
+              "qwen-image": "QwenImagePipeline", "sana": "SanaPipeline", "chroma": "ChromaPipeline"}
 SEARCHED = ("sd",)                                   # by rotescope retrigger
 CLOCKS = {"timestep": "t", "share": "t / T", "remains": "1 − t / T"}
 ONE = (   # models of which one branch is computed, or two that meet in a way of their own -> why

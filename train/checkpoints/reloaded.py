@@ -53,10 +53,11 @@ def reloaded(job, folder):
         load_pipeline(folder, dtype=DTYPES[config.save_dtype], parts=shared)
     for name in names:
         _in_one_precision(job.pipe.components[name], again.components[name])
-    trained = _prediction(job, job.pipe)
+    noise = _noise(job)
+    trained = _prediction(job, job.pipe, noise)
     size = trained.abs().max().clamp(min=1e-12)
-    return Reloaded(_largest(_prediction(job, again) - trained, size), _largest(_without(job, names) - trained, size)
-                    if config.lora else 0.0)
+    return Reloaded(_largest(_prediction(job, again, noise) - trained, size),
+                    _largest(_without(job, names, noise) - trained, size) if config.lora else 0.0)
 
 
 def _with_lora(config, folder, shared):
@@ -77,35 +78,50 @@ def _largest(difference, size):
 
 
 def _in_one_precision(trained, saved):
-    """What lies under a LoRA may have been rounded to half precision while it was trained; from there both go to float32."""
+    """What lies under a LoRA may have been rounded to half precision while it was trained; from there both go to float32. Buffers
+    that no file holds, such as Chroma's table of places, are those of the model that was opened: saving may have rounded ours."""
     kinds = {name: weight.dtype for name, weight in trained.named_parameters()}
     for name, weight in saved.named_parameters():
         if weight.is_floating_point():
             weight.data = weight.data.to(kinds.get(name, weight.dtype)).float()
+    stored, rebuilt = trained.state_dict().keys(), dict(saved.named_buffers())
+    for name, buffer in trained.named_buffers():
+        if name in rebuilt and name not in stored:
+            buffer.data = rebuilt[name].detach().clone()
     for part in (trained, saved):
         for layer in (module for module in part.modules() if getattr(module, "compute_dtype", None)):
             layer.compute_dtype = torch.float32
         torch.nn.Module.to(part, "cpu", torch.float32)  # diffusers' own `to` warns of parts that it would keep
 
 
-def _without(job, names):
+def _without(job, names, noise):
     """-> the prediction with the LoRAs off."""
     parts = [job.pipe.components[name] for name in names]
     for part in parts:
         part.disable_adapters()
     try:
-        return _prediction(job, job.pipe)
+        return _prediction(job, job.pipe, noise)
     finally:
         for part in parts:
             part.enable_adapters()
 
 
-def _prediction(job, pipe):
+def _side(job):
+    """Of the picture that is predicted, in pixels."""
+    return min(LATENT * job.pipe.vae_scale_factor, job.preprocessing.resolution)
+
+
+def _noise(job):
+    """-> (1, C, h, w), like the latents of one picture."""
+    blank = torch.zeros(1, 3, _side(job), _side(job), dtype=job.pipe.vae.dtype)
+    like, _ = job.predictor.family.moments(job.pipe.vae, blank).chunk(2, 1)
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _prediction(job, pipe, noise):
     """Of one caption, noise and timestep -> (1, C, h, w)."""
-    side = min(LATENT, job.preprocessing.resolution // pipe.vae_scale_factor)
-    noise = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     condition = {name: value.float() for name, value in family_of(pipe).encode(pipe, [CAPTION], torch.device("cpu")).items()}
-    pixels = float(side * pipe.vae_scale_factor)
+    pixels = float(_side(job))
     condition["geometry"] = torch.tensor([[pixels, pixels, 0.0, 0.0, pixels, pixels]])
     predictor = Predictor(pipe, tuple(job.predictor.parts), job.config.guidance_scale).eval()
     return predictor(noise, torch.tensor([TIMESTEP]), condition).float()

@@ -15,6 +15,7 @@ from diffusers.utils import logging
 from rotescope.datasets.images.to_pixels import to_pixels
 from rotescope.train.encodings.tensor_table import ALONE, TableRows, batches_of, digest, folder_of, tensor_rows
 from rotescope.train.objective.families import family_of
+from rotescope.train.objective.latents import scaled_moments
 
 AT_ONCE = 8 * 512 ** 2                  # pixels that the VAE takes: in 128 channels of float32 1 GiB
 DECODERS = min(8, os.cpu_count() or 1)  # threads that read, resize and crop while the VAE works
@@ -92,7 +93,7 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
     def images_of(keys):
         nonlocal read
         for pixels, geometry in _decoded([examples[k] for k in keys], preprocessing, several):
-            yield {"moments": _moments(pixels, pipe.vae), "geometry": geometry}
+            yield {"moments": _moments(pixels, pipe), "geometry": geometry}
             read += len(pixels)
             if on_batch:
                 on_batch(min(read * share.of, len(manifest)))
@@ -100,7 +101,9 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
     def texts_of(keys):
         return (encode_texts([words[k] for k in batch], pipe) for batch in batches_of(keys, batch_size))
 
-    folder = folder_of(cache_dir, "latents", hashes["vae"], repr(preprocessing))
+    moments = family_of(pipe).moments  # families that share a VAE need not share the latents
+    folder = folder_of(cache_dir, "latents", hashes["vae"], repr(preprocessing),
+                       *(() if moments is scaled_moments else (moments.__name__,)))
     images = tensor_rows(folder, [e.sha256 for e in manifest], images_of, several, share)
     if read and on_batch:
         on_batch(len(manifest))
@@ -128,11 +131,9 @@ def _stacked(futures):
 
 
 @torch.no_grad()
-def _moments(pixels, vae):
+def _moments(pixels, pipe):
     """-> (B, F, 2C, h, w)."""
-    posterior = vae.encode(pixels.flatten(0, 1).to(vae.device)).latent_dist
-    shift = getattr(vae.config, "shift_factor", None) or 0
-    both = torch.cat([posterior.mean - shift, posterior.std], 1) * vae.config.scaling_factor
+    both = family_of(pipe).moments(pipe.vae, pixels.flatten(0, 1).to(pipe.vae.device))
     return both.unflatten(0, pixels.shape[:2]).cpu()
 
 
@@ -155,8 +156,10 @@ def too_long(captions, tokenizer, limit):
 
 
 def longest_reader(pipe):
-    """-> tokenizer of the text encoder that reads most, and how many tokens it reads: of T5 as many as encode_prompt asks for."""
-    long = {"StableDiffusion3Pipeline": "tokenizer_3", "FluxPipeline": "tokenizer_2"}.get(type(pipe).__name__)
-    if long and getattr(pipe, long, None):
-        return getattr(pipe, long), signature(pipe.encode_prompt).parameters["max_sequence_length"].default
+    """-> tokenizer of the text encoder that reads most, and how many tokens it reads: as many as a call of the pipeline asks for
+    where that says how many, but of CLIP always as many as it can."""
+    long = {"StableDiffusion3Pipeline": "tokenizer_3", "FluxPipeline": "tokenizer_2"}.get(type(pipe).__name__, "tokenizer")
+    asked = signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    if asked and getattr(pipe, long, None):
+        return getattr(pipe, long), asked.default
     return pipe.tokenizer, pipe.tokenizer.model_max_length

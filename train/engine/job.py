@@ -14,7 +14,7 @@ from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, ch
 from rotescope.datasets.readers.sources import Source, read_source
 from rotescope.datasets.trainers.data_options import data_options
 from rotescope.models.memory import DENOISERS, check_quantizable, is_quantized
-from rotescope.models.model_files import find_model
+from rotescope.models.model_files import find_model, read_index
 from rotescope.models.pipelines import DTYPES, chosen_device, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
@@ -22,10 +22,12 @@ from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
+from rotescope.train.objective.latents import scaled_moments
 from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
 from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.options.limits import check_values
 
+LATENT_SIDE = 128   # of a pipeline that names none, such as Z-Image's
 FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
 
 
@@ -68,6 +70,7 @@ def check_job(config):
     if not config.partial_plan:
         _check_planned(source)
     manifest = group_by_copies(apply_plan(source.manifest, plan))
+    _check_text_encoder(config, read_index(model)["_class_name"])
     if config.quantize != "none":
         check_quantizable(chosen_device("auto"), model)
     pipe = load_pipeline(model, quantize=config.quantize, quantized=DENOISERS)
@@ -84,9 +87,16 @@ def check_job(config):
                [p for p in predictor.parameters() if p.requires_grad], resume, source)
 
 
+def _check_text_encoder(config, kind):
+    """InputError if a text encoder is to be trained and a pipeline of this class has none that is."""
+    if config.train_text_encoder and not FAMILIES[kind].encoders:
+        raise InputError(f"--train_text_encoder trains the text encoders of CLIP, and a {kind} has none: leave it out")
+
+
 def _noise(config, pipe):
     """-> the schedule that the model was trained on. InputError if it is none of ours, or an option has no effect on it."""
-    if not counts_timesteps(pipe.scheduler) or getattr(pipe.vae.config, "latents_mean", None):
+    unknown_latents = family_of(pipe).moments is scaled_moments and getattr(pipe.vae.config, "latents_mean", None)
+    if not counts_timesteps(pipe.scheduler) or unknown_latents:
         raise InputError("the model was trained on levels of noise, as EDM has them, or on latents of its own scale: training "
                          "knows Stable Diffusion's and flow matching's")
     noise = noise_schedule(pipe.scheduler)
@@ -113,7 +123,8 @@ def _preprocessing(config, pipe):
     """A transformer takes its latents in patches, so the side is a multiple of those."""
     denoiser = pipe.components[family_of(pipe).denoiser]
     grain = pipe.vae_scale_factor * (1 if hasattr(pipe, "unet") else 2)
-    side = config.resolution or (denoiser.config.get("sample_size") or pipe.default_sample_size) * pipe.vae_scale_factor
+    side = config.resolution or pipe.vae_scale_factor * (
+        denoiser.config.get("sample_size") or getattr(pipe, "default_sample_size", LATENT_SIDE))
     if side % grain:
         raise InputError(f"--resolution {side}: take a multiple of {grain} for this model")
     return Preprocessing(side, config.center_crop, config.random_flip)
@@ -151,7 +162,8 @@ def _trainable(config, pipe):
     else:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            add_lora(denoiser, config.rank, config.lora_alpha or config.rank, config.lora_layers)
+            layers = config.lora_layers + (family.lora_layers if config.lora_layers == FinetuneConfig.lora_layers else ())
+            add_lora(denoiser, config.rank, config.lora_alpha or config.rank, layers)
             for name in family.encoders if config.train_text_encoder else ():
                 add_lora(pipe.components[name], config.rank, config.lora_alpha or config.rank, TEXT_LAYERS)
     trained = (family.denoiser, *(family.encoders if config.train_text_encoder else ()))

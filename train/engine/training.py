@@ -48,7 +48,7 @@ def _trained_whole(job, repository, on_step, progress, monitor):
     steps = total_steps(config, job.manifest, size)
     _check_length(job, steps, size)
     _announce(job, steps, size, progress)
-    accelerator = accelerator_of(config)
+    accelerator = accelerator_of(config, job.predictor.family.some_unused)
     check_sharding(accelerator, config)
     check_agreed(job)
     _announce_idle_cores(accelerator)

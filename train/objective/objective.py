@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from rotescope.models.prediction import diffusion_rates
+from rotescope.models.prediction import diffusion_rates, prediction_kind
 
 MIN_SNR_DIVISOR = {  # Hang et al. 2023, section 3.4: min(snr, gamma) weighs the x_0 loss; over this, the loss on the target
     "epsilon": lambda snr: snr,
@@ -36,7 +36,7 @@ class NoiseSchedule:
 
 def noise_schedule(scheduler):
     """That of the training behind a pipeline's scheduler."""
-    if "FlowMatch" in type(scheduler).__name__:
+    if prediction_kind(scheduler) == "flow":
         flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
         return NoiseSchedule(1 - flow.sigmas, flow.sigmas, flow.timesteps, "flow")
     ddpm = DDPMScheduler.from_config(scheduler.config)

@@ -41,7 +41,8 @@ class TrainingMitigation:
         """A condition, and the tables of embeddings that it came from -> the condition that the denoiser is to be trained on."""
         condition = dict(condition)
         for name in texts if batch.partners is not None else ():
-            condition[name] = mix_up(condition[name], texts[name][batch.partners], batch.shares)
+            mixed = mix_up(condition[name], texts[name][batch.partners], batch.shares)
+            condition[name] = mixed.ceil() if name == "mask" else mixed   # a token counts if it does in either caption
         if batch.text_noise is not None:
             condition["text"] = condition["text"] + self.rand_noise_lam * batch.text_noise
         return condition

@@ -19,7 +19,8 @@ class FinetuneConfig(DataOptions):
         "mixed_precision": "precision", "validation_prompts": "pictures while training",
         "monitor_steps": "the monitor", "report_to": "trackers and hub"}
     pretrained_model_name_or_path: str = str(EMBEDDED["pretrained_model_name_or_path"])
-    """folder of a Stable Diffusion 1, 2, 3, XL or FLUX model in diffusers' layout, or its name on the hub"""
+    """folder of a model in diffusers' layout, or its name on the hub: of Stable Diffusion 1, 2, 3 or XL, FLUX.1, FLUX.2 klein,
+    Z-Image, Qwen-Image, Sana or Chroma"""
     train_data: str = str(EMBEDDED["train_data"])
     """folder of captioned images, Parquet file, saved Hugging Face data set, or manifest of rotescope prepare; --dataset_name,
     as in diffusers' scripts, is the same"""
@@ -69,8 +70,8 @@ class FinetuneConfig(DataOptions):
     lora: bool = False
     """train a LoRA on the UNet or transformer instead of the whole of it"""
     train_text_encoder: bool = False
-    """a LoRA on the CLIP text encoders too; captions are then encoded in every step. Needs a peft as new as transformers asks,
-    which for 5.24 was not out"""
+    """a LoRA on the text encoders of CLIP too, in the families that have them; captions are then encoded in every step. Needs a
+    peft as new as transformers asks, which for 5.24 was not out"""
     rank: int = 4
     """of the LoRA"""
     lora_alpha: float | None = None
@@ -78,7 +79,7 @@ class FinetuneConfig(DataOptions):
     lora_format: str = "diffusers"
     """how the LoRA's file names its layers: diffusers, or kohya for other programs (of Stable Diffusion 1, 2 and XL)"""
     lora_layers: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """which layers get a LoRA, by the ends of their names"""
+    """which layers get a LoRA, by the ends of their names; of FLUX.2 klein unless given also those of its single blocks"""
     quantize: str = "none"
     """nf4: the UNet or transformer under the LoRA in 4 bits (QLoRA), by bitsandbytes on a GPU; the LoRA stays in float32"""
 
@@ -133,7 +134,7 @@ class FinetuneConfig(DataOptions):
     mode_scale: float = 1.29
     """of mode; below 0 the ends are trained most, above it the middle"""
     guidance_scale: float = 3.5
-    """what a FLUX model distilled from guidance is told in training"""
+    """what a model distilled from guidance, as FLUX.1-dev, is told in training"""
     noise_offset: float = 0.0
     """add to the noise so much of a draw that is one for each image and channel"""
     rand_noise_lam: float = 0.0

@@ -1,6 +1,7 @@
 """What can be seen of a training while it goes on: numbers at the trackers, validation images."""
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from rotescope.train.checkpoints.output_folder import RECORD
 PATIENCE = timedelta(days=1)  # of processes that wait while one encodes, measures, shows images or uploads; NCCL has 10 minutes
 
 
-def accelerator_of(config):
-    """-> the Accelerator of a run; its trackers are not open yet. InputError on a precision that is not there."""
+def accelerator_of(config, some_unused=False):
+    """-> the Accelerator of a run; its trackers are not open yet. InputError on a precision that is not there.
+
+    some_unused: whether the loss leaves some of the denoiser's weights without a gradient.
+    """
     out = Path(config.output_dir)
     project = ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs"))
     # the last layer of SDXL's text encoders is not used
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder),
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder or some_unused),
                 InitProcessGroupKwargs(timeout=PATIENCE)]
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_config=project,
                               gradient_accumulation_steps=config.gradient_accumulation_steps, kwargs_handlers=handlers)
@@ -62,8 +66,9 @@ def validation_images(run):
     config, pipe, side = run.job.config, run.job.pipe, run.job.preprocessing.resolution
     seeds = [config.seed + j for j in range(config.num_validation_images)]
     pipe.set_progress_bar_config(disable=True)
+    exact = {"use_resolution_binning": False} if "use_resolution_binning" in signature(pipe.__call__).parameters else {}
     with sampling(run):
-        return [pipe(prompt, num_inference_steps=25, height=side, width=side,
+        return [pipe(prompt=prompt, num_inference_steps=25, height=side, width=side, **exact,
                      generator=torch.Generator().manual_seed(seed)).images[0]
                 for prompt in config.validation_prompts for seed in seeds]
 

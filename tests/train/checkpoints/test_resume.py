@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_model_is_bad_input(base, images, tmp_path):
 
 def scaled(config, scale=4.0):
     """What fp16 has on a GPU beside its arithmetic: torch's own gradient scaler, which doubles its scale every other step."""
-    def with_scaler(config):
+    def with_scaler(config, *_):
         accelerator = accelerator_of(config)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
         return accelerator
