@@ -3,8 +3,8 @@
     python benchmarks/encoder_calls.py --output_file runs/encoder_calls.json
     python benchmarks/encoder_calls.py --model stabilityai/stable-diffusion-2-1-base --small
 
-Each model makes images of every prompt under every mitigation with every seed: once as the sampler does it, which encodes each text
-once a run, and once with every batch encoded anew. An encoder is asked once for each prompt, and once more for the empty
+Each model makes images of every prompt under every mitigation with every seed: once as the sampler does it, which encodes each
+text once a run, and once with every batch encoded anew. An encoder is asked once for each prompt, and once more for the empty
 negative one where the model encodes that (XL does not): 4 or 5 calls for 4 prompts. Nothing of it depends on the machine.
 """
 import json
