@@ -63,7 +63,8 @@ def test_detectors_that_see_images_serve_every_family(bases, prompts, tmp_path):
     config = DetectConfig(prompts, str(tmp_path / "out"), model=str(bases("flux")), detector=("edges:n=2",), device="cpu")
     assert len(write_scores(config)) == 2
     with pytest.raises(InputError, match="serves sd, sdxl, not FluxPipeline"):
-        write_scores(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), detector=("anisotropy",), device="cpu"))
+        write_scores(DetectConfig(prompts, str(tmp_path / "other"), model=str(bases("flux")), detector=("anisotropy",),
+                                  device="cpu"))
     assert not (tmp_path / "other").exists()
 
 
