@@ -83,23 +83,10 @@ def intercepted(pipe, on_call):
     @wraps(original.__call__)
     def __call__(self, *args, **kwargs):
         call = PipelineCall(self, {**dict(zip(names, args, strict=False)), **kwargs})
-        try:
-            return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
-        finally:
-            original.maybe_free_model_hooks(self)
-
-    def maybe_free_model_hooks(self):
-        """The original takes the hooks of model offloading off and puts them on anew, and with them what was wrapped around: that
-        waits until nothing is. Here the parts leave the device."""
-        hooks = getattr(self, "_all_hooks", [])
-        for hook in hooks:
-            hook.offload()
-        if not hooks:
-            original.maybe_free_model_hooks(self)
+        return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
 
     names = list(call_parameters(original))
-    pipe.__class__ = type(original.__name__, (original,), {
-        "__call__": __call__, "maybe_free_model_hooks": maybe_free_model_hooks, "_rotescope": True})
+    pipe.__class__ = type(original.__name__, (original,), {"__call__": __call__, "_rotescope": True})
     pipe.__class__.__module__ = original.__module__
     try:
         yield

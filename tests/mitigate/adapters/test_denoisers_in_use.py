@@ -48,7 +48,7 @@ MODELS_FIRST = ["model", *(pytest.param(mode, marks=pytest.mark.slow) for mode i
 
 @pytest.mark.parametrize(("kind", "mode"), EVERY)
 def test_every_family_as_without_to_the_bit(kind, mode):
-    """The pipeline takes the hooks of model offloading off and puts them on anew at its end: ours live through that."""
+    """At the end of a call the pipeline takes the hooks of model offloading off and puts them on anew, around ours."""
     plain, pipe = TINY[kind](), TINY[kind]()
     MODES[mode](pipe)
     stock = images(pipe, PROMPTS[:2], kind=kind, num_inference_steps=3)
