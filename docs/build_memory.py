@@ -150,6 +150,11 @@ its base, so try `selfcheck` of `rotescope.procedures.selfcheck` on it.
 
 ## Whose numbers
 
+The denoisers of SD 3.5, PixArt, FLUX.1, Z-Image, Qwen-Image, FLUX.2 klein, CogView4, Krea 2, Ovis-Image,
+HiDream, PRX, ERNIE-Image, Bria and Nucleus were looked up for this table, some in secondary pages. The other
+sizes, and those of text encoders, are the ones that are commonly given for what is named here, and were not
+opened again: correct the table where a card says otherwise.
+
 """
 
 
