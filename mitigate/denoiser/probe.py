@@ -7,6 +7,7 @@ import copy
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,7 +42,8 @@ class Probe:
     """The denoiser of `pipe` as a guided call of the pipeline for these texts would use it; one noise seed an image."""
 
     def __init__(self, pipe, texts, noise_seeds, num_inference_steps=50, guidance_scale=7.5):
-        self.n, self.guidance_scale, self.denoiser = len(texts), guidance_scale_of(pipe, guidance_scale), denoiser_of(pipe)
+        self.n, self.denoiser = len(texts), denoiser_of(pipe)
+        self.guidance_scale: Any = guidance_scale_of(pipe, guidance_scale)
         self.generators = [torch.Generator().manual_seed(s) for s in noise_seeds]
         self.arguments = _first_call(pipe, self.denoiser, prompt=list(texts), generator=self.generators,
                                      num_inference_steps=num_inference_steps,
