@@ -7,12 +7,13 @@ import copy
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.images.to_pixels import to_pixels
-from rotescope.mitigate.contract.families import denoiser_of, guidance_arguments
+from rotescope.mitigate.contract.families import denoiser_of, guidance_arguments, guidance_scale_of
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
 from rotescope.models.prediction import eps_at
@@ -41,7 +42,8 @@ class Probe:
     """The denoiser of `pipe` as a guided call of the pipeline for these texts would use it; one noise seed an image."""
 
     def __init__(self, pipe, texts, noise_seeds, num_inference_steps=50, guidance_scale=7.5):
-        self.n, self.guidance_scale, self.denoiser = len(texts), guidance_scale, denoiser_of(pipe)
+        self.n, self.denoiser = len(texts), denoiser_of(pipe)
+        self.guidance_scale: Any = guidance_scale_of(pipe, guidance_scale)
         self.generators = [torch.Generator().manual_seed(s) for s in noise_seeds]
         self.arguments = _first_call(pipe, self.denoiser, prompt=list(texts), generator=self.generators,
                                      num_inference_steps=num_inference_steps,

@@ -103,7 +103,7 @@ class Confidence(WhiteBox):
     """
     def look(self, probe, pipe, texts):
         cond, uncond = probe.eps(probe.noise, probe.timesteps[0])
-        guided = combine(cond, uncond, torch.full((probe.n,), probe.guidance_scale, device=cond.device))
+        guided = combine(cond, uncond, torch.full((probe.n,), float(probe.guidance_scale), device=cond.device))
         return guided.square().flatten(1).mean(1)
 
 
