@@ -14,7 +14,7 @@ from math import isfinite
 from rotescope.common.errors import InputError
 from rotescope.common.suggestions import suggestion
 from rotescope.mitigate.contract.families import FAMILIES
-from rotescope.mitigate.contract.turning_point import is_point
+from rotescope.mitigate.contract.turning_point import POINTS, is_point
 
 
 class Need(Enum):
@@ -100,7 +100,8 @@ def check_text(text, entries, what):
     entry, settings = find_entry(text, entries, what)
     for key, value in _parted(entry, settings).items():
         words = {e.settings[key] for e in entries.values() if isinstance(e.settings.get(key), str)}  # such as dynamic
-        if type(entry.settings[key]) in (int, float) and value not in words and not _is_number(value) and not is_point(value):
+        if type(entry.settings[key]) in (int, float) and value not in words and not (
+                _is_number(value) or key in POINTS and is_point(value)):
             raise InputError(f"{entry.name}: {key}={value!r} is not a number")
 
 

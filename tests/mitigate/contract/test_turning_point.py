@@ -8,6 +8,7 @@ from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.turning_point import noise_share, timestep_of
 from rotescope.mitigate.methods.registry import get_mitigation
+from rotescope.mitigate.sampling.options import check_names
 
 SD = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -62,3 +63,9 @@ def test_a_point_gives_the_images_of_its_timestep(kind, name):
 def test_no_point_is_refused(name):
     with pytest.raises(InputError, match="give a timestep from|is not"):
         get_mitigation(name)
+
+
+def test_a_setting_that_takes_no_point_is_named_before_anything_is_loaded():
+    check_names(["og-stp:transition=noise:0.7", "dtp:earliest=steps:0.1"])
+    with pytest.raises(InputError, match="before='noise:0.5' is not a number"):
+        check_names(["og-stp:before=noise:0.5"])
