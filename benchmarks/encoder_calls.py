@@ -7,19 +7,18 @@ Each model makes images of every prompt under every mitigation with every seed: 
 text once a run, and once with every batch encoded anew. An encoder is asked once for each prompt, and once more for the empty
 negative one where the model encodes that (XL does not): 4 or 5 calls for 4 prompts. Nothing of it depends on the machine.
 """
-import json
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from output_file import keep_rows
 from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.outputs import versions, write_json
-from rotescope.common.settings import parse, plain
+from rotescope.common.settings import parse
 from rotescope.mitigate.contract.families import denoiser_of
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import Prompt
@@ -122,11 +121,7 @@ def main(argv=None):
     config = parse(EncoderCallsConfig, sys.argv[1:] if argv is None else argv, prog="encoder_calls.py", description=__doc__)
     found = measure(config)
     Console(stderr=True, width=130).print(table(found))
-    record = {"config": plain(config), "versions": versions(), "rows": found}
-    if config.output_file:
-        Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(config.output_file, record)
-    print(json.dumps(record["rows"]))
+    keep_rows(config, found)
 
 
 if __name__ == "__main__":

@@ -6,23 +6,21 @@
 Each round samples once per mitigation and once without any, in an order drawn anew; medians over the rounds are compared. `none`
 against no hook at all is the overhead of the hook. Denoiser rows are counted, not estimated, and do not depend on the machine.
 """
-import json
 import random
 import statistics
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from output_file import keep_rows
 from rich.console import Console
 from rich.table import Table
 
 from rotescope.common.errors import exit_cleanly
-from rotescope.common.outputs import versions, write_json
 from rotescope.common.progress import progress_bars
-from rotescope.common.settings import parse, plain
+from rotescope.common.settings import parse
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.models.model_options import BASE
@@ -103,11 +101,7 @@ def main(argv=None):
     config = parse(CostConfig, sys.argv[1:] if argv is None else argv, prog="guidance_cost.py", description=__doc__)
     found = measure(config)
     Console(stderr=True).print(table(found))
-    record = {"config": plain(config), "versions": versions(), "threads": torch.get_num_threads(), "rows": found}
-    if config.output_file:
-        Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(config.output_file, record)
-    print(json.dumps(record["rows"]))
+    keep_rows(config, found, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import textwrap
 from dataclasses import is_dataclass
 from pathlib import Path
 
+from generated_page import write_or_check
+
 import rotescope
 
 PAGE = Path(__file__).parent / "api.md"
@@ -188,14 +190,7 @@ def fenced(body):
 
 
 def main(argv=None):
-    text, check = page(), "--check" in (sys.argv[1:] if argv is None else argv)
-    if check:
-        stale = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
-        if stale:
-            print("docs/api.md is not what the docstrings say: run python docs/build_api.py", file=sys.stderr)
-        return int(stale)
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page(), __file__, "the docstrings say", argv)
 
 
 if __name__ == "__main__":

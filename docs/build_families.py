@@ -6,6 +6,8 @@
 import sys
 from pathlib import Path
 
+from generated_page import write_or_check
+
 from rotescope.mitigate.contract.families import CLASSIC, FAMILIES
 from rotescope.mitigate.detectors.registry import DETECTORS
 from rotescope.mitigate.methods.registry import ENTRIES as MITIGATIONS
@@ -120,14 +122,7 @@ def _branches(row):
 
 
 def main(argv=None):
-    text, check = page(), "--check" in (sys.argv[1:] if argv is None else argv)
-    if check:
-        stale = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
-        if stale:
-            print("docs/families.md is not what the code says: run python docs/build_families.py", file=sys.stderr)
-        return int(stale)
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page(), __file__, "the code says", argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from generated_page import write_or_check
+
 from rotescope.mitigate.contract.families import FAMILIES
 
 PAGE = Path(__file__).with_name("memory.md")
@@ -177,14 +179,7 @@ def _row(name):
 
 
 def main(argv=None):
-    text, check = page(), "--check" in (sys.argv[1:] if argv is None else argv)
-    if check:
-        stale = not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text
-        if stale:
-            print("docs/memory.md is not what the numbers say: run python docs/build_memory.py", file=sys.stderr)
-        return int(stale)
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check(PAGE, page(), __file__, "the numbers say", argv)
 
 
 if __name__ == "__main__":

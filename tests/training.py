@@ -1,4 +1,5 @@
 """Short trainings of tiny models for tests: their configs, their weights, and processes of their own that can be killed."""
+import inspect
 import json
 import multiprocessing
 import os
@@ -165,3 +166,15 @@ def _die_within(name):
 
 def _die():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arguments_of(module, call):
+    """What the first call of a module is given while call() runs, by name."""
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    call()
+    handle.remove()
+    return seen[0]

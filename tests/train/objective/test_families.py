@@ -1,5 +1,4 @@
 """Every family trains, end to end, on a tiny pipeline of the real classes, and what it leaves loads in a stock pipeline."""
-import inspect
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from tiny_families import FAMILIES, tiny_family
 from torchvision.transforms.functional import to_tensor
-from training import config_of
+from training import arguments_of, config_of
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from rotescope.common.errors import InputError
@@ -77,18 +76,6 @@ def test_loras_load_in_a_stock_pipeline_with_equal_output(name, text, bases, ima
                and any("lora_B" in n and w.abs().max() > 0 for n, w in module.named_parameters())}
     family = family_of(stock)
     assert adapted == {family.denoiser, *(family.encoders if text else ())}
-
-
-def arguments_of(module, call):
-    """What the first call of a module is given while call() runs, by name."""
-    seen = []
-
-    def note(module, args, kwargs):
-        seen.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
-    call()
-    handle.remove()
-    return seen[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

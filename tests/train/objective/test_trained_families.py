@@ -1,5 +1,4 @@
 """The families after FLUX.1: their loss is that of diffusers' example scripts, and what is saved loads in a stock pipeline."""
-import inspect
 import json
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from families.more_families import SIDES, more_family
 from families.more_families import images as sampled
 from safetensors.torch import load_file
 from torchvision.transforms.functional import resize, to_tensor
-from training import config_of, in_processes, largest_difference
+from training import arguments_of, config_of, in_processes, largest_difference
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.readers.sources import load_source
@@ -81,16 +80,9 @@ def test_the_loss_is_that_of_diffusers_script(name, images):
 
 # ----- what the pipeline tells its denoiser
 
-def arguments_of(module, call):
+def told(module, call):
     """What the first call of a module is given while call() runs, by name, but what changes nothing."""
-    seen = []
-
-    def note(module, args, kwargs):
-        seen.append(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
-    call()
-    handle.remove()
-    return {name: value for name, value in seen[0].items() if name not in NOT_TOLD and value is not None}
+    return {name: value for name, value in arguments_of(module, call).items() if name not in NOT_TOLD and value is not None}
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -98,13 +90,13 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(name, images):
     pipe, side = small(name), SIDES.get(name, 16)
     pipe.set_progress_bar_config(disable=True)
     binned, off = {"use_resolution_binning": False} if name == "sana" else {}, 0.0 if name == "z-image" else 1.0
-    theirs = arguments_of(pipe.transformer, lambda: pipe(
+    theirs = told(pipe.transformer, lambda: pipe(
         prompt=PROMPT, num_inference_steps=1, guidance_scale=off, height=side, width=side, **binned))
     _, encoded, schedule, batch = encoded_batch(name, pipe, images, 1)
     object.__setattr__(batch, "captions", torch.tensor([encoded.words.index(PROMPT)]))
     object.__setattr__(batch, "levels", torch.tensor([0]))
     loss = DenoisingLoss(encoded, schedule, CPU)
-    ours = arguments_of(pipe.transformer, lambda: loss(Predictor(pipe, ("transformer",)), batch))
+    ours = told(pipe.transformer, lambda: loss(Predictor(pipe, ("transformer",)), batch))
     assert ours.keys() == theirs.keys()
     for key in theirs.keys() - {"hidden_states", "x", "timestep", "t"}:
         torch.testing.assert_close(ours[key], theirs[key], msg=key, check_dtype=False)
