@@ -30,7 +30,9 @@ AGREES, SAME = 0.3, 0.5  # closeness from which a cell agrees; and, on average o
 class Agreement:
     """Of n laid pictures."""
     evidence: torch.Tensor    # (n, 3) from 0 to 1, in the order of EVIDENCE
-    closeness: torch.Tensor   # (n, 3, s, s) from 0 to 1, of every cell
+    closeness: torch.Tensor   # (n, 2, s, s) from 0 to 1, of every cell: in colours as they are, and mapped
+    ours: torch.Tensor        # (3, s, s): the generated picture's structure
+    theirs: torch.Tensor      # (n, 3, s, s): the training pictures' as laid
     overlap: torch.Tensor     # (n, s, s) share of a cell that lies in both pictures
     textured: torch.Tensor    # (n, s, s) from 0 to 1
 
@@ -54,9 +56,7 @@ def agreement(made: torch.Tensor, moved: torch.Tensor, before: torch.Tensor, gre
     a, b = less_mean(made), less_mean(moved)
     cut = b * _soft(made[INSIDE] * moved[:, INSIDE])[:, None]
     structure = _rare_correlation(whitened(a, whitening), whitened(cut, whitening), before)
-    a = a * overlap[:, None]
-    return Agreement(torch.stack([kept, mapped, structure], 1),
-                     torch.stack([kept_closeness, mapped_closeness, _local_correlation(a, b)], 1),
+    return Agreement(torch.stack([kept, mapped, structure], 1), torch.stack([kept_closeness, mapped_closeness], 1), a, b,
                      made[INSIDE] * moved[:, INSIDE], textured)
 
 
@@ -120,11 +120,11 @@ def _mapped(ours, theirs, weights, near):
 
 
 def _local_correlation(a, b):
-    """Structures (n, 3, s, s) of both -> (n, s, s): correlation in windows of 5 × 5 cells, at least 0."""
+    """Structures (3, s, s) of both -> (s, s): correlation in windows of 5 × 5 cells, at least 0."""
     def windowed(x):
-        return F.avg_pool2d(x, 5, stride=1, padding=2)
-    product = windowed((a * b).sum(1))
-    return (product / (windowed((a ** 2).sum(1)) * windowed((b ** 2).sum(1))).clamp(min=1e-8).sqrt()).clamp(0, 1)
+        return F.avg_pool2d(x[None], 5, stride=1, padding=2)[0]
+    product = windowed((a * b).sum(0))
+    return (product / (windowed((a ** 2).sum(0)) * windowed((b ** 2).sum(0))).clamp(min=1e-8).sqrt()).clamp(0, 1)
 
 
 def agreeing(found: Agreement, which: int) -> torch.Tensor:
@@ -132,7 +132,9 @@ def agreeing(found: Agreement, which: int) -> torch.Tensor:
 
     A textured cell agrees by the best of the three closenesses; a flat one if the colours, as they are or mapped, are alike.
     """
-    closeness, textured = found.closeness[which], found.textured[which]
+    textured, eroded = found.textured[which], _eroded(found.overlap[which][None])[0]
+    structure = _local_correlation(found.ours * eroded, found.theirs[which])
+    closeness = torch.cat([found.closeness[which], structure[None]])
     best = torch.where(textured > 0.5, closeness.max(0).values, closeness[:2].max(0).values)
     agrees = (F.avg_pool2d(best[None], 3, stride=1, padding=1, count_include_pad=False)[0] >= AGREES) * found.overlap[which]
     return F.interpolate(agrees[None, None].float(), (CELLS, CELLS), mode="area")[0, 0]
