@@ -68,7 +68,7 @@ class MeasureConfig(DataOptions, Measuring):
     """the training images: a folder, a trainer's configuration of them, a Parquet file or a manifest; audit needs their
     captions"""
     output_dir: str
-    """report.html, report.json, pairs.parquet and model_card.md go here; audit adds samples/"""
+    """report.html, report.json, pairs.parquet, model_card.md and badge.svg go here; audit adds samples/"""
     heldout_data: str | None = None
     """pictures that the model never saw: they measure chance and fidelity"""
     fail_on: tuple[str, ...] = ()

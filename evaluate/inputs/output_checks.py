@@ -10,7 +10,7 @@ from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart, check_beside, check_file, check_output, check_outside, is_within
 from rotescope.common.wording import printable
 
-WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md",  # into output_dir
+WRITTEN = ("report.html", "report.json", "pairs.parquet", "model_card.md", "badge.svg",  # into output_dir
            "samples", "base", "retrigger", "to_share")
 
 

@@ -6,10 +6,11 @@ import pyarrow as pa
 
 from rotescope.common.parquet import write_table
 from rotescope.common.wording import PROMPTS, percent, printable, share
+from rotescope.evaluate.report.badge import judged_methods
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.terminal import number, parts_of
 from rotescope.evaluate.verdict.controls import PASSED, UNDECIDED
-from rotescope.evaluate.verdict.rules import OF_PARTS, Rule
+from rotescope.evaluate.verdict.rules import OF_PARTS
 
 POINT = pa.list_(pa.float64())   # x from the left, y from the top, as shares of the whole picture
 MATCH = pa.struct([
@@ -45,8 +46,8 @@ def junit(report):
     brings, or no rule is on its method, it is skipped. A prompt whose images copy parts alone fails only where a rule is on
     copies of a part.
     """
-    root, gate = ET.Element("testsuites", name=_legal(report.title)), _gate(report)
-    of_parts = _gate(report, OF_PARTS)
+    root, gate = ET.Element("testsuites", name=_legal(report.title)), judged_methods(report)
+    of_parts = judged_methods(report, OF_PARTS)
     verdict = report.verdict
     _suite(root, "rules", [(r.rule, r.rule, r.outcome == "failed" and verdict.headline, _undecided(r, verdict))
                            for r in verdict.rules])
@@ -62,12 +63,6 @@ def junit(report):
 def _undecided(rule, verdict):
     """Why a rule is skipped: it is undecided, or it holds and a control does not let it pass."""
     return rule.outcome != "failed" and verdict.outcome == UNDECIDED and f"undecided: {verdict.headline}"
-
-
-def _gate(report, metrics=()):
-    """The methods that some rule is on; metrics: only a rule on one of these."""
-    rules = (Rule.parse(r.rule) for r in report.verdict.rules)
-    return {m for rule in rules if not metrics or rule.metric in metrics for m in rule.scope(list(report.methods))}
 
 
 def _case(report, p, gated, parts_gated):

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from rotescope.common.outputs import write_json, write_text
 from rotescope.common.wording import PROMPTS, percent, printable, share
+from rotescope.evaluate.report.badge import badge
 from rotescope.evaluate.report.exports import model_card, write_pairs
 from rotescope.evaluate.report.page_pictures import grid, page_figures, shown_pairs, shown_parts
 from rotescope.evaluate.report.page_tables import columns, headings, lines, sentence, tables, verdict_tiles
@@ -29,6 +30,7 @@ def write_files(report, folder, redact=False):
     write_report(report, folder, redact)
     write_pairs(report, Path(folder) / "pairs.parquet")
     write_text(Path(folder) / "model_card.md", model_card(report))
+    write_text(Path(folder) / "badge.svg", badge(report))
 
 
 def write_report(report, out_dir, redact=False):

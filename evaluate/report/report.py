@@ -107,7 +107,7 @@ class Report:
 
     def save(self, folder: str | Path, *, redact: bool = False, junit_xml: str | Path | None = None,
              overwrite: bool = False) -> Path:
-        """Write report.html, report.json, pairs.parquet and model_card.md.
+        """Write report.html, report.json, pairs.parquet, model_card.md and badge.svg.
 
         Parameters
         ----------

@@ -44,7 +44,7 @@ from rotescope.procedures.understanding import agreement_with_data
 
 ADAPTER_OFF = "the same pipeline with the LoRA's adapter off"
 SHARED = "to_share"  # the folder, in output_dir, of a redacted report
-REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md")
+REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md", "badge.svg")
 COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
 
 

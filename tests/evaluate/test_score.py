@@ -465,7 +465,7 @@ def test_score_takes_any_two_folders(tmp_path, capsys):
     assert json.loads((tmp_path / "out/report.json").read_text())["methods"]["none"]["groups"]["ungrouped"]["copies"] == 3
     assert "3/4" in out.err
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == ["model_card.md", "pairs.parquet", "report.html", "report.json"]
+    assert written == ["badge.svg", "model_card.md", "pairs.parquet", "report.html", "report.json"]
     again = [*argv, "--overwrite", "true", "--verify", "false", "--fail_on"]
     assert leave(score.main, [*again, "copies>2"]) == 1
     assert leave(score.main, [*again, "copies>3"]) == 4  # four images say nothing

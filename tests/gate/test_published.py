@@ -52,7 +52,7 @@ def test_a_redacted_audit_sets_apart_what_can_be_handed_on(base, images, tmp_pat
             "--device", "cpu", "--copy_threshold", "-1", "--max_prompts", "2", "--output_dir", tmp_path / "out", "--redact"]
     assert leave(cli.main, argv) in JUDGED
     shared = tmp_path / "out/to_share"
-    assert sorted(os.listdir(shared)) == ["model_card.md", "pairs.parquet", "report.html", "report.json"]
+    assert sorted(os.listdir(shared)) == ["badge.svg", "model_card.md", "pairs.parquet", "report.html", "report.json"]
     assert json.loads((shared / "report.json").read_text())["verdict"]
     page = (shared / "report.html").read_text()
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/\w+;base64,([\w+/=]+)", page)]

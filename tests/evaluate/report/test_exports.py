@@ -116,7 +116,7 @@ def test_score_leaves_every_file_and_the_exit_code(tmp_path, capsys):
     assert first == "rule, fixed before the run: fail if copies>10"
     assert second.endswith(f"any_copies_of:{data[2].image_id}")
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == ["model_card.md", "pairs.parquet", "report.html", "report.json"]
+    assert written == ["badge.svg", "model_card.md", "pairs.parquet", "report.html", "report.json"]
     assert ET.parse(tmp_path / "tests/junit.xml").getroot().tag == "testsuites"
     assert "left out" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     table = pq.read_table(tmp_path / "out/pairs.parquet")

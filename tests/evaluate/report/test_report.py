@@ -111,7 +111,7 @@ def test_save_writes_every_file_whole_or_none(report, tmp_path):
     page = report.save(tmp_path / "out", junit_xml="junit.xml", redact=True)
     assert page == tmp_path / "out/report.html"
     written = sorted(p.name for p in page.parent.iterdir())
-    assert written == ["junit.xml", "model_card.md", "pairs.parquet", "report.html", "report.json"]
+    assert written == ["badge.svg", "junit.xml", "model_card.md", "pairs.parquet", "report.html", "report.json"]
     assert (tmp_path / "out/report.json").read_text(encoding="utf-8") == report.to_json()
     with pytest.raises(InputError, match="not empty"):
         report.save(tmp_path / "out")
