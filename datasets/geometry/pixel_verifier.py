@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from rotescope.datasets.geometry.agreement import RARE_CELLS, Agreement, agreeing, agreement, same_colours, whitened
+from rotescope.datasets.geometry.agreement import (
+    RARE_CELLS,
+    Agreement,
+    agreeing,
+    agreement,
+    chance_levels,
+    same_colours,
+    stretched,
+    sureness,
+    whitened,
+)
 from rotescope.datasets.geometry.match import Match
 from rotescope.datasets.geometry.pose_search import (
     FREEDOM,
@@ -30,6 +40,7 @@ from rotescope.datasets.geometry.pose_search import (
     search_spectra,
 )
 from rotescope.datasets.geometry.pose_search import laid as laid_canvases
+from rotescope.datasets.geometry.small_pictures import SmallPictures
 from rotescope.datasets.geometry.structure import (
     INSIDE,
     ORIENTATIONS,
@@ -41,8 +52,8 @@ from rotescope.datasets.geometry.structure import (
     less_mean,
     orientation_matrix,
     oriented,
+    small_picture,
 )
-from rotescope.datasets.geometry.sureness import chance_levels, stretched, sureness
 from rotescope.datasets.geometry.view_index import CELLS_OF_STRUCTURE, ViewIndex
 from rotescope.datasets.images.sampling import evenly_spread
 
@@ -125,14 +136,15 @@ class PixelVerifier:
     ----------
     shas : names of the training pictures' contents, in the order of the index
     openers : as many functions that open a training picture
-    folder : unused: a picture takes a few milliseconds to prepare, so nothing is kept
+    folder : keeps the pictures as small as they are compared, in folder/pixels
     on_image : called after every picture that was read
     """
     name, same, usual = "pixels", 4.0, (1.0, 0.25)
 
     def __init__(self, shas: Sequence[str], openers: Sequence[Callable[[], Image.Image]],
                  folder: Path | None = None, on_image: Callable | None = None):
-        self._openers, self._frames, self._lock = list(openers), OrderedDict(), Lock()
+        self._openers = SmallPictures(folder / "pixels").keep(shas, openers) if folder else list(openers)
+        self._frames, self._lock = OrderedDict(), Lock()
         self._null: dict[bool, np.ndarray] = {}
         self._learning = Lock()
         n = len(self._openers)
@@ -204,7 +216,7 @@ class PixelVerifier:
     def _learned_chance(self, grey):
         best = []
         for row in evenly_spread(len(self._openers), QUERIES).tolist():
-            image = self._openers[row]()
+            image = small_picture(self._openers[row]())
             one = self.prepare(ImageOps.grayscale(image).convert("RGB") if grey else image)
             rows = self.candidates(one, NEIGHBOURS, (row,))
             if rows:

@@ -39,11 +39,17 @@ class Frame:
         return bool(self.channels[0].any())
 
 
-def frame_of(image: Image.Image) -> Frame:
-    """A picture, RGB, in any shape -> its Frame."""
+def small_picture(image: Image.Image) -> Image.Image:
+    """A picture in any shape -> the same, RGB, its longer side 64 pixels; a small one stays as it is."""
     longest = max(image.size)
-    width, height = (max(round(FINE * side / longest), 1) for side in image.size)
-    small = image.convert("RGB").resize((width, height), Image.BOX if longest >= 2 * FINE else Image.BICUBIC)
+    size = [max(round(FINE * side / longest), 1) for side in image.size]
+    return image.convert("RGB").resize(size, Image.BOX if longest >= 2 * FINE else Image.BICUBIC)
+
+
+def frame_of(image: Image.Image) -> Frame:
+    """A picture in any shape -> its Frame."""
+    small = small_picture(image)
+    width, height = small.size
     pixels = torch.from_numpy(np.array(small, np.float32)).permute(2, 0, 1)
     canvas = torch.cat([_edges(pixels), pixels / 255, torch.ones(1, height, width)])
     left, top = (FINE - width) // 2, (FINE - height) // 2
