@@ -9,6 +9,7 @@ from pathlib import Path
 from generated_page import write_or_check
 
 from rotescope.mitigate.contract.families import CLASSIC, FAMILIES
+from rotescope.mitigate.contract.text_inputs import TEXT_INPUTS
 from rotescope.mitigate.detectors.registry import DETECTORS
 from rotescope.mitigate.methods.registry import ENTRIES as MITIGATIONS
 from rotescope.train.objective.families import FAMILIES as TRAINED
@@ -24,7 +25,6 @@ NAMES = {  # family -> what people call it
 TRAINED_AS = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "sd3": "StableDiffusion3Pipeline",
               "flux": "FluxPipeline", "flux2-klein": "Flux2KleinPipeline", "z-image": "ZImagePipeline",
               "qwen-image": "QwenImagePipeline", "sana": "SanaPipeline", "chroma": "ChromaPipeline"}
-SEARCHED = ("sd",)                                   # by rotescope retrigger
 CLOCKS = {"timestep": "t", "share": "t / T", "remains": "1 − t / T"}
 ONE = (   # models of which one branch is computed, or two that meet in a way of their own -> why
     ("FLUX.1-dev as it comes", "its guidance is a number that the model is told; with `--guidance_scale` above 1 the pipeline's "
@@ -73,10 +73,25 @@ without.
 of the table. Their gap is in ε, as in the papers; on flow-matching models it is in velocity, for at their
 first step the two predictions of ε are one. The gap in velocity is there that in x₀. `cliques` and `edges`
 look at images, `edges` at those of one step, which PixArt does not take. `recall` asks the denoiser for a
-noised training picture, which it lays out for Stable Diffusion 1, 2, XL and 3 and PixArt alone; how well it
-tells training pictures from others is measured on the embedded model only. What reads cross-attention or
+noised training picture, on every family whose training loss is known, and so does the audit's question
+whether the training set is the right one; how well it tells training pictures from others is measured on the
+embedded model only. What reads cross-attention or
 CLIP's end token stays with Stable Diffusion 1, 2 and XL: a transformer with joint attention, such as Stable
 Diffusion 3's or FLUX's, has no such token among T5's, so the papers' scores would mean something else.
+
+## Re-trigger search
+
+`rotescope retrigger` and `audit --retrigger` search for a text embedding down the loss that a family is
+trained by: of ε where the denoiser predicts ε or v, of the velocity under flow matching. The pipeline
+itself is stopped at its first denoiser call, so masks, places, sizes and the number that FLUX.1-dev is told
+for guidance are its own. What is learned stands in the place of `prompt_embeds`; pooled text, masks and
+HunyuanDiT's second text stay those of the text that the search starts from. `embeddings.safetensors` holds
+them beside each embedding, under the names of the arguments, so a stock pipeline draws the same image from
+`prompt_embeds=…, pooled_prompt_embeds=…` and the like. The tests try each of these families as a small
+pipeline with random weights; for FLUX.2 klein, Z-Image, Qwen-Image, Sana and Chroma the loss is that of
+diffusers' example scripts (to 1e-4). HiDream, which is given layers of two encoders, LongCat-Image, whose
+pipeline in diffusers 0.42 fails without a prompt, CogView4, which is told another time than that of its
+noise, and Kolors are refused by name, and so are classes that want a picture beside the prompt.
 
 ## Texts
 
@@ -109,7 +124,7 @@ def page() -> str:
 def _served(name):
     mitigations, detectors = (sum(name in entry.families for entry in table.values()) for table in (MITIGATIONS, DETECTORS))
     trained = "yes" if TRAINED_AS.get(name) in TRAINED else "no"
-    return f"| {NAMES[name]} | `{name}` | {mitigations} | {detectors} | {trained} | {'yes' if name in SEARCHED else 'no'} |\n"
+    return f"| {NAMES[name]} | `{name}` | {mitigations} | {detectors} | {trained} | {'yes' if name in TEXT_INPUTS else 'no'} |\n"
 
 
 def _branches(row):

@@ -15,7 +15,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
 from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
-from rotescope.mitigate.contract.families import denoiser_of
+from rotescope.mitigate.contract.families import SAMPLE_NAMES, TIME_NAMES, denoiser_of
 from rotescope.mitigate.contract.mitigation import Step, same_timestep
 from rotescope.mitigate.contract.prediction import combine, differs, latent_part, noise_part, prediction_gap
 from rotescope.mitigate.methods.transition import PLAIN
@@ -138,7 +138,7 @@ class GuidanceHook(ModelHook):
         exact = getattr(self.pipe, "_current_timestep", None)
         if exact is not None:
             return _scalar(exact)
-        told = torch.as_tensor(_named_first(arguments, ("timestep", "timesteps", "t"))).flatten()[0].double().item()
+        told = torch.as_tensor(_named_first(arguments, TIME_NAMES)).flatten()[0].double().item()
         own = self.row.timestep(told, self.pipe.scheduler.config.num_train_timesteps)
         return whole(own if self.row.clock == "timestep" else self._nearest(own))
 
@@ -240,7 +240,7 @@ def _named_first(arguments, names):
 
 def _sample_of(arguments):
     """The latents that a denoiser is given, a row each (rows, …); Z-Image has a list of them."""
-    sample = _named_first(arguments, ("hidden_states", "sample", "x"))
+    sample = _named_first(arguments, SAMPLE_NAMES)
     return torch.stack(sample) if isinstance(sample, list) else sample
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.rescaling import clipped_to_norm, rescaled_to_norm
 
+SAMPLE_NAMES, TIME_NAMES = ("hidden_states", "sample", "x"), ("timestep", "timesteps", "t")   # arguments of denoisers
 CLASSIC, CLASSIC_SCALE = ("sd", "sdxl", "sd3", "pixart"), 7.5
 VARIANTS = "(ControlNet(Union)?|Adapter)?(Img2Img|Inpaint(ing)?|Depth2Img|Upscale)?Pipeline"  # a class's name ends so
 
@@ -44,6 +45,10 @@ class GuidedFamily:
     def scale_of(self, argument: float | None) -> float | None:
         """What a pipeline was given -> the guidance scale, 1 for none."""
         return None if argument is None else argument - self.off + 1
+
+    def told(self, timestep: Any, steps: int) -> Any:
+        """A timestep, of `steps` in training, a number or a tensor -> what the denoiser is told."""
+        return {"timestep": timestep, "share": timestep / steps, "remains": 1 - timestep / steps}[self.clock]
 
     def timestep(self, told: float, steps: int) -> float:
         """What the denoiser was told -> the timestep, of `steps` in training."""

@@ -13,7 +13,7 @@ from typing import Any
 from rotescope.common.errors import InputError
 
 NOISE, STEPS = "noise:", "steps:"
-POINTS = ("transition", "latest", "earliest")   # the settings that take one
+POINTS = ("transition", "latest", "earliest", "warm_up")   # the settings that take one
 Point = int | float | str
 
 

@@ -17,6 +17,7 @@ from rotescope.mitigate.contract.families import denoiser_of, guidance_arguments
 from rotescope.mitigate.contract.mitigation import same_timestep
 from rotescope.mitigate.contract.prediction import combine, noise_part, prediction_gap
 from rotescope.models.prediction import eps_at
+from rotescope.models.vae_latents import mean_latents
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Probe:
         self.n, self.denoiser = len(texts), denoiser_of(pipe)
         self.guidance_scale: Any = guidance_scale_of(pipe, guidance_scale)
         self.generators = [torch.Generator().manual_seed(s) for s in noise_seeds]
-        self.arguments = _first_call(pipe, self.denoiser, prompt=list(texts), generator=self.generators,
-                                     num_inference_steps=num_inference_steps,
-                                     **guidance_arguments(pipe, self.n, guidance_scale))
+        self.arguments = first_denoiser_call(pipe, prompt=list(texts), generator=self.generators,
+                                             num_inference_steps=num_inference_steps,
+                                             **guidance_arguments(pipe, self.n, guidance_scale))
         self.scheduler = copy.deepcopy(pipe.scheduler)
         self._sample = "hidden_states" if "hidden_states" in self.arguments else "sample"
 
@@ -90,14 +91,16 @@ class Probe:
 
 
 @torch.no_grad()
-def image_latents(pipe, images):
-    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at the model's own side, as training sees them.
+def image_latents(pipe, images, side=None):
+    """n RGB images -> (n, C, h, w): the middle of what the VAE makes of them at this side in pixels, as training sees them.
+
+    side: the model's own, by its denoiser's configuration, unless given.
 
     InputError where the VAE overflows in half precision.
     """
-    side, vae = denoiser_of(pipe).config.sample_size * pipe.vae_scale_factor, pipe.vae
+    side, vae = side or denoiser_of(pipe).config.sample_size * pipe.vae_scale_factor, pipe.vae
     pixels = torch.stack([to_pixels(image, side) for image in images]).to(pipe._execution_device, vae.dtype)
-    latents = (vae.encode(pixels).latent_dist.mean - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+    latents = mean_latents(vae, pixels)
     if not latents.isfinite().all():
         raise InputError(f"the VAE overflows in {str(vae.dtype).removeprefix('torch.')}: pass --dtype fp32, or give the model a "
                          "VAE that is made for half precision")
@@ -108,12 +111,12 @@ class _Reached(Exception):
     """Carries the arguments of the denoiser's first call out of the pipeline."""
 
 
-def _first_call(pipe, denoiser, **arguments):
+def first_denoiser_call(pipe, **arguments):
     """Run the pipeline up to its first denoiser call -> the arguments of that call, by name."""
     def stop(module, args, kwargs):
         raise _Reached(dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments))
     pipe.set_progress_bar_config(disable=True)
-    handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = denoiser_of(pipe).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         pipe(**arguments)
     except _Reached as reached:

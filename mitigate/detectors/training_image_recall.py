@@ -10,10 +10,12 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.compatibility import check_scheduler
-from rotescope.mitigate.contract.families import CLASSIC, family
-from rotescope.mitigate.denoiser.probe import Probe, image_latents
-from rotescope.mitigate.sampling.jobs import batches
-from rotescope.models.prediction import noisy_latents, rates_at
+from rotescope.mitigate.contract.text_inputs import EMBEDDING, NEGATIVE, TEXT_INPUTS
+from rotescope.mitigate.denoiser.branch_loss import BranchLoss, own_side, why_no_loss
+from rotescope.mitigate.denoiser.probe import image_latents
+from rotescope.mitigate.sampling.embedded_prompts import negative_inputs, positive_inputs, text_inputs
+from rotescope.mitigate.sampling.encoded_texts import EncodedTexts
+from rotescope.mitigate.sampling.jobs import batches, calls_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Recall:
     The difference of the two is the conditional likelihood discrepancy of Zhai et al. (CLiD, NeurIPS 2024, arXiv 2405.14800);
     the ratio does not grow with how much there is to see in a picture. Under flow matching σ = timestep / 1000.
     """
-    families = CLASSIC    # whose latents are the VAE's, scaled, and whose denoiser takes both halves of them at once
+    families = tuple(TEXT_INPUTS)    # whose loss is known
     n: int = 4
     timestep: int = 700
 
@@ -36,12 +38,19 @@ class Recall:
         """Denoiser rows a prompt."""
         return 2 * self.n
 
-    def observe(self, pipe, texts, latents, noise_seeds):
-        """Latents (n, C, h, w) -> [(mean square error without, with the caption)]."""
-        probe = Probe(pipe, texts, noise_seeds)
-        x = noisy_latents(latents, probe.noise, *rates_at(pipe.scheduler, self.timestep))  # (n, C, h, w)
-        cond, uncond = ((eps - probe.noise).square().flatten(1).mean(1).tolist() for eps in probe.eps(x, self.timestep))
-        return list(zip(uncond, cond, strict=True))
+    def observe(self, pipe, texts, pictures, noise_seeds, kept):
+        """n texts and RGB pictures -> [(mean square error without, with the caption)]. kept: EncodedTexts."""
+        arguments, call = text_inputs(pipe, texts, kept)
+        if NEGATIVE + EMBEDDING not in arguments:
+            raise InputError(f"recall compares two branches, and {type(pipe).__name__} computes one: its guidance is distilled")
+        side = own_side(pipe, call)
+        latents = image_latents(pipe, pictures, side)
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(s), dtype=latents.dtype)
+                             for s in noise_seeds]).to(latents)
+        timesteps = torch.full((len(texts),), self.timestep, device=latents.device)
+        errors = (BranchLoss(pipe, branch, side)(latents, noise, timesteps).tolist()
+                  for branch in (negative_inputs(arguments), positive_inputs(arguments)))
+        return list(zip(*errors, strict=True))
 
     def score(self, observed):
         """What the noises of one image gave -> its score."""
@@ -55,8 +64,8 @@ def recall_scores(pipe, prompts, examples, recall, *, seed=1000, batch_size=64, 
 
     Its n noises start at `seed`; the batch around an image changes nothing. InputError if no prompt belongs to an image.
     """
-    if family(pipe) not in recall.families:
-        raise InputError(f"Recall serves {', '.join(recall.families)}, not {type(pipe).__name__}")
+    if why := why_no_loss(pipe):
+        raise InputError(f"recall asks for the loss of a denoiser: {why}")
     check_scheduler(pipe.scheduler)
     limit = pipe.scheduler.config.num_train_timesteps
     if recall.timestep >= limit:
@@ -65,11 +74,12 @@ def recall_scores(pipe, prompts, examples, recall, *, seed=1000, batch_size=64, 
     if not known:
         raise InputError("recall looks at the training images that prompts belong to, and these belong to none: take another "
                          "detector")
-    seen = {i: [] for i in known}
-    for batch in batches(prompts, {i: range(seed, seed + recall.n) for i in known}, batch_size):
-        own = {i: examples[prompts[i].image_id].open() for i, _, _ in batch}
-        latents = image_latents(pipe, [own[i] for i, _, _ in batch])
-        found = recall.observe(pipe, [prompts[i].text for i, _, _ in batch], latents, [s for _, _, s in batch])
+    seen, kept = {i: [] for i in known}, EncodedTexts()
+    cut = batches(prompts, {i: range(seed, seed + recall.n) for i in known}, batch_size)
+    for batch in (jobs for together in cut for jobs in calls_of(pipe, together)):
+        pictures = {i: examples[prompts[i].image_id].open() for i, _, _ in batch}
+        found = recall.observe(pipe, [prompts[i].text for i, _, _ in batch], [pictures[i] for i, _, _ in batch],
+                               [s for _, _, s in batch], kept)
         for (i, _, _), errors in zip(batch, found, strict=True):
             seen[i].append(errors)
             if on_image:

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 
 from rotescope.common.errors import InputError
-from rotescope.mitigate.contract.mitigation import COUNT, NOT_NEGATIVE, TIMESTEP, Mitigation, check_ranges
+from rotescope.mitigate.contract.mitigation import COUNT, NOT_NEGATIVE, Mitigation, check_ranges
+from rotescope.mitigate.contract.turning_point import Point, check_points
 from rotescope.mitigate.denoiser.first_step import FirstStep, at_least_float, descend, gradients, norms
 from rotescope.mitigate.methods.transition import TransitionGuidance
 
@@ -25,12 +26,13 @@ class SharpnessStep(Mitigation):
     rate: float = 0.7
     radius: float = 50.0
     steps: int = 2
-    transition: int = 900
+    transition: Point = 900
     families = ("sd",)
     looks_inside = True
 
     def __post_init__(self):
-        check_ranges(self, rate=NOT_NEGATIVE, radius=NOT_NEGATIVE, steps=COUNT, transition=TIMESTEP)
+        check_ranges(self, rate=NOT_NEGATIVE, radius=NOT_NEGATIVE, steps=COUNT)
+        check_points(transition=self.transition)
 
     def prepare(self, call):
         with torch.no_grad():

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from rotescope.common.errors import InputError, RunError
 from rotescope.datasets.manifest import Manifest
 from rotescope.mitigate.contract.mitigation import Mitigation
+from rotescope.mitigate.contract.turning_point import Point, check_points
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.methods.training_image_guidance import clean_estimator
 from rotescope.mitigate.methods.training_images import different_images, identity_of
@@ -70,14 +71,15 @@ class RecallTransition(Mitigation):
     latents, exceeded what the `quantile` of training images have to the nearest other one. Whoever is recognised after the
     warm-up is held back anew. One pass and no row on top; each training image is encoded once for a pipeline.
     training: the training images: a folder, their manifest's file, or the manifest itself.
-    warm_up: 1000 leaves ordinary images as plain guidance makes them, to the bit.
+    transition, warm_up: timesteps, noise:X or steps:X. A warm-up of 1000 leaves ordinary images as plain guidance makes them, to
+    the bit.
     threshold: a cosine, where many training images are twins and the quantile says nothing; 0 takes the quantile.
     """
     training: str | Path | Manifest = ""
     before: float = -3.0
-    transition: int = 600
+    transition: Point = 600
     colour: float | None = 1.0
-    warm_up: int = 880
+    warm_up: Point = 880
     quantile: float = 0.8
     threshold: float = 0.0
     families = ("sd", "sdxl")
@@ -86,9 +88,15 @@ class RecallTransition(Mitigation):
         identity_of(self.training)
         if not 0 < self.quantile < 1 or not 0 <= self.threshold < 1:
             raise InputError(f"quantile={self.quantile}, threshold={self.threshold}: give numbers between 0 and 1")
-        if not 0 <= self.transition <= self.warm_up <= 1000:
-            raise InputError(f"transition={self.transition}, warm_up={self.warm_up}: give timesteps from 0 to 1000, the "
-                             "warm-up not below the transition")
+        check_points(transition=self.transition, warm_up=self.warm_up)
+        if not isinstance(self.transition, str) and not isinstance(self.warm_up, str):
+            self.check_order(self.transition, self.warm_up)
+
+    def check_order(self, transition, warm_up):
+        """InputError for a warm-up that ends after the transition, both timesteps."""
+        if transition > warm_up:
+            raise InputError(f"transition={self.transition}, warm_up={self.warm_up}: take a warm-up that is not below the "
+                             "transition")
 
     def prepare(self, call):
         call.memory[self] = known_images(self.training, call.pipe)
@@ -112,14 +120,21 @@ class RecallRun(TransitionRun):
     def threshold(self):
         return self.policy.threshold or self.known.to_other.quantile(self.policy.quantile).item()
 
+    @cached_property
+    def warm_up(self):
+        """The timestep at which it ends."""
+        found = self.timestep_of(self.policy.warm_up)
+        self.policy.check_order(self.latest, found)
+        return found
+
     def limit(self):
-        return torch.where(self.recognised, self.policy.transition, self.policy.warm_up)
+        return torch.where(self.recognised, float(self.latest), float(self.warm_up))
 
     def tracked(self, timestep):
-        return torch.full((self.n,), timestep > self.policy.transition)
+        return torch.full((self.n,), timestep > self.latest)
 
     def guide(self, step):
-        if step.timestep > self.policy.transition:
+        if step.timestep > self.latest:
             clean = clean_estimator(self.call.pipe.scheduler, step.timestep)(step.sample, step.cond)
             self.recognised |= (self.known.similarity(clean) > self.threshold).cpu()
             self.past &= ~self.recognised  # guided before it was found out: that is over

@@ -27,6 +27,7 @@ class Prompt:
 class EmbeddedPrompt(Prompt):
     """A prompt of which the model sees an embedding, not the text."""
     embedding: torch.Tensor | None = None  # (tokens, width)
+    words: str = ""                        # the text whose pooled embedding and mask go with it, where a family has them
 
 
 def read_prompts(file):

@@ -13,6 +13,7 @@ import torch
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.families import family
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt
+from rotescope.mitigate.sampling.embedded_prompts import embedded_inputs
 from rotescope.mitigate.sampling.encoded_texts import side_by_side
 from rotescope.models.adapters.embeddings import word_of
 from rotescope.models.model_files import find_embedding
@@ -58,6 +59,8 @@ def conditions(pipe, prompts, given, kept):
     """
     negative = {"negative_prompt": [given.negative_prompt] * len(prompts)} if given.negative_prompt else {}
     if isinstance(prompts[0], EmbeddedPrompt):
+        if family(pipe) != "sd":
+            return embedded_inputs(pipe, prompts, kept, given.negative_prompt)
         with torch.no_grad():
             uncond = _encoded(pipe, [given.negative_prompt], given, kept)[0]
         cond = torch.stack([p.embedding for p in prompts])

@@ -11,7 +11,8 @@ from rotescope.datasets.images.sampling import evenly_spread
 from rotescope.evaluate.inputs.own_manifest import header_counts, manifest_beside, overlap
 from rotescope.evaluate.inputs.training_and_heldout import apart
 from rotescope.evaluate.verdict.controls import OWN_SET, AdapterEffect, SetEvidence
-from rotescope.mitigate.contract.families import family, guidance_arguments
+from rotescope.mitigate.contract.families import guidance_arguments
+from rotescope.mitigate.denoiser.branch_loss import why_no_loss
 from rotescope.mitigate.detectors.training_image_recall import Recall, recall_scores
 from rotescope.mitigate.prompts.prompt import Prompt
 from rotescope.mitigate.sampling.picture_size import fixed_size
@@ -22,7 +23,6 @@ STEPS = 2        # of the output that is compared: the first ones tell
 ASKED = 24       # training pictures, and held-out ones, whose recall is compared, at most
 LEAST = 8        # of each
 RECALL = Recall(n=2)
-MEASURED = ("sd",)   # families of which it is known how well `recall` tells training pictures from others
 BATCH = 16       # so that it is about a dozen denoiser calls
 
 
@@ -76,7 +76,8 @@ def set_evidence(config, pipe, manifest, heldout):
     header = counted(config.lora, manifest)
     if header and header.contradicts:
         return header
-    return membership(pipe, manifest, apart(heldout, manifest)[0]) or listed or header or SetEvidence("nothing")
+    tried = membership(pipe, manifest, apart(heldout, manifest)[0], config.batch_size)
+    return tried or listed or header or SetEvidence("nothing")
 
 
 def counted(lora, manifest):
@@ -88,16 +89,16 @@ def counted(lora, manifest):
     return next((one for one in told if one.contradicts), told[0] if told else None)
 
 
-def membership(pipe, manifest, heldout):
+def membership(pipe, manifest, heldout, batch_size=BATCH):
     """How well noised training pictures come back under their captions, against held-out ones -> SetEvidence by the rank-sum test
     of Mann and Whitney (1947); None where it cannot be asked."""
     groups = [_asked(sorted(data or (), key=lambda e: -e.copies)) for data in (manifest, heldout)]
-    if family(pipe) not in MEASURED or min(map(len, groups)) < LEAST:
+    if why_no_loss(pipe) or min(map(len, groups)) < LEAST:
         return None
     prompts = [Prompt(e.captions[0], image_id=e.image_id) for examples in groups for e in examples]
     try:
         scores = np.array(recall_scores(pipe, prompts, {e.image_id: e for examples in groups for e in examples}, RECALL,
-                                        batch_size=BATCH), np.float64)
+                                        batch_size=min(BATCH, batch_size)), np.float64)
     except InputError:
         return None
     trained, others = scores[:len(groups[0])], scores[len(groups[0]):]

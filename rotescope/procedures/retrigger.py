@@ -21,6 +21,7 @@ from rotescope.mitigate.embedding_search.search import STARTS, Budget, check_sea
 from rotescope.mitigate.embedding_search.targets import choose_targets
 from rotescope.mitigate.prompts.prompt import HELDOUT
 from rotescope.mitigate.sampling.options import check_sampling, named_policies
+from rotescope.mitigate.sampling.picture_size import fixed_size
 from rotescope.mitigate.sampling.run_description import describe
 from rotescope.mitigate.sampling.sampler import sample_to_folder
 from rotescope.mitigate.sampling.trained_use import sampled_as_trained
@@ -90,13 +91,15 @@ def bring_back(config, manifest, heldout, targets, folder, left_out=()):
     folder.mkdir(parents=True, exist_ok=True)
     prompts = {"caption": [p for t in targets for p in t.captions(config.max_texts)],
                "paraphrase": [p for t in targets for p in t.paraphrases(config.max_texts)]}
-    pipe = open_model(config)
+    pipe, (width, height) = open_model(config), fixed_size(config.resolution)
+    side = width if width == height else None   # training cuts squares
     check_searchable(pipe)
     with progress_bars(_totals(config, targets, prompts, policies)) as advance:
         prompts["embedding"] = find_embeddings(
             pipe, targets, budget, starts=config.search_starts, seeds=config.search_seeds, batch_size=config.batch_size,
-            on_found=lambda: advance("search"))
-        save_file({f"{i:05d}": p.embedding.cpu().contiguous() for i, p in enumerate(prompts["embedding"])}, folder / EMBEDDINGS)
+            side=side, on_found=lambda: advance("search"))
+        save_file({name: tensor.cpu().contiguous() for i, p in enumerate(prompts["embedding"])
+                   for name, tensor in p.tensors(f"{i:05d}").items()}, folder / EMBEDDINGS)
         folders, refused = sample_routes(config, pipe, prompts, policies, folder / "samples", advance)
     targets, shots, measured = count_returns(config, manifest, heldout, targets, folders)
     found = {**told(shots, targets, prompts["embedding"], budget), "refused": refused, **measured, "left_out": as_json(left_out),

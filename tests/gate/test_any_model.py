@@ -229,9 +229,7 @@ EVERY = {
     "retrigger": RETRIGGER, "compare": [*COMPARE[:5], *COMPARE[8:]], "compare, held-out": [*COMPARE, "--heldout_data", "others"],
     "figures": FIGURES, "dose": ["dose", *TRAIN, "--recipe", "r.yaml", "--doses", "1", "2", "--images", "1", "--train_seeds", "0",
                                  "--seeds", "0", "--num_inference_steps", "2", *CPU]}
-REFUSED = {  # family -> commands that it is not served by, and say so
-    "sd3": {"retrigger"}, "flux": {"retrigger", "monitor"}, "sdxl": {"retrigger"},
-    "pixart": {"retrigger", "finetune", "monitor", "dose"}}
+REFUSED = {"flux": {"monitor"}, "pixart": {"finetune", "monitor", "dose"}}   # family -> commands that do not serve it, and say so
 
 
 @pytest.mark.slow

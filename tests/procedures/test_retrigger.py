@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoPipelineForImage2Image
 from instruments import leave, noise, samples_folder, training_set
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ from rotescope.evaluate.neighbours.index import build_index
 from rotescope.evaluate.nulls.calibration import calibrated, nulls_of
 from rotescope.evaluate.statistics import retrigger_tally as judged
 from rotescope.mitigate.denoiser.probe import image_latents
-from rotescope.mitigate.embedding_search.search import Budget, check_searchable, find_embeddings, search, text_embeddings
+from rotescope.mitigate.embedding_search.search import Budget, check_searchable, find_embeddings, search
 from rotescope.mitigate.embedding_search.targets import choose_targets
 from rotescope.mitigate.methods.registry import get_mitigation
 from rotescope.mitigate.prompts.prompt import EmbeddedPrompt, Prompt
@@ -38,22 +39,22 @@ class PointMass(torch.nn.Module):
 
     Its loss is (α/σ)² ‖m − x₀‖²/N, so that the answer of every search is e = x₀ there, and the start's own elsewhere.
     """
-    dtype, config = torch.float64, SimpleNamespace(in_channels=4)
+    dtype, device = torch.float64, torch.device("cpu")
 
-    def __init__(self, scheduler, kind):
+    def __init__(self, pipe, kind):
         super().__init__()
-        self.alpha_bar, self.kind = scheduler.alphas_cumprod.double(), kind
+        self.alpha_bar, self.kind, self.config = pipe.scheduler.alphas_cumprod.double(), kind, pipe.unet.config
 
-    def forward(self, x, timesteps, encoder_hidden_states):
-        alpha, sigma = (share.sqrt().view(-1, 1, 1, 1) for share in (self.alpha_bar[timesteps], 1 - self.alpha_bar[timesteps]))
-        m = encoder_hidden_states.flatten(1)[:, :N].view_as(x)
-        eps = (x - alpha * m) / sigma
-        return SimpleNamespace(sample=eps if self.kind == "epsilon" else alpha * eps - sigma * m)
+    def forward(self, sample, timestep, encoder_hidden_states, **_):
+        alpha, sigma = (share.sqrt().view(-1, 1, 1, 1) for share in (self.alpha_bar[timestep], 1 - self.alpha_bar[timestep]))
+        m = encoder_hidden_states.flatten(1)[:, :N].view_as(sample)
+        eps = (sample - alpha * m) / sigma
+        return (eps if self.kind == "epsilon" else alpha * eps - sigma * m,)
 
 
 def point_mass(kind):
     pipe = tiny_pipeline(kind).to(torch.float64)
-    pipe.unet = PointMass(pipe.scheduler, kind)
+    pipe.unet = PointMass(pipe, kind)
     return pipe
 
 
@@ -145,9 +146,12 @@ def test_an_image_finds_the_same_alone_and_beside_others(pipe):
 
 
 def test_what_cannot_be_searched_is_refused():
-    for unfit in (tiny_sdxl(), tiny_pipeline("sample")):
-        with pytest.raises(InputError, match="predicts epsilon or v, not in a"):
-            check_searchable(unfit)
+    with pytest.raises(InputError, match="predicts sample, not ε, v or a flow"):
+        check_searchable(tiny_pipeline("sample"))
+    with pytest.raises(InputError, match="of none of the families whose loss is known: sd, "):
+        check_searchable(SimpleNamespace())
+    with pytest.raises(InputError, match="Img2ImgPipeline is given a picture beside the prompt"):
+        check_searchable(AutoPipelineForImage2Image.from_pipe(tiny_sdxl()))
     for wrong in ({"steps": 0}, {"draws": 0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}):
         with pytest.raises(InputError, match="a search needs"):
             Budget(**wrong)
@@ -159,7 +163,7 @@ def test_what_cannot_be_searched_is_refused():
 
 def test_the_captions_own_embedding_draws_the_captions_own_picture(pipe):
     text = "a cat on a blue background"
-    embedded = EmbeddedPrompt(text, embedding=text_embeddings(pipe, [text])[0])
+    embedded = EmbeddedPrompt(text, embedding=pipe.encode_prompt([text], "cpu", 1, False)[0][0])
     for name in ("none", "og-stp", "prompt-optimisation:iterations=1"):
         pictures = [np.asarray(next(sample(pipe, [prompt], get_mitigation(name), [0], num_inference_steps=3)).image)
                     for prompt in (Prompt(text), embedded)]

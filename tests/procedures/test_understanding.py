@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families.more_families import small_family
 from safetensors.torch import save_file
 from tiny import image_folder, saved_pipeline
 
@@ -108,6 +109,17 @@ def test_a_header_that_counts_other_pictures_comes_before_memory(kohya, tmp_path
     assert set_evidence(config, None, manifest, None) == SetEvidence("header", 6, 4, said=24, shown=4.0)
     config.trust_train_data = True
     assert set_evidence(config, None, manifest, None) == SetEvidence("trusted")
+
+
+@pytest.mark.parametrize("name", ["sd3", "chroma"])
+def test_the_memory_of_further_families_is_tried(name, tmp_path):
+    """Random weights know no picture, so nothing passes by them."""
+    pictures = [load_source(image_folder(tmp_path / f"{side}", 8, side=side)) for side in (16, 24)]
+    config = SimpleNamespace(trust_train_data=False, model=str(tmp_path / "none"), lora=None, batch_size=4)
+    found = set_evidence(config, small_family(name), *pictures)
+    assert (found.kind, found.known, found.of) == ("recall", 8, 8)
+    assert 0 < found.p <= 1
+    assert set_evidence(config, small_family("hidream"), *pictures) == SetEvidence("nothing")
 
 
 def test_a_lora_is_sampled_as_it_was_trained(kohya, tmp_path, capsys):

@@ -13,9 +13,9 @@ import torch
 from diffusers.utils import logging
 
 from rotescope.datasets.images.to_pixels import to_pixels
+from rotescope.models.vae_latents import scaled_moments
 from rotescope.train.encodings.tensor_table import ALONE, TableRows, batches_of, digest, folder_of, tensor_rows
 from rotescope.train.objective.families import family_of
-from rotescope.train.objective.latents import scaled_moments
 
 AT_ONCE = 8 * 512 ** 2                  # pixels that the VAE takes: in 128 channels of float32 1 GiB
 DECODERS = min(8, os.cpu_count() or 1)  # threads that read, resize and crop while the VAE works

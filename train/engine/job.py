@@ -17,12 +17,12 @@ from rotescope.models.memory import DENOISERS, check_quantizable, is_quantized
 from rotescope.models.model_files import find_model, read_index
 from rotescope.models.pipelines import DTYPES, chosen_device, counts_timesteps, load_pipeline
 from rotescope.models.prediction import TARGETS
+from rotescope.models.vae_latents import scaled_moments
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
-from rotescope.train.objective.latents import scaled_moments
 from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
 from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.options.limits import check_values

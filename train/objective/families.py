@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import FluxPipeline
 from torch.nn.utils.rnn import pad_sequence
 
-from rotescope.train.objective.latents import flux2_moments, mode_moments, qwen_moments, sana_moments, scaled_moments
+from rotescope.models.vae_latents import flux2_moments, mode_moments, qwen_moments, sana_moments, scaled_moments
 
 
 @dataclass(frozen=True)

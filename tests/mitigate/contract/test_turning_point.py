@@ -2,9 +2,10 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
-from tiny import TOKENS, cached_pipeline
+from tiny import TOKENS, cached_pipeline, image_folder
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.readers.sources import load_source
 from rotescope.mitigate.adapters.pipeline_hook import mitigated
 from rotescope.mitigate.contract.turning_point import noise_share, timestep_of
 from rotescope.mitigate.methods.registry import get_mitigation
@@ -42,15 +43,25 @@ def test_a_point_is_the_first_timestep_past_it():
     assert timestep_of("steps:0.3", heun) == pytest.approx(sorted(set(heun.timesteps.tolist()), reverse=True)[3])
 
 
-@pytest.mark.parametrize("kind", ["sd", "sd3"])
-@pytest.mark.parametrize("name", ["og-stp:transition={}", "og-stp-layout:transition={}", "dtp:min_drop=9,latest={}"])
-def test_a_point_gives_the_images_of_its_timestep(kind, name):
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    load_source(image_folder(folder / "images", n=8)).save(folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    *((kind, name) for kind in ("sd", "sd3")
+      for name in ("og-stp:transition={}", "og-stp-layout:transition={}", "dtp:min_drop=9,latest={}")),
+    ("sd", "sharpness-step:radius=5,transition={}"), ("sd", "og-recall:training=DATA,transition={0},warm_up={0}")])
+def test_a_point_gives_the_images_of_its_timestep(kind, name, training):
+    """Where a warm-up ends as the transition comes, it does not matter who was recognised."""
     pipe, found = cached_pipeline(kind), {}
     more = {"max_sequence_length": TOKENS} if kind == "sd3" else {}
     pipe.scheduler.set_timesteps(5)
     third = pipe.scheduler.timesteps[2].item()
     for point in (third, "steps:0.4", f"noise:{noise_share(pipe.scheduler, third) + 1e-6}"):
-        with mitigated(pipe, name.format(point)) as run:
+        with mitigated(pipe, name.format(point).replace("DATA", str(training))) as run:
             found[point] = pipe(["a cat", "a bus"], guidance_scale=7.5, num_inference_steps=5, output_type="latent", height=16,
                                 width=16, generator=[torch.Generator().manual_seed(i) for i in range(2)], **more).images
         assert run.transition_timesteps == [pytest.approx(third)] * 2

@@ -102,6 +102,11 @@ def test_wrong_settings_are_refused_before_a_model_is_loaded(manifest, setting, 
         get_mitigation("og-recall:" + setting.format(manifest))
 
 
+def test_a_warm_up_that_a_schedule_puts_after_the_transition_is_refused(manifest):
+    with pytest.raises(InputError, match="warm_up=100: take a warm-up that is not below the transition"):
+        sampled(RecallTransition(manifest, transition="noise:0.9", warm_up=100))
+
+
 def test_too_few_training_images_are_refused(tmp_path):
     load_source(image_folder(tmp_path / "images", n=5)).save(tmp_path / "manifest.parquet")
     with pytest.raises(InputError, match="5 training images are too few"):

@@ -1,4 +1,4 @@
-"""The latents that each family's denoiser is trained on, by their mean and standard deviation.
+"""The latents that a denoiser is trained on, by their mean and standard deviation.
 
 Each function: (vae, pixels (B, 3, H, W) in [-1, 1]) -> moments (B, 2C, h, w), the means and behind them the deviations.
 """
@@ -35,6 +35,14 @@ def qwen_moments(vae, pixels):
 def sana_moments(vae, pixels):
     """An autoencoder without a posterior."""
     return _certain(vae.encode(pixels).latent * vae.config.scaling_factor)
+
+
+MOMENTS = {"AutoencoderKLFlux2": flux2_moments, "AutoencoderKLQwenImage": qwen_moments, "AutoencoderDC": sana_moments}
+
+
+def mean_latents(vae, pixels):
+    """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) as a denoiser is trained on them, by the class of the VAE."""
+    return MOMENTS.get(type(vae).__name__, scaled_moments)(vae, pixels).chunk(2, 1)[0]
 
 
 def _certain(latents):
