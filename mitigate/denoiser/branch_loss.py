@@ -71,7 +71,7 @@ class BranchLoss:
 
     def rates(self, timesteps, like):
         """Timesteps (n,) -> α and σ, each (n, 1, 1, 1) in the precision of `like`."""
-        if self.kind == "flow":
+        if self.alphas_cumprod is None:
             sigma = timesteps.to(like) / self.steps
             found = 1 - sigma, sigma
         else:
