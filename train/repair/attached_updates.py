@@ -46,11 +46,13 @@ class AttachedUpdates:
         if not own:
             raise InputError(f"{found.path} has no layer whose channels can be told apart by gradients (DoRA has none): take "
                              "the ways that need no data")
-        self.trained = [family.denoiser, *dict.fromkeys(layer.component for layer, _ in own if layer.component != family.denoiser)]
+        components = dict.fromkeys(layer.component for layer, _ in own)
+        self.trained = [family.denoiser, *(name for name in components if name != family.denoiser)]
         check_differentiable({name: pipe.components[name] for name in self.trained}, "this way of repairing")
         with_text = len(self.trained) > 1
         encoded = [encode(each, pipe, Preprocessing(resolution), {"vae": "", "text": ""}, texts=not with_text) for each in sets]
-        self.places = [_Place(update.name, layer.component, layer.name, _rows(layer, updates[update.name])) for layer, update in own]
+        self.places = [_Place(update.name, layer.component, layer.name, _rows(layer, updates[update.name]))
+                       for layer, update in own]
         attach(pipe, [*_left(placed, own), *(_plain(layer, update, updates[update.name]) for layer, update in own)], 1.0)
         self._find_layers()
         self.predictor = Predictor(pipe, self.trained)
@@ -106,7 +108,8 @@ class AttachedUpdates:
         return self.whole(total, updates)
 
 
-def base_weights(placed: list[tuple[PipelineLayer, LayerUpdate]], updates: Mapping[str, LowRankUpdate]) -> dict[str, torch.Tensor]:
+def base_weights(placed: list[tuple[PipelineLayer, LayerUpdate]],
+                 updates: Mapping[str, LowRankUpdate]) -> dict[str, torch.Tensor]:
     """The weights under the updates, (out, n), put together where several layers share one. InputError where a size differs."""
     found: dict[str, torch.Tensor] = {}
     for layer, update in placed:
@@ -117,7 +120,7 @@ def base_weights(placed: list[tuple[PipelineLayer, LayerUpdate]], updates: Mappi
         rows = _rows(layer, low)
         if not weight.is_floating_point() or weight.shape != (len(rows), low.down.shape[1]):
             raise InputError(f"{update.name} has the size {low.up.shape[0]} × {low.down.shape[1]}, and its layer "
-                             f"{' × '.join(map(str, layer_shape(layer.module)))}: name the LoRA's own base, and leave out --quantize")
+                             f"{' × '.join(map(str, layer_shape(layer.module)))}: name the LoRA's own base, without --quantize")
         whole = found.setdefault(update.name, torch.zeros(low.up.shape[0], weight.shape[1]))
         whole[rows] = weight.to(whole)
     return found

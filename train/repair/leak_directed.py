@@ -46,12 +46,11 @@ class LeakDirected(WeightRepair):
 
     def scores(self, context: RepairContext) -> dict[str, torch.Tensor]:
         """How much each channel serves the leaking pictures beyond the others, (m,) by the updates' names; asked once."""
-        kept = vars(context).setdefault("_leak_directed", {})
-        if self not in kept:
+        if self not in context.memory:
             path = [(n + 0.5) / self.points for n in range(self.points)]
             leaking, others = (served(context, which, path, self.batches) for which in (0, 1))
-            kept[self] = {name: leaking[name] - others[name] for name in leaking}
-        return kept[self]
+            context.memory[self] = {name: leaking[name] - others[name] for name in leaking}
+        return context.memory[self]
 
     def check(self):
         super().check()

@@ -1,6 +1,6 @@
 """What a way of repairing a LoRA is: update -> update, what it needs, what it costs."""
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ class RepairContext:
         Side, in pixels, of the squares that it was trained on.
     batch_size, seed : int
         Of what is drawn.
+    memory : dict
+        Where a way keeps what it asks once.
     """
     pipe: Any
     found: AdapterFile
@@ -40,6 +42,7 @@ class RepairContext:
     resolution: int = 512
     batch_size: int = 4
     seed: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def updates(self) -> Updates:

@@ -107,7 +107,7 @@ def test_leak_directed_raises_the_loss_of_what_leaks_most(context):
     way = LeakDirected(points=2, batches=2)
     scores = way.scores(context)
     after = way.update(context, 0.1)
-    out = sum(int((torch.linalg.matrix_rank(after[n].delta(), rtol=1e-4) < 4)) for n in scores)
+    out = sum(int(torch.linalg.matrix_rank(after[n].delta(), rtol=1e-4) < 4) for n in scores)
     assert out > 0
     assert sum(d > 0 for d in differences(after, context).values()) == out
     rise = [loss_at(context, after, which) - start for which, start in enumerate(before)]
