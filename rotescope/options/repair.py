@@ -20,7 +20,7 @@ class RepairConfig(AuditConfig):
     ways: tuple[str, ...] = WAY_NAMES
     """one or several of strength, base-anchored, leak-directed and unlearn; they are tried in this order, the cheapest first"""
     all: bool = False
-    """go on after the first repair that passes, and draw the curves of all ways; the first one that passes is kept all the same"""
+    """go on after the first repair that passes, and draw the curves of all ways; the first that passes is kept all the same"""
     strengths: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2)
     """strengths to try, falling; once one passes, the middle between it and the one before is tried, too"""
     quantiles: tuple[float, ...] = (0.25, 0.5, 0.75)
