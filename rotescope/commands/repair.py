@@ -10,8 +10,8 @@ its mildest dose on, and the first that breaks no rule of the audit is kept: min
 input, beside repair.html, repair.json, model_card.md and the audits before and after. Without --train_data nothing can be
 judged: files of the ways that need no data are written.
 
-Exit code, of the repaired LoRA: 0: passed, or there was nothing to repair; 1: failed, or no way passed; 4: undecided; 2: wrong
-input; 3: the run failed.
+Exit code, of the repaired LoRA, or of the audit before where that breaks no rule: 0: passed; 1: failed, or no way passed; 4:
+undecided; 2: wrong input; 3: the run failed.
 """
 from pathlib import Path
 

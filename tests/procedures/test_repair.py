@@ -90,6 +90,20 @@ def test_a_lora_that_leaks_nothing_is_left_alone(place, tmp_path, monkeypatch, c
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_ways_with_data_run_on_the_real_loss(place, tmp_path, monkeypatch):
+    """The sampler copies whatever is done: every dose is tried, no file is handed over, and the exit code is a failed audit's."""
+    leaking_while_strong(place, monkeypatch, -1)
+    argv = with_data(place, tmp_path / "out", "--ways", "unlearn", "leak-directed", "--shares", "0.4", "--unlearn_steps", "2")
+    assert leave(repair_command.main, argv) == 1
+    told = json.loads((tmp_path / "out/repair.json").read_text(encoding="utf-8"))
+    assert [(t["way"], t["dose"]) for t in told["trials"]] == [("leak-directed", 0.4), ("unlearn", 2)]
+    assert told["trials"][0]["kept"] < 1
+    assert (told["file"], told["chosen"], told["notes"], told["headline"]) == (
+        "", None, [], "No repair that was tried passes: the LoRA was left as it is.")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
 def image_of(pipe):
     pipe.set_progress_bar_config(disable=True)
     return pipe("a cat on a red background", num_inference_steps=2, output_type="latent",

@@ -48,7 +48,7 @@ class LeakDirected(WeightRepair):
         """How much each channel serves the leaking pictures beyond the others, (m,) by the updates' names; asked once."""
         if self not in context.memory:
             path = [(n + 0.5) / self.points for n in range(self.points)]
-            leaking, others = (served(context, which, path, self.batches) for which in (0, 1))
+            leaking, others = (loss_lowered(context, which, path, self.batches) for which in (0, 1))
             context.memory[self] = {name: leaking[name] - others[name] for name in leaking}
         return context.memory[self]
 
@@ -58,7 +58,7 @@ class LeakDirected(WeightRepair):
             raise InputError(f"points={self.points}, batches={self.batches}: both must be 1 or more")
 
 
-def served(context: RepairContext, which: int, path: Iterable[float], batches: int) -> dict[str, torch.Tensor]:
+def loss_lowered(context: RepairContext, which: int, path: Iterable[float], batches: int) -> dict[str, torch.Tensor]:
     """How much each channel lowers the loss of one of the two sets, (m,) by the updates' names: the mean over the path."""
     attached, found = context.attached, {}
     points = list(path)

@@ -11,7 +11,7 @@ from rotescope.models.adapters.adapter_file import read_adapter
 from rotescope.models.adapters.low_rank import LowRankUpdate, with_gains
 from rotescope.models.pipelines import load_pipeline
 from rotescope.train.repair.base_anchored import BaseAnchored, weakest_off
-from rotescope.train.repair.leak_directed import LeakDirected, served
+from rotescope.train.repair.leak_directed import LeakDirected, loss_lowered
 from rotescope.train.repair.strength import Strength
 from rotescope.train.repair.unlearning import Unlearning
 from rotescope.train.repair.weight_repair import RepairContext
@@ -82,7 +82,7 @@ def loss_at(context, updates, which=0):
 
 def test_what_a_channel_serves_is_the_slope_of_the_loss(context):
     """∂L/∂gain by one backward pass, at gain 1, against central differences of the loss with one gain moved."""
-    slopes = served(context, 0, [1.0], 1)
+    slopes = loss_lowered(context, 0, [1.0], 1)
     name = max(slopes, key=lambda n: float(slopes[n].abs().max()))
     i, low, channels = int(slopes[name].abs().argmax()), context.updates[name], context.channels[name]
 
@@ -94,9 +94,10 @@ def test_what_a_channel_serves_is_the_slope_of_the_loss(context):
     assert -(moved(step) - moved(-step)) / (2 * step) == pytest.approx(float(slopes[name][i]), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_scores_of_a_set_sum_to_what_the_lora_gives_it(context):
     """Completeness: Σ sᵢ = L(base) − L(LoRA)."""
-    found = served(context, 0, [(n + 0.5) / 16 for n in range(16)], 1)
+    found = loss_lowered(context, 0, [(n + 0.5) / 16 for n in range(16)], 1)
     off = {name: LowRankUpdate(name, 0 * low.up, low.down, low.scale) for name, low in context.updates.items()}
     wanted = loss_at(context, off) - loss_at(context, context.updates)
     assert float(sum(each.sum() for each in found.values())) == pytest.approx(wanted, rel=0.03)
@@ -114,6 +115,7 @@ def test_leak_directed_raises_the_loss_of_what_leaks_most(context):
     assert rise[0] > rise[1]
 
 
+@pytest.mark.slow
 def test_unlearning_leads_leaking_captions_to_the_base(context):
     """The distance to the base's prediction falls on leaking pictures; to the LoRA's own it stays small on the others."""
     attached = context.attached
