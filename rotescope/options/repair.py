@@ -13,7 +13,7 @@ WITHOUT_DATA = ("base-anchored",)                                      # whose f
 @dataclass(frozen=True, kw_only=True)
 class RepairConfig(AuditConfig):
     HEADINGS: ClassVar = {"ways": "ways of repairing", "train_data": "data and output"}
-    train_data: str | None = None
+    train_data: str = ""
     """what the LoRA was trained on, with captions; without it files of ways that need none are written, nothing is judged"""
     output_dir: str
     """the repaired LoRA, repair.html, repair.json and model_card.md go here, with the audits before and after"""
@@ -27,7 +27,7 @@ class RepairConfig(AuditConfig):
     """base-anchored: the shares of each layer's channels to take out, those that align least with the base, rising"""
     base_rank: int | None = None
     """base-anchored: dimensions of the base's principal subspace; a quarter of the smaller side of each weight unless given"""
-    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     """leak-directed: the shares of all channels to take out, those that serve the leaking pictures most, rising"""
     unlearn_steps: tuple[int, ...] = (300,)
     """unlearn: how many steps to train, rising"""

@@ -54,6 +54,7 @@ class AttachedUpdates:
         self.places = [_Place(update.name, layer.component, layer.name, _rows(layer, updates[update.name]))
                        for layer, update in own]
         attach(pipe, [*_left(placed, own), *(_plain(layer, update, updates[update.name]) for layer, update in own)], 1.0)
+        self.scales = {update.name: updates[update.name].scale for _, update in own}
         self._find_layers()
         self.predictor = Predictor(pipe, self.trained)
         device = pipe.components[family.denoiser].device
@@ -75,9 +76,9 @@ class AttachedUpdates:
         return list(dict.fromkeys(place.update for place in self.places))
 
     def numbers(self, updates: Mapping[str, LowRankUpdate], gain: float = 1.0) -> list[torch.Tensor]:
-        """What `use` takes: the updates' `up` as the layers hold them, times `gain`; 0 is the base."""
-        return [(gain * updates[place.update].up[place.rows]).reshape(up.shape).to(up)
-                for place, up in zip(self.places, self.ups, strict=True)]
+        """What `use` takes: the updates' `up` as the layers hold them, times `gain`; 0 is the base. `down` is the LoRA's own."""
+        return [(gain * updates[place.update].scale / self.scales[place.update] * updates[place.update].up[place.rows])
+                .reshape(up.shape).to(up) for place, up in zip(self.places, self.ups, strict=True)]
 
     def use(self, numbers: Iterable[torch.Tensor]) -> None:
         """Put numbers into the layers; nothing is copied."""

@@ -29,7 +29,7 @@ class LeakDirected(WeightRepair):
     needs_data = True
     cost = "as much as some dozens of training steps, once"
     dose_name = "share"
-    doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    doses: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     points: int = 4
     batches: int = 8
 

@@ -37,7 +37,7 @@ class Figures:
                    None if report.verification is None else sum(g.partial_copies or 0 for g in groups),
                    max(g.sim95.value for g in groups),
                    sum(a * n for a, n in aligned) / sum(n for _, n in aligned) if aligned else None,
-                   largest.fidelity and largest.fidelity.kid, tuple(report.seeds))
+                   largest.fidelity.kid if largest.fidelity else None, tuple(report.seeds))
 
 
 @dataclass(frozen=True)

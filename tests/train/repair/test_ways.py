@@ -53,6 +53,8 @@ def test_doses_that_change_nothing_are_the_identity(context):
 def test_strength_scales_every_update(context):
     after = Strength().update(context, 0.5)
     assert all(torch.allclose(after[name].delta(), low.delta() / 2) for name, low in context.updates.items())
+    halved, gained = context.attached.numbers(after), context.attached.numbers(context.updates, 0.5)
+    assert all(map(torch.allclose, halved, gained))
 
 
 def test_base_anchored_keeps_what_lies_in_the_bases_principal_subspace(context):
