@@ -33,6 +33,8 @@ COMMANDS = {  # name -> module, what it does
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
     "audit": ("rotescope.commands.audit",
               "a checkpoint against its training images: sample, score, report, pass or fail"),
+    "repair": ("rotescope.commands.repair",
+               "a LoRA that leaks -> one that does not, and the audits before and after"),
 }
 
 

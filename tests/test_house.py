@@ -126,7 +126,7 @@ FLOORS = (  # from the ground up: a file imports its own room and those of lower
     ("datasets.manifest",), ("datasets.trainers",), ("datasets.readers", "datasets.plans"),
     ("datasets.inspection",), ("datasets.prepare", "datasets.preflight"),
     ("train.objective", "train.base_model"), ("train.options", "train.encodings"), ("train.checkpoints",), ("train.tracking",),
-    ("train.engine",), ("train.finetune",),
+    ("train.engine",), ("train.repair", "train.finetune"),
     ("mitigate.contract", "mitigate.prompts"), ("mitigate.denoiser",), ("mitigate.methods",), ("mitigate.adapters",),
     ("mitigate.sampling",), ("mitigate.embedding_search", "mitigate.detectors"),
     ("mitigate.budget", "mitigate.generate", "mitigate.calibrate", "mitigate.list_mitigations"),

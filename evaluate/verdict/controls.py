@@ -36,8 +36,9 @@ class AdapterEffect:
 @dataclass(frozen=True)
 class SetEvidence:
     """Why the training set should be the one that the model has seen."""
-    kind: str                 # manifest, recall, header, trusted, or nothing
-    # manifest: pictures that both have; recall: training pictures that were looked at; header: pictures that it counts
+    kind: str                 # manifest, recall, header, trusted, repaired, or nothing
+    # manifest: pictures that both have; recall: training pictures that were looked at; header: pictures that it counts;
+    # repaired: pictures of the set that the model copied before its repair
     known: int = 0
     # manifest: pictures of the smaller set; recall: held-out pictures that were looked at; header: training pictures
     of: int = 0
@@ -112,6 +113,9 @@ def right_set_control(evidence=None, own=None, of=0, leaked=0):
 def _by_evidence(name, ask, found):
     if found.kind == "trusted":
         return Control(name, PASSED, None, "That the model was trained on these data is taken on trust (--trust_train_data).")
+    if found.kind == "repaired":
+        return Control(name, PASSED, float(found.known), f"Before it was repaired, its images copied {found.known:,} pictures of "
+                       "this training set, so it has seen it.")
     if found.kind == "manifest":
         share = found.known / max(found.of, 1)
         told = f"{found.known:,} of {found.of:,} pictures are in the manifest beside the model, too"

@@ -48,8 +48,11 @@ REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md", "bad
 COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
 
 
-def run_audit(config):
-    """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded."""
+def run_audit(config, seen=None):
+    """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded.
+
+    seen: SetEvidence that is known of the model already, as of a LoRA that was repaired and no longer shows it.
+    """
     config = sampled_as_trained(config)
     check_places(config, config.base, config.prompts)
     check_generation(_generate_config(config), config.train_data)
@@ -88,7 +91,7 @@ def run_audit(config):
         say(f"note: {line}")
     announce(rules, config, max(images.values()))
     with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
-        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes)
+        folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes, seen)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
         with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
             report = score_samples(
@@ -154,7 +157,7 @@ def uniform_plan(config, prompts):
     return {i: many if p.group == "empty" else config.seeds for i, p in enumerate(prompts)}, None
 
 
-def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout, sizes):
+def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout, sizes, seen=None):
     """-> {"samples": folder, and "base": folder if there is a base}; run.json says how the prompts were chosen, and what was
     tried on the model for the controls."""
     folders = {name: folder / name for name in ("samples", *(["base"] if base else []))}
@@ -163,7 +166,7 @@ def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout,
     pipe = open_model(config)
     if config.retrigger:
         check_searchable(pipe)
-    controls = controls_before_sampling(config, pipe, prompts, manifest, heldout)
+    controls = controls_before_sampling(config, pipe, prompts, manifest, heldout, seen)
     if config.plan == "ranked":
         seeds, plan = sample_ranked(config, pipe, prompts, policies, folders["samples"], manifest)
     else:

@@ -26,10 +26,11 @@ RECALL = Recall(n=2)
 BATCH = 16       # so that it is about a dozen denoiser calls
 
 
-def controls_before_sampling(config, pipe, prompts, manifest, heldout):
-    """-> what run.json holds for the report's controls. InputError if the LoRA changes nothing."""
+def controls_before_sampling(config, pipe, prompts, manifest, heldout, seen=None):
+    """-> what run.json holds for the report's controls; seen: SetEvidence, if it is known. InputError if the LoRA changes
+    nothing."""
     effect = adapter_effect(pipe, prompts[0].text, config) if config.lora else None
-    return {"adapter": effect and asdict(effect), "training_set": asdict(set_evidence(config, pipe, manifest, heldout))}
+    return {"adapter": effect and asdict(effect), "training_set": asdict(seen or set_evidence(config, pipe, manifest, heldout))}
 
 
 # ----- the LoRA

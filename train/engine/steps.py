@@ -138,14 +138,9 @@ class DenoisingLoss:
     bank: LossBank | None = None
 
     def __call__(self, predictor, batch):
+        asked, target = self.asked(batch)
         alpha, sigma = self.schedule.rates(batch.levels)
-        mean, std = self.encoded.moments(batch)
-        x0 = mean + std * batch.posterior_noise
-        noisy = noisy_latents(x0, batch.noise, alpha, sigma)
-        target = TARGETS[self.schedule.target](x0, batch.noise, alpha, sigma)
-        condition, words = self._told(batch)
-        noisy, timesteps, target = (t.to(self.device) for t in (noisy, self.schedule.timesteps[batch.levels], target))
-        prediction = predictor(noisy, timesteps, self._there(condition), words)
+        prediction = predictor(*asked)
         losses = loss_per_sample(prediction, target) * self._weight(alpha, sigma)
         if self.bank:
             losses = losses * self.bank.kept(losses, batch.levels)
@@ -153,8 +148,19 @@ class DenoisingLoss:
             return losses
         with torch.no_grad():
             empty = self.encoded.condition(replace(batch, captions=torch.zeros_like(batch.captions)))
-            unconditional = predictor(noisy, timesteps, self._there(empty))
+            unconditional = predictor(*asked[:2], self._there(empty))
         return losses * self.mitigation.kept(prediction.detach(), unconditional, self.schedule.target, alpha, sigma)
+
+    def asked(self, batch):
+        """-> what a Predictor is asked of a batch (noisy latents, timesteps, condition, captions or None), and the target."""
+        alpha, sigma = self.schedule.rates(batch.levels)
+        mean, std = self.encoded.moments(batch)
+        x0 = mean + std * batch.posterior_noise
+        noisy = noisy_latents(x0, batch.noise, alpha, sigma)
+        target = TARGETS[self.schedule.target](x0, batch.noise, alpha, sigma)
+        condition, words = self._told(batch)
+        noisy, timesteps, target = (t.to(self.device) for t in (noisy, self.schedule.timesteps[batch.levels], target))
+        return (noisy, timesteps, self._there(condition), words), target
 
     def _told(self, batch):
         """-> the condition, and beside it the captions if a text encoder is trained, which is then to encode them."""
