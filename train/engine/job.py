@@ -12,7 +12,6 @@ from rotescope.common.processes import is_first_process
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned, group_by_copies
 from rotescope.datasets.readers.sources import Source, read_source
-from rotescope.datasets.trainers.data_options import data_options
 from rotescope.models.memory import DENOISERS, check_quantizable, is_quantized
 from rotescope.models.model_files import find_model, read_index
 from rotescope.models.pipelines import DTYPES, chosen_device, counts_timesteps, load_pipeline
@@ -20,6 +19,7 @@ from rotescope.models.prediction import TARGETS
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
+from rotescope.train.engine.class_pictures import options_beside_class, read_class_pictures
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.latents import scaled_moments
@@ -44,6 +44,7 @@ class Job:
     parameters: list[torch.nn.Parameter]
     resume: Path | None           # the checkpoint to go on from
     source: Source                # what was read, and what was left out: pictures that cannot be
+    class_manifest: Manifest | None = None   # pictures for prior preservation; those that are to be drawn are not there yet
 
     @property
     def denoiser(self):
@@ -64,7 +65,8 @@ def check_job(config):
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    source = read_source(config.train_data, options=data_options(config))
+    source = read_source(config.train_data, options=options_beside_class(config))
+    class_manifest = read_class_pictures(config, source.manifest)
     if config.overwrite:
         check_apart(config.output_dir, {e.file for e in source.manifest})
     if not config.partial_plan:
@@ -84,7 +86,7 @@ def check_job(config):
     _warn_of_long_captions(manifest, pipe)
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
-               [p for p in predictor.parameters() if p.requires_grad], resume, source)
+               [p for p in predictor.parameters() if p.requires_grad], resume, source, class_manifest)
 
 
 def _check_text_encoder(config, kind):

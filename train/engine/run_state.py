@@ -14,11 +14,12 @@ from diffusers.training_utils import EMAModel
 
 from rotescope.train.encodings.encode import encode_texts
 from rotescope.train.engine.job import Job
-from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, training_steps
+from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, Prior, training_steps
 from rotescope.train.objective.objective import draw_levels
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 
 OWN_STREAM = 1_000_003  # between seeds: what drops out in a process is no echo of the data's draws, nor of another process's
+CLASS_STREAM = 2_000_003  # what is drawn of class pictures is no echo either
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Run:
     loss: DenoisingLoss
     ema: EMAModel | None
     total: int                                # steps of the whole run
+    prior: Prior | None                       # the class pictures beside the training pictures, if there are any
     served: torch.Tensor                      # (n,) how often each image was shown
     losses: deque = field(default_factory=lambda: deque(maxlen=100))
     step: int = 0
@@ -44,7 +46,7 @@ class Run:
         config = self.job.config
         batches = islice(self.batches, max(0, self.total - self.step))
         for result in training_steps(self.accelerator, self.model, self.optimizer, self.schedule, batches, self.loss,
-                                     config.max_grad_norm, self.step):
+                                     config.max_grad_norm, self.step, self.prior):
             self.step = result.step
             if self.loss.bank:
                 self.loss.bank.settle(self.accelerator)
@@ -80,8 +82,11 @@ def total_steps(config, manifest, size):
     return config.max_train_steps if epochs is None else math.ceil(epochs * manifest.copies / size)
 
 
-def start(job, encoded, accelerator):
-    """-> the Run before its first step. Seeds torch's own generators, from which dropout is drawn."""
+def start(job, encoded, accelerator, class_pictures=None):
+    """-> the Run before its first step. Seeds torch's own generators, from which dropout is drawn.
+
+    class_pictures: the Manifest and the Encoded of those for prior preservation, if there are any.
+    """
     config, size = job.config, batch_size(job.config, accelerator.num_processes)
     torch.manual_seed(config.seed + OWN_STREAM * (1 + accelerator.process_index))
     _place(job, accelerator)
@@ -97,8 +102,19 @@ def start(job, encoded, accelerator):
                          PerturbedCaptions.of(mitigation, job.pipe.tokenizer, partial(encode_texts, pipe=job.pipe)),
                          LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None)
     ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
-    return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total,
+    prior = _prior(job, *class_pictures, size, levels, accelerator.device) if class_pictures else None
+    return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total, prior,
                torch.zeros(len(job.manifest), dtype=torch.long))
+
+
+def _prior(job, manifest, encoded, size, levels, device):
+    """As many class pictures a step as training pictures, in an order of their own, which leaves that of the training pictures
+    as it is. No mitigation, caption dropout or min-SNR weight is theirs, as in diffusers' scripts."""
+    config = job.config
+    batches = GlobalBatches(encoded, [e.copies for e in manifest], size, levels, noise_offset=config.noise_offset,
+                            seed=config.seed + CLASS_STREAM)
+    loss = DenoisingLoss(encoded, job.noise, device, None, config.weighting_scheme)
+    return Prior(manifest, batches, loss, config.prior_loss_weight)
 
 
 def _place(job, accelerator):

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.common.errors import RunError
-from rotescope.datasets.manifest import exact_copies
+from rotescope.datasets.manifest import Manifest, exact_copies
 from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Encoded
 from rotescope.train.objective.objective import NoiseSchedule, flow_weight, loss_per_sample, min_snr_weight
@@ -177,9 +177,23 @@ class DenoisingLoss:
         return min_snr_weight(self.schedule.target, alpha, sigma, self.snr_gamma).to(self.device)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """Prior preservation (Ruiz et al. 2023, section 3.2): batches of class pictures, whose loss is added to that of the training
+    pictures `weight` times, as in diffusers' DreamBooth scripts."""
+    manifest: Manifest
+    batches: GlobalBatches
+    loss: DenoisingLoss
+    weight: float
+
+    def __call__(self, predictor, batch):
+        return self.weight * self.loss(predictor, batch)
+
+
 def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss_of, max_grad_norm=1.0,
-                   done=0) -> Iterator[StepResult]:
-    """One optimizer step for each global batch, gradients accumulated over accelerator.gradient_accumulation_steps parts of it.
+                   done=0, prior=None) -> Iterator[StepResult]:
+    """One optimizer step for each global batch, gradients accumulated over accelerator.gradient_accumulation_steps parts of it,
+    and then over as many of a batch of `prior`, if there is one.
 
     `denoiser` and `optimizer` are prepared, `lr_scheduler` is not; `done` steps were made before. RunError, before it does harm,
     on a loss or a gradient that is no number.
@@ -187,12 +201,14 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
     world, parts, overflows = accelerator.num_processes, accelerator.gradient_accumulation_steps, 0
     for step, batch in enumerate(batches, done + 1):
         lr, losses = lr_scheduler.get_last_lr()[0], []
-        for i, part in enumerate(batch.split(world * parts)[accelerator.process_index::world], 1):
-            with nullcontext() if i == parts else accelerator.no_sync(denoiser):
-                loss = loss_of(denoiser, part).mean()
+        both = ((loss_of, batch), (prior, next(prior.batches))) if prior else ((loss_of, batch),)
+        pieces = [(of, part) for of, whole in both for part in whole.split(world * parts)[accelerator.process_index::world]]
+        for i, (of, part) in enumerate(pieces, 1):
+            with nullcontext() if i == len(pieces) else accelerator.no_sync(denoiser):
+                loss = of(denoiser, part).mean()
                 accelerator.backward(loss)  # divides by the number of parts
             losses.append(loss.detach())
-        mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        mean = accelerator.reduce(torch.stack(losses).sum() / parts, "mean").item()
         _stop_unless_finite("loss", mean, step, lr)
         norm = accelerator.clip_grad_norm_(denoiser.parameters(), max_grad_norm)
         overflows = _overflows(overflows, norm, step, lr, accelerator.scaler)

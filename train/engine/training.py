@@ -20,6 +20,7 @@ from rotescope.train.checkpoints.reloaded import check_saved
 from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
+from rotescope.train.engine.class_pictures import drawn_class_pictures
 from rotescope.train.engine.job import check_job
 from rotescope.train.engine.run_state import batch_size, start, total_steps
 from rotescope.train.engine.sharding import check_sharding, rhythm, settle
@@ -92,7 +93,9 @@ def _train(job, accelerator, on_step, watch, progress):
     steps = total_steps(job.config, job.manifest, size)
     bars = {"reading images": len(job.manifest), "fine-tuning": steps}
     with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
-        run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
+        class_manifest = job.class_manifest or drawn_class_pictures(job, accelerator)
+        encoded = _encode(job, job.manifest, accelerator, lambda done: advance("reading images", to=done))
+        run = start(job, encoded, accelerator, class_manifest and (class_manifest, _encode(job, class_manifest, accelerator)))
         if job.resume:
             restore(run, job.resume)
         for result in _trained(run, watch):
@@ -162,14 +165,19 @@ def _trained(run, watch):
     settle(run.accelerator, run.model, run.job)
 
 
-def _encode(job, accelerator, show):
+def _encode(job, manifest, accelerator, show=None):
     """Latents and embeddings, on the CPU; VAE and text encoder visit the accelerator for it, each process encodes a share."""
     share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     cache = cache_of(job.config)
     drop_old_drafts(cache)
     with visiting(job.frozen(), accelerator.device):
-        return encode(job.manifest, job.pipe, job.preprocessing, job.hashes, cache, show,
+        return encode(manifest, job.pipe, job.preprocessing, job.hashes, cache, show,
                       texts=not job.config.train_text_encoder, share=share)
+
+
+def _class_pictures_of(run):
+    """What the record says of them: they stand in no manifest, so that no audit takes them for training pictures."""
+    return {"class_pictures": {"images": len(run.prior.manifest), "manifest": run.prior.manifest.hash}} if run.prior else {}
 
 
 def _save(run, about):
@@ -177,7 +185,7 @@ def _save(run, about):
     with result_folder(config.output_dir, config.overwrite) as folder:
         weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
-                 **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
+                 **about, **_class_pictures_of(run), "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(run.served), weights, about)
         drop_later(config.output_dir, run.saved)
     check_saved(job, Path(config.output_dir))  # once it is in place: the check may want more memory than there is

@@ -29,10 +29,10 @@ BOUNDS = {
         "monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"),
     Bound("it should be 0 or more", lambda v: v >= 0): (
         "checkpointing_steps", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam",
-        "guidance_scale"),
+        "guidance_scale", "num_class_images"),
     Bound("it should be above 0", lambda v: v > 0): (
         "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
-        "mem_ratio"),
+        "mem_ratio", "prior_loss_weight"),
     Bound("it is a share, from 0 to 1", lambda v: 0 <= v <= 1): (
         "caption_dropout", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
     Bound("it should be 0 or more, and below 1", lambda v: 0 <= v < 1): ("adam_beta1", "adam_beta2"),
@@ -86,10 +86,26 @@ def check_values(config):
         raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
     if config.use_8bit_adam and not find_spec("bitsandbytes"):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
+    _check_class_pictures(config)
     if config.report_to not in (None, "all"):
         check_tracker(config)
     if config.stop_at_copy_rate is not None and not config.monitor_steps:
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")
+
+
+def _check_class_pictures(config):
+    """InputError where it cannot be told which class pictures are meant, or how they are called."""
+    there = config.class_data is not None
+    if there and config.num_class_images:
+        raise InputError("--class_data has class pictures and --num_class_images draws them: give one of the two")
+    if config.num_class_images and not config.class_prompt:
+        raise InputError("--num_class_images draws class pictures: say of what with --class_prompt")
+    if config.class_prompt is not None and not config.class_prompt.strip():
+        raise InputError("--class_prompt is empty: write the caption that all class pictures have")
+    for name in () if there or config.num_class_images else ("class_prompt", "prior_loss_weight"):
+        if getattr(config, name) not in (None, 1.0):
+            raise InputError(f"--{name} is for class pictures: name them with --class_data, or have them drawn with "
+                             "--num_class_images")
 
 
 def check_tracker(config):
