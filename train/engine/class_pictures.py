@@ -21,8 +21,8 @@ from rotescope.train.tracking.validation import exact_decoding, exact_square, vi
 def options_beside_class(config):
     """-> how the training pictures are read: class pictures in a folder among them are set aside."""
     options, inner = data_options(config), config.class_data
-    among = inner and Path(inner).is_dir() and is_within(inner, config.train_data) and not options.class_data_dir
-    return replace(options, class_data_dir=inner) if among else options
+    among = inner and Path(inner).is_dir() and is_within(inner, config.train_data) and not is_within(config.train_data, inner)
+    return replace(options, class_data_dir=inner) if among and not options.class_data_dir else options
 
 
 def read_class_pictures(config, training):

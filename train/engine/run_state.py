@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 
 from rotescope.train.encodings.encode import encode_texts
 from rotescope.train.engine.job import Job
+from rotescope.train.engine.passes import ShuffledPasses
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, Prior, training_steps
 from rotescope.train.objective.objective import draw_levels
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
@@ -76,10 +77,17 @@ def batch_size(config, processes):
     return config.train_batch_size * config.gradient_accumulation_steps * processes
 
 
-def total_steps(config, manifest, size):
-    """Optimizer steps of the whole run, by `size` samples each."""
+def total_steps(config, manifest, size, shapes=()):
+    """Optimizer steps of the whole run, by `size` samples each, or where images have `shapes` by so many of one shape at most."""
     epochs = config.num_train_epochs
-    return config.max_train_steps if epochs is None else math.ceil(epochs * manifest.copies / size)
+    if epochs is None:
+        return config.max_train_steps
+    return passes_of(manifest, size, shapes).steps_of(epochs) if shapes else math.ceil(epochs * manifest.copies / size)
+
+
+def passes_of(manifest, size, shapes=()):
+    """How a run goes through its images, as to how long its epochs are."""
+    return ShuffledPasses([e.copies for e in manifest], shapes=shapes, size=size)
 
 
 def start(job, encoded, accelerator, class_pictures=None):
@@ -90,7 +98,7 @@ def start(job, encoded, accelerator, class_pictures=None):
     config, size = job.config, batch_size(job.config, accelerator.num_processes)
     torch.manual_seed(config.seed + OWN_STREAM * (1 + accelerator.process_index))
     _place(job, accelerator)
-    total, optimizer = total_steps(config, job.manifest, size), _optimizer(config, job.parameters, size)
+    total, optimizer = total_steps(config, job.manifest, size, job.shapes), _optimizer(config, job.parameters, size)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,
                              num_cycles=config.lr_num_cycles, power=config.lr_power)
     model, optimizer = accelerator.prepare(job.predictor, optimizer)
@@ -100,7 +108,8 @@ def start(job, encoded, accelerator, class_pictures=None):
                             noise_offset=config.noise_offset, seed=config.seed, mitigation=mitigation)
     loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation,
                          PerturbedCaptions.of(mitigation, job.pipe.tokenizer, partial(encode_texts, pipe=job.pipe)),
-                         LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None)
+                         LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None,
+                         config.unmasked_weight)
     ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
     prior = _prior(job, *class_pictures, size, levels, accelerator.device) if class_pictures else None
     return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total, prior,

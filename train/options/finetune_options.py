@@ -74,6 +74,18 @@ class FinetuneConfig(DataOptions):
     """crop in the middle; else somewhere, but always there"""
     random_flip: bool = False
     """mirror half of the samples"""
+    aspect_buckets: bool = False
+    """crop each picture not to a square, but to the shape nearest to its own that has about as many pixels; a batch is of one"""
+    bucket_reso_steps: int | None = None
+    """what their sides are multiples of, as in kohya's scripts; 64 unless given, or an eighth of the side of small models"""
+    min_bucket_reso: int | None = None
+    """their shortest side; half the resolution unless given"""
+    max_bucket_reso: int | None = None
+    """their longest side; twice the resolution unless given"""
+    masks: str | None = None
+    """train where a picture's mask is white: alpha, its own opacity, or the folder of masks that have the pictures' names"""
+    unmasked_weight: float = 0.0
+    """of the loss where the mask is black"""
     caption_dropout: float = 0.1
     """share of the samples that train the unconditional branch"""
 

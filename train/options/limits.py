@@ -25,8 +25,9 @@ class Bound:
 BOUNDS = {
     Bound("it should be 1 or more", lambda v: v >= 1): (
         "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "rank", "resolution",
-        "checkpoints_total_limit", "lr_num_cycles", "validation_steps", "num_validation_images",
-        "monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"),
+        "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso", "checkpoints_total_limit", "lr_num_cycles",
+        "validation_steps", "num_validation_images", "monitor_steps", "monitor_prompts", "monitor_seeds",
+        "monitor_inference_steps"),
     Bound("it should be 0 or more", lambda v: v >= 0): (
         "checkpointing_steps", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam",
         "guidance_scale", "num_class_images"),
@@ -34,7 +35,7 @@ BOUNDS = {
         "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
         "mem_ratio", "prior_loss_weight"),
     Bound("it is a share, from 0 to 1", lambda v: 0 <= v <= 1): (
-        "caption_dropout", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
+        "caption_dropout", "unmasked_weight", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
     Bound("it should be 0 or more, and below 1", lambda v: 0 <= v < 1): ("adam_beta1", "adam_beta2"),
     Bound("it should be from -1 to 1.75", lambda v: -1 <= v <= 1.75): ("mode_scale",),  # Esser et al. 2024, equation 20
     Bound("it should be from 0 to 2^62", lambda v: 0 <= v <= 2 ** 62): ("seed", "plan_seed"),
@@ -87,6 +88,11 @@ def check_values(config):
     if config.use_8bit_adam and not find_spec("bitsandbytes"):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
     _check_class_pictures(config)
+    for name in () if config.aspect_buckets else ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso"):
+        if getattr(config, name) is not None:
+            raise InputError(f"--{name} is for buckets: add --aspect_buckets true, or leave it out")
+    if config.unmasked_weight and not config.masks:
+        raise InputError("--unmasked_weight is for masks: name them with --masks")
     if config.report_to not in (None, "all"):
         check_tracker(config)
     if config.stop_at_copy_rate is not None and not config.monitor_steps:

@@ -58,8 +58,8 @@ def dreambooth(pipe, batches, weight, lr=1e-2):
         noisy, timesteps, context, noise = (torch.cat(each) for each in zip(*samples, strict=True))
         model_pred, model_pred_prior = torch.chunk(pipe.unet(noisy, timesteps, context).sample, 2)
         target, target_prior = torch.chunk(noise, 2)
-        loss = F.mse_loss(model_pred, target, reduction="mean") + weight * F.mse_loss(model_pred_prior, target_prior, reduction="mean")
-        loss.backward()
+        prior_loss = F.mse_loss(model_pred_prior, target_prior, reduction="mean")
+        (F.mse_loss(model_pred, target, reduction="mean") + weight * prior_loss).backward()
         torch.nn.utils.clip_grad_norm_(pipe.unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -72,7 +72,8 @@ def test_the_loss_is_that_of_diffusers_dreambooth_script(base, images, dogs, tmp
     pipe = StableDiffusionPipeline.from_pretrained(base)
     training = apply_plan(load_source(images), DuplicationPlan(2, 3, controls=2))
     classes = Manifest(tuple(replace(e, captions=(PROMPT,)) for e in load_source(dogs, need_captions=False)))
-    streams = [GlobalBatches(encode(manifest, pipe, Preprocessing(16), HASHES), [e.copies for e in manifest], 4, UNIFORM, seed=seed)
+    encoded = {manifest: encode(manifest, pipe, Preprocessing(16), HASHES) for manifest in (training, classes)}
+    streams = [GlobalBatches(encoded[manifest], [e.copies for e in manifest], 4, UNIFORM, seed=seed)
                for manifest, seed in ((training, 0), (classes, CLASS_STREAM))]
     batches = (((training, one), (classes, other)) for one, other in zip(*streams, strict=True))
     dreambooth(pipe, islice(batches, 5), 0.7)
@@ -96,7 +97,7 @@ def test_what_is_drawn_comes_from_the_base_and_is_drawn_once(base, images, tmp_p
     expected = stock(PROMPT, height=16, width=16, generator=torch.Generator().manual_seed(1)).images[0]
     assert np.abs(np.asarray(Image.open(second), int) - np.asarray(expected, int)).max() <= 1
     assert first.read_bytes() != second.read_bytes()
-    train_model(replace(config, max_train_steps=3, resume_from_checkpoint="latest"), progress=False)
+    train_model(replace(config, max_train_steps=3, resume_from_checkpoint="latest", overwrite=True), progress=False)
     assert "the base draws" not in capsys.readouterr().err
     assert len(list(folder.iterdir())) == 2
 
