@@ -91,7 +91,7 @@ class GlobalBatches:
         images, nth = self.passes.take(size)
         captions = self.table[images, nth % self.count[images]]
         dropped = torch.rand(size, **drawn) < self.caption_dropout
-        flips, channels, *side = self.moments.shape_of(images[0])
+        flips, channels, *side = self.moments.shape_of(0 if self.passes.shapes is None else images[0])
         shape = (size, channels // 2, *side)
         batch = Batch(images, captions.masked_fill(dropped, 0), torch.randint(flips, (size,), **drawn),
                       self.draw_levels(size, self.generator), torch.randn(shape, **drawn), torch.randn(shape, **drawn),
