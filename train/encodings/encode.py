@@ -15,7 +15,7 @@ from diffusers.utils import logging
 
 from rotescope.datasets.images.to_pixels import covering_size, to_pixels
 from rotescope.train.encodings.masks import latent_masks
-from rotescope.train.encodings.tensor_table import ALONE, TableRows, batches_of, digest, folder_of, joined, tensor_rows
+from rotescope.train.encodings.tensor_table import ALONE, TableRows, batches_of, digest, folder_of, joined_rows, tensor_rows
 from rotescope.train.objective.families import family_of
 from rotescope.train.objective.latents import scaled_moments
 
@@ -139,7 +139,7 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
         if masks:
             side = tables[-1]["moments"].shape[-2:]
             mask_tables.append(_mask_rows(cache_dir, [masks[i] for i in places], cut, side, several, share))
-    images = {name: joined([table[name] for table in tables], pieces.values()) for name in tables[0]}
+    images = {name: joined_rows([table[name] for table in tables], pieces.values()) for name in tables[0]}
     if read and on_batch:
         on_batch(len(manifest))
     zeros = str(pipe.config.get("force_zeros_for_empty_prompt", ""))  # changes what SDXL makes of the empty caption
@@ -147,7 +147,7 @@ def encode(manifest, pipe, preprocessing, hashes, cache_dir=None, on_batch=None,
     conditions = tensor_rows(folder, list(words), texts_of, batch_size, share) if texts else {}
     row = {word: i for i, word in enumerate(words.values())}
     return Encoded(images, conditions, tuple(tuple(row[c] for c in e.captions) for e in manifest), tuple(row), tuple(shapes),
-                   joined(mask_tables, pieces.values()) if masks else None)
+                   joined_rows(mask_tables, pieces.values()) if masks else None)
 
 
 def _mask_rows(cache_dir, masks, cut, side, batch_size, share):

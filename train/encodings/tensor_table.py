@@ -45,7 +45,7 @@ class TableRows:
         return torch.stack([self.parts[part][row] for part, row in self.where[rows].tolist()])
 
 
-def joined(tables, places):
+def joined_rows(tables, places):
     """Several TableRows -> one: row i of the t-th stands at places[t][i]."""
     where, before = torch.empty(sum(map(len, tables)), 2, dtype=torch.long), 0
     for table, own in zip(tables, places, strict=True):

@@ -97,7 +97,7 @@ def check_job(config):
     predictor = _trainable(config, pipe)
     return Job(config, manifest, pipe, predictor, component_hashes(model), preprocessing, noise,
                [p for p in predictor.parameters() if p.requires_grad], resume, source, class_manifest, buckets,
-               shapes_of(manifest, buckets), masks)
+               buckets_of(manifest, buckets), masks)
 
 
 def _check_text_encoder(config, kind):
@@ -163,7 +163,7 @@ def _buckets(config, pipe, side):
     return tuple(found)
 
 
-def shapes_of(manifest, buckets):
+def buckets_of(manifest, buckets):
     """-> width and height of the bucket of each picture; () without buckets."""
     if not buckets:
         return ()

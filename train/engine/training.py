@@ -21,7 +21,7 @@ from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
 from rotescope.train.engine.class_pictures import drawn_class_pictures
-from rotescope.train.engine.job import bucket_table, check_job, shapes_of
+from rotescope.train.engine.job import bucket_table, buckets_of, check_job
 from rotescope.train.engine.run_state import batch_size, passes_of, start, total_steps
 from rotescope.train.engine.sharding import check_sharding, rhythm, settle
 from rotescope.train.options.limits import check_schedule
@@ -96,7 +96,7 @@ def _train(job, accelerator, on_step, watch, progress):
         class_manifest = job.class_manifest or drawn_class_pictures(job, accelerator)
         encoded = _encode(job, job.manifest, accelerator, lambda done: advance("reading images", to=done), job.shapes, job.masks)
         classes = class_manifest and (class_manifest, _encode(job, class_manifest, accelerator,
-                                                              shapes=shapes_of(class_manifest, job.buckets)))
+                                                              shapes=buckets_of(class_manifest, job.buckets)))
         run = start(job, encoded, accelerator, classes)
         if job.resume:
             restore(run, job.resume)

@@ -19,7 +19,7 @@ from rotescope.datasets.readers.sources import load_source, read_source
 from rotescope.datasets.trainers.data_options import DataOptions
 from rotescope.models.adapters.header import read_header
 from rotescope.train.encodings.encode import Preprocessing, encode
-from rotescope.train.engine.job import check_job, shapes_of
+from rotescope.train.engine.job import buckets_of, check_job
 from rotescope.train.engine.passes import FILLS, ShuffledPasses
 from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches
 from rotescope.train.engine.training import train_model
@@ -85,7 +85,7 @@ def test_fractions_of_copies_are_exact_over_the_epochs_of_buckets():
 
 def encoded_in_buckets(pipe, folder, side=16, **more):
     manifest = load_source(folder)
-    shapes = shapes_of(manifest, bucket_shapes(side, 8 if side == 16 else 16))
+    shapes = buckets_of(manifest, bucket_shapes(side, 8 if side == 16 else 16))
     return manifest, encode(manifest, pipe, Preprocessing(side, **more), HASHES, shapes=shapes)
 
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from families.more_families import SIDES, more_family
 from PIL import Image
+from tiny_families import tiny_family
 from torchvision import transforms
 from training import config_of, in_processes, largest_difference, weights
 
@@ -146,6 +148,20 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(base, images, dogs, tmp_path):
                           ({"class_data": None, "class_prompt": None}, "class pictures")):
         with pytest.raises(InputError, match=f"another run: its {what} is"):
             train_model(replace(resumed, output_dir=str(tmp_path / "refused"), **changes), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lora"), [
+    ("sdxl", True), ("sd3", False), ("flux", True), ("flux2-klein", True), ("z-image", True),
+    ("qwen-image", False), ("sana", True), ("chroma", False)])
+def test_every_family_draws_and_keeps_its_class(name, lora, images, tmp_path):
+    pipe = tiny_family(name) if name in ("sdxl", "sd3", "flux") else more_family(name)
+    pipe.save_pretrained(tmp_path / "base")
+    out = train_model(config_of(tmp_path / "base", images, tmp_path / "out", num_class_images=1, class_prompt=PROMPT, lora=lora,
+                                resolution=SIDES.get(name, 16), max_train_steps=1, train_batch_size=2), progress=False)
+    folder, = tmp_path.glob("out-class-*")
+    assert np.asarray(Image.open(folder / "00000.png")).std() > 0
+    assert json.loads((out / "rotescope.json").read_text())["class_pictures"]["images"] == 1
 
 
 @pytest.mark.slow
