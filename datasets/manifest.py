@@ -12,7 +12,7 @@ from PIL import Image
 
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import read_table, write_table
-from rotescope.datasets.images.image_bytes import decode, locate, read_encoded
+from rotescope.datasets.images.image_bytes import decode, locate, read_encoded, upright_size
 
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("captions", pa.list_(pa.string())), ("file", pa.string()), ("row", pa.int64()),
@@ -43,14 +43,18 @@ class Example:
 
     def open(self) -> Image.Image:
         """-> PIL image, RGB, turned upright as its EXIF says, loaded. InputError if it is gone, broken or another one."""
+        return decode(self.encoded(), self.name)
+
+    def encoded(self) -> bytes:
+        """-> its bytes, as they are kept. InputError if it is gone or another one."""
         encoded = read_encoded(self.file, self.row)
         if hashlib.sha256(encoded).hexdigest() != self.sha256:
             raise InputError(f"{self.name} has changed since the manifest was made: prepare the data again")
-        return decode(encoded, self.name)
+        return encoded
 
     def size(self) -> tuple[int, int]:
-        """-> width and height in pixels, turned upright as `open` turns it."""
-        return self.open().size
+        """-> width and height in pixels, turned upright as `open` turns it; its pixels are not read."""
+        return upright_size(self.encoded(), self.name)
 
 
 FIELDS = {   # what a manifest holds, in words, and whether a value is that: anyone may have edited the table

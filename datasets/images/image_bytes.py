@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rotescope.common.errors import InputError
 from rotescope.common.parquet import parquet_file
@@ -59,6 +59,25 @@ def _formats():
         import_module(module)   # registers its format
     Image.init()
     return (*FORMATS, *(kind for kind in NEWER if kind in Image.OPEN))
+
+
+def upright_size(encoded, name):
+    """Encoded bytes of a picture that `decode` takes -> its width and height, upright; its pixels are not read."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_formats())
+        width, height = image.size
+        return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else (width, height)
+    except Exception as error:
+        raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error
+
+
+def alpha_channel(encoded, name):
+    """Encoded bytes of a picture that `decode` takes -> how opaque it is, a grey PIL image, upright; None where all of it is."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_formats())
+        return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    except Exception as error:
+        raise InputError(f"{name} cannot be read as an image ({error}): mend or remove it") from error
 
 
 def to_rgb(image):

@@ -32,6 +32,7 @@ from rotescope.datasets.trainers.kohya_folders import numbered_folder
 from rotescope.datasets.trainers.picture_tree import PictureTree, count_pictures
 
 REGULAR = "regularisation pictures (is_reg)"
+BUCKET_OPTIONS = ("min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")   # rotescope finetune calls them so, too
 
 
 # ----- the configuration
@@ -46,6 +47,7 @@ def is_kohya_config(file: Path) -> bool:
 def kohya_config_entries(file: Path, options: DataOptions) -> Iterator[Item]:
     """The pictures of each subset, `num_repeats` times."""
     held, shown = read_config(file), printable_name(file)
+    yield from _in_buckets(Setting(shown, *held["datasets"][:1], held.get("general") or {}))
     for number, one in enumerate(tables_in(held["datasets"], f"{shown}, datasets"), 1):
         subsets = tables_in(one.get("subsets") or [], f"{shown}, subsets of data set {number}")
         named: set[str] = set()
@@ -58,6 +60,14 @@ def kohya_config_entries(file: Path, options: DataOptions) -> Iterator[Item]:
             named.add(place)
             outer = {key: value for key, value in one.items() if key != "subsets"}
             yield from _subset(Setting(where, subset, outer, held.get("general") or {}), file, options)
+
+
+def _in_buckets(setting):
+    """A Remark where pictures are trained on in their shapes: how that is said here."""
+    if setting.switch("enable_bucket"):
+        given = "".join(f" --{key} {setting.number(key, 0):g}" for key in BUCKET_OPTIONS if setting.get(key) is not None)
+        yield Remark(f"{setting.where} has enable_bucket: rotescope finetune --aspect_buckets true{given} trains "
+                     "so, and --resolution buckets samples so")
 
 
 def _subset(setting, file, options):

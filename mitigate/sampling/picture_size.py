@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rotescope.common.errors import InputError
+from rotescope.datasets.images.buckets import bucket_grain, bucket_shapes, nearest_bucket
 
 BUCKETS = "buckets"
-GRAIN = 64             # of a bucket's sides, in pixels; of a model for smaller pictures, an eighth of its side
 MOST_PIXELS = 16_384   # a side
 
 
@@ -42,18 +42,8 @@ def fixed_size(resolution):
 
 
 def bucket(width, height, side):
-    """The bucket of a picture of width × height pixels, of about side² pixels -> (width, height).
-
-    Of the shapes whose sides are multiples of the grain, from side / 2 to 2 · side, and whose area is the largest up to side²,
-    the one with the nearest ratio of width to height.
-    """
-    grain = GRAIN if side >= 8 * GRAIN else max(8, side // 8)
-    longest = [(w, min(2 * side, side * side // w // grain * grain)) for w in range(max(grain, side // 2 // grain * grain),
-                                                                                      2 * side + 1, grain)]
-    square = side // grain * grain
-    shapes = sorted({(square, square), *longest, *((h, w) for w, h in longest)})
-    shapes = [s for s in shapes if min(s) >= max(grain, side // 2 // grain * grain)]
-    return min(shapes, key=lambda s: (abs(s[0] / s[1] - width / height), -s[0] * s[1]))
+    """The bucket of a picture of width × height pixels, of about side² pixels -> (width, height), as training has it."""
+    return nearest_bucket((width, height), bucket_shapes(side, bucket_grain(side)))
 
 
 def native_side(folder):

@@ -83,6 +83,8 @@ def dose_runs(config, data):
             plan = apply_plan(data, canaries)
             finetuning = replace(recipe, seed=seed, **arm.changes)
             check_values(finetuning)
+            if finetuning.aspect_buckets:   # whose epochs are as many steps as the shapes of the pictures ask for
+                raise InputError("--recipe has aspect_buckets, and a dose is trained on squares: leave it out there")
             size = finetuning.train_batch_size * finetuning.gradient_accumulation_steps
             steps = total_steps(finetuning, plan, size)  # of every arm, though an epoch of one copy each is shorter
             check_served(plan, steps * size)

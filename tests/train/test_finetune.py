@@ -34,7 +34,8 @@ from rotescope.models.pipelines import load_pipeline
 from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Preprocessing, encode, longest_reader
 from rotescope.train.engine import training as module
-from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, ShuffledPasses, training_steps
+from rotescope.train.engine.passes import ShuffledPasses
+from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, training_steps
 from rotescope.train.engine.training import train_model
 from rotescope.train.finetune import main
 from rotescope.train.objective.families import Predictor

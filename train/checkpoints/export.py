@@ -61,10 +61,18 @@ def _save_kohya(job, parts, folder):
     tensors = kohya_tensors(job.pipe, {name: get_peft_model_state_dict(part) for name, part in parts.items()}, alphas)
     copies = Counter(e.copies for e in job.manifest)
     metadata = kohya_metadata(kohya_family(job.pipe), config.rank, alphas[job.denoiser], job.preprocessing.resolution,
-                              copies if all(isinstance(n, int) for n in copies) else {})
+                              copies if all(isinstance(n, int) for n in copies) else {}, _bucket_showings(job))
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / LORA_FILE, metadata=metadata)
     return Path(folder) / LORA_FILE
+
+
+def _bucket_showings(job):
+    """-> {bucket: how many pictures of it an epoch shows, copies counted}."""
+    shown = Counter()
+    for example, shape in zip(job.manifest if job.shapes else (), job.shapes, strict=True):
+        shown[shape] += example.copies
+    return {shape: max(1, round(n)) for shape, n in shown.items()}
 
 
 def kohya_family(pipe):

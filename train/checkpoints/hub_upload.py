@@ -18,7 +18,7 @@ from rotescope.models.model_files import HUB, LORA_FILE, may_be_on_hub
 
 KEPT_BACK = ("checkpoint-*", "manifest.parquet", ".*", "logs")
 PATHS = ("pretrained_model_name_or_path", "train_data", "output_dir", "cache_dir", "resume_from_checkpoint",
-         "monitor_heldout", "class_data_dir")      # options that may name local files
+         "monitor_heldout", "class_data_dir", "class_data", "masks")   # options that may name local files
 SAVED_FROM = ("_name_or_path", "name_or_path")     # where the libraries note the folder that a part was loaded from
 CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json")
 UNKNOWN_LICENCE = {"license": "other", "license_name": "as-the-base-model"}

@@ -5,6 +5,7 @@
     checkpoint-500/history.json        the options, and where earlier starts of this run began and had others
     checkpoint-500/unet/               the trained model, or pytorch_lora_weights.safetensors: loads in a stock pipeline
 """
+import hashlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layer
          "resolution", "center_crop", "random_flip",  # what the state depends on, and what the model is asked for:
          "snr_gamma", "noise_offset", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance_scale",
          *(f.name for f in fields(TrainingMitigation)))  # other options may change from start to start, and history.json says so
+NEWER = {"prior_loss_weight": 1.0, "aspect_buckets": False, "bucket_reso_steps": None, "min_bucket_reso": None,
+         "max_bucket_reso": None, "unmasked_weight": 0.0}  # checkpoints of earlier versions are as if they had been so
 MEANT = {"data": ": see that --train_data, the pictures that can be read there and the plan are what they were",
          "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
 
@@ -73,6 +76,8 @@ def restore(run, folder):
     run.served = state["served"]
     run.losses.extend(record["losses"])
     run.batches.restore(state["batches"])
+    if run.prior:
+        run.prior.batches.restore(state["class_batches"])
     if run.loss.bank:
         run.loss.bank.mean = state.get("mean_losses", run.loss.bank.mean)
     _restore_optimizer(run, state)
@@ -83,8 +88,12 @@ def identity(run):
     """What two runs must have in common for one to go on where the other stopped."""
     config, job = run.job.config, run.job
     options = {name: getattr(config, name) for name in ALIKE}
+    options |= {name: getattr(config, name) for name, usual in NEWER.items() if getattr(config, name) != usual}
+    beside = {"class pictures": run.prior.manifest.hash} if run.prior else {}
+    if job.masks:
+        beside["masks"] = hashlib.sha256("\n".join(mask.key for mask in job.masks).encode()).hexdigest()
     model = job.hashes["base"] + (f" in {config.quantize}" if config.quantize != "none" else "")
-    return json.loads(json.dumps({"model": model, "data": job.manifest.hash, "global batch": run.batches.size,
+    return json.loads(json.dumps({"model": model, "data": job.manifest.hash, "global batch": run.batches.size, **beside,
                                   **{f"--{k}": v for k, v in options.items()}}))
 
 
@@ -98,9 +107,9 @@ def _changed(before, now):
 
 
 def _check_alike(folder, theirs, ours):
-    for what in ours:
-        if theirs.get(what) != ours[what]:
-            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours[what]}"
+    for what in dict.fromkeys((*ours, *theirs)):
+        if theirs.get(what) != ours.get(what):
+            raise InputError(f"{folder} is of another run: its {what} is {theirs.get(what)}, this one's {ours.get(what)}"
                              + MEANT.get(what, ""))
 
 
@@ -122,6 +131,8 @@ def _state(run, random_states):
         state["weights"] = dict(enumerate(run.job.parameters))
     if run.ema:
         state["ema"] = dict(enumerate(run.ema.shadow_params))
+    if run.prior:
+        state["class_batches"] = run.prior.batches.state()
     if run.loss.bank:
         state["mean_losses"] = run.loss.bank.mean
     if run.accelerator.scaler is not None:

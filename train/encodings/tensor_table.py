@@ -36,9 +36,22 @@ class TableRows:
     def shape(self):
         return (len(self), *self.parts[0].shape[1:])
 
+    def shape_of(self, row):
+        """-> the shape of one row; rows from different parts may have different ones."""
+        return self.parts[int(self.where[row][0])].shape[1:]
+
     def __getitem__(self, rows):
         """rows: (B,) -> (B, ...)."""
         return torch.stack([self.parts[part][row] for part, row in self.where[rows].tolist()])
+
+
+def joined_rows(tables, places):
+    """Several TableRows -> one: row i of the t-th stands at places[t][i]."""
+    where, before = torch.empty(sum(map(len, tables)), 2, dtype=torch.long), 0
+    for table, own in zip(tables, places, strict=True):
+        where[torch.tensor(own)] = table.where + torch.tensor([before, 0])
+        before += len(table.parts)
+    return TableRows(tuple(part for table in tables for part in table.parts), where)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
 """The job that a good config becomes: everything is checked and loaded, and nothing expensive has happened yet."""
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,10 +12,10 @@ from rotescope.common.console import say
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import check_apart
 from rotescope.common.processes import is_first_process
-from rotescope.datasets.manifest import Manifest
+from rotescope.datasets.images.buckets import bucket_grain, bucket_shapes, nearest_bucket
+from rotescope.datasets.manifest import Example, Manifest
 from rotescope.datasets.plans.duplication import DuplicationPlan, apply_plan, check_planned, group_by_copies
 from rotescope.datasets.readers.sources import Source, read_source
-from rotescope.datasets.trainers.data_options import data_options
 from rotescope.models.memory import DENOISERS, check_quantizable, is_quantized
 from rotescope.models.model_files import find_model, read_index
 from rotescope.models.pipelines import DTYPES, chosen_device, counts_timesteps, load_pipeline
@@ -21,6 +24,8 @@ from rotescope.models.vae_latents import scaled_moments
 from rotescope.train.checkpoints.export import TEXT_LAYERS, add_lora, component_hashes, kohya_family
 from rotescope.train.checkpoints.output_folder import check_cache, check_place
 from rotescope.train.encodings.encode import Preprocessing, longest_reader, too_long
+from rotescope.train.encodings.masks import PictureMask, find_masks
+from rotescope.train.engine.class_pictures import options_beside_class, read_class_pictures
 from rotescope.train.engine.sharding import USUAL_STEPS
 from rotescope.train.objective.families import FAMILIES, Predictor, family_of
 from rotescope.train.objective.objective import NoiseSchedule, noise_schedule
@@ -44,6 +49,10 @@ class Job:
     parameters: list[torch.nn.Parameter]
     resume: Path | None           # the checkpoint to go on from
     source: Source                # what was read, and what was left out: pictures that cannot be
+    class_manifest: Manifest | None = None   # pictures for prior preservation; those that are to be drawn are not there yet
+    buckets: tuple[tuple[int, int], ...] = ()   # width and height of those that there may be, and
+    shapes: tuple[tuple[int, int], ...] = ()    # the one of each picture, if they are not cropped to squares
+    masks: tuple[PictureMask, ...] = ()         # of the pictures, if the loss is masked
 
     @property
     def denoiser(self):
@@ -64,7 +73,8 @@ def check_job(config):
     model = find_model(config.pretrained_model_name_or_path, FAMILIES)
     plan = DuplicationPlan(config.duplicated, config.copies, config.caption_style,
                            config.controls, config.plan_seed, config.exclusive)
-    source = read_source(config.train_data, options=data_options(config))
+    source = read_source(config.train_data, options=options_beside_class(config))
+    class_manifest = read_class_pictures(config, source.manifest)
     if config.overwrite:
         check_apart(config.output_dir, {e.file for e in source.manifest})
     if not config.partial_plan:
@@ -80,11 +90,14 @@ def check_job(config):
     if config.lora_format == "kohya":
         kohya_family(pipe)  # or says why not
     check_place(config, min_free_mb=_megabytes(pipe, config))
-    noise = _noise(config, pipe)
+    noise, preprocessing = _noise(config, pipe), _preprocessing(config, pipe)
+    buckets = _buckets(config, pipe, preprocessing.resolution)
+    masks = find_masks(config.masks, manifest, config.train_data)
     _warn_of_long_captions(manifest, pipe)
     predictor = _trainable(config, pipe)
-    return Job(config, manifest, pipe, predictor, component_hashes(model), _preprocessing(config, pipe), noise,
-               [p for p in predictor.parameters() if p.requires_grad], resume, source)
+    return Job(config, manifest, pipe, predictor, component_hashes(model), preprocessing, noise,
+               [p for p in predictor.parameters() if p.requires_grad], resume, source, class_manifest, buckets,
+               buckets_of(manifest, buckets), masks)
 
 
 def _check_text_encoder(config, kind):
@@ -121,13 +134,46 @@ def _check_planned(source):
 
 def _preprocessing(config, pipe):
     """A transformer takes its latents in patches, so the side is a multiple of those."""
-    denoiser = pipe.components[family_of(pipe).denoiser]
-    grain = pipe.vae_scale_factor * (1 if hasattr(pipe, "unet") else 2)
+    denoiser, grain = pipe.components[family_of(pipe).denoiser], _grain(pipe)
     side = config.resolution or pipe.vae_scale_factor * (
         denoiser.config.get("sample_size") or getattr(pipe, "default_sample_size", LATENT_SIDE))
     if side % grain:
         raise InputError(f"--resolution {side}: take a multiple of {grain} for this model")
     return Preprocessing(side, config.center_crop, config.random_flip)
+
+
+def _grain(pipe):
+    """What the sides of pictures are multiples of."""
+    return pipe.vae_scale_factor * (1 if hasattr(pipe, "unet") else 2)
+
+
+def _buckets(config, pipe, side):
+    """-> those that pictures may be cropped to, or (). InputError if there are none, or the model takes none so large."""
+    if not config.aspect_buckets:
+        return ()
+    grain = math.lcm(config.bucket_reso_steps or bucket_grain(side), _grain(pipe))
+    found = bucket_shapes(side, grain, config.min_bucket_reso, config.max_bucket_reso)
+    if not found:
+        raise InputError(f"--aspect_buckets: there is none of about {side} × {side} pixels whose sides are multiples of {grain}: "
+                         "lower --bucket_reso_steps or --min_bucket_reso, or raise --resolution")
+    places = pipe.components[family_of(pipe).denoiser].config.get("pos_embed_max_size")  # a side, in patches
+    longest = places and places * _grain(pipe)
+    if longest and max(map(max, found)) > longest:
+        raise InputError(f"--aspect_buckets: this model takes sides of up to {longest} pixels: pass --max_bucket_reso {longest}")
+    return tuple(found)
+
+
+def buckets_of(manifest, buckets):
+    """-> width and height of the bucket of each picture; () without buckets."""
+    if not buckets:
+        return ()
+    with ThreadPoolExecutor() as threads:
+        return tuple(nearest_bucket(size, buckets) for size in threads.map(Example.size, manifest))
+
+
+def bucket_table(job):
+    """-> {"1024x768": how many pictures}, of the buckets that have any."""
+    return {f"{width}x{height}": n for (width, height), n in sorted(Counter(job.shapes).items())}
 
 
 def _megabytes(pipe, config):

@@ -14,11 +14,13 @@ from diffusers.training_utils import EMAModel
 
 from rotescope.train.encodings.encode import encode_texts
 from rotescope.train.engine.job import Job
-from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, training_steps
+from rotescope.train.engine.passes import ShuffledPasses
+from rotescope.train.engine.steps import DenoisingLoss, GlobalBatches, Prior, training_steps
 from rotescope.train.objective.objective import draw_levels
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 
 OWN_STREAM = 1_000_003  # between seeds: what drops out in a process is no echo of the data's draws, nor of another process's
+CLASS_STREAM = 2_000_003  # what is drawn of class pictures is no echo either
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Run:
     loss: DenoisingLoss
     ema: EMAModel | None
     total: int                                # steps of the whole run
+    prior: Prior | None                       # the class pictures beside the training pictures, if there are any
     served: torch.Tensor                      # (n,) how often each image was shown
     losses: deque = field(default_factory=lambda: deque(maxlen=100))
     step: int = 0
@@ -44,7 +47,7 @@ class Run:
         config = self.job.config
         batches = islice(self.batches, max(0, self.total - self.step))
         for result in training_steps(self.accelerator, self.model, self.optimizer, self.schedule, batches, self.loss,
-                                     config.max_grad_norm, self.step):
+                                     config.max_grad_norm, self.step, self.prior):
             self.step = result.step
             if self.loss.bank:
                 self.loss.bank.settle(self.accelerator)
@@ -74,18 +77,28 @@ def batch_size(config, processes):
     return config.train_batch_size * config.gradient_accumulation_steps * processes
 
 
-def total_steps(config, manifest, size):
-    """Optimizer steps of the whole run, by `size` samples each."""
+def total_steps(config, manifest, size, shapes=()):
+    """Optimizer steps of the whole run, by `size` samples each, or where images have `shapes` by so many of one shape at most."""
     epochs = config.num_train_epochs
-    return config.max_train_steps if epochs is None else math.ceil(epochs * manifest.copies / size)
+    if epochs is None:
+        return config.max_train_steps
+    return passes_of(manifest, size, shapes).steps_of(epochs) if shapes else math.ceil(epochs * manifest.copies / size)
 
 
-def start(job, encoded, accelerator):
-    """-> the Run before its first step. Seeds torch's own generators, from which dropout is drawn."""
+def passes_of(manifest, size, shapes=()):
+    """How a run goes through its images, as to how long its epochs are."""
+    return ShuffledPasses([e.copies for e in manifest], shapes=shapes, size=size)
+
+
+def start(job, encoded, accelerator, class_pictures=None):
+    """-> the Run before its first step. Seeds torch's own generators, from which dropout is drawn.
+
+    class_pictures: the Manifest and the Encoded of those for prior preservation, if there are any.
+    """
     config, size = job.config, batch_size(job.config, accelerator.num_processes)
     torch.manual_seed(config.seed + OWN_STREAM * (1 + accelerator.process_index))
     _place(job, accelerator)
-    total, optimizer = total_steps(config, job.manifest, size), _optimizer(config, job.parameters, size)
+    total, optimizer = total_steps(config, job.manifest, size, job.shapes), _optimizer(config, job.parameters, size)
     schedule = get_scheduler(config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total,
                              num_cycles=config.lr_num_cycles, power=config.lr_power)
     model, optimizer = accelerator.prepare(job.predictor, optimizer)
@@ -95,10 +108,22 @@ def start(job, encoded, accelerator):
                             noise_offset=config.noise_offset, seed=config.seed, mitigation=mitigation)
     loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation,
                          PerturbedCaptions.of(mitigation, job.pipe.tokenizer, partial(encode_texts, pipe=job.pipe)),
-                         LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None)
+                         LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None,
+                         config.unmasked_weight)
     ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
-    return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total,
+    prior = _prior(job, *class_pictures, size, levels, accelerator.device) if class_pictures else None
+    return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total, prior,
                torch.zeros(len(job.manifest), dtype=torch.long))
+
+
+def _prior(job, manifest, encoded, size, levels, device):
+    """As many class pictures a step as training pictures, in an order of their own, which leaves that of the training pictures
+    as it is. No mitigation, caption dropout or min-SNR weight is theirs, as in diffusers' scripts."""
+    config = job.config
+    batches = GlobalBatches(encoded, [e.copies for e in manifest], size, levels, noise_offset=config.noise_offset,
+                            seed=config.seed + CLASS_STREAM)
+    loss = DenoisingLoss(encoded, job.noise, device, None, config.weighting_scheme)
+    return Prior(manifest, batches, loss, config.prior_loss_weight)
 
 
 def _place(job, accelerator):

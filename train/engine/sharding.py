@@ -22,6 +22,8 @@ def check_sharding(accelerator, config):
         if max(config.gradient_accumulation_steps, accelerator.gradient_accumulation_steps) > 1:
             raise InputError("--gradient_accumulation_steps does not go with DEEPSPEED, here or in its launch file: "
                              "take a larger --train_batch_size")
+        if config.class_data or config.num_class_images:  # their gradients are added to those of the training pictures
+            raise InputError("class pictures do not go with DEEPSPEED: leave them out, or launch with FSDP or without sharding")
         plugin = accelerator.state.deepspeed_plugin  # it would read the size from a data loader, and there is none
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train_batch_size
 

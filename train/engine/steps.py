@@ -12,9 +12,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rotescope.common.errors import RunError
-from rotescope.datasets.manifest import exact_copies
+from rotescope.datasets.manifest import Manifest
 from rotescope.models.prediction import TARGETS, noisy_latents
 from rotescope.train.encodings.encode import Encoded
+from rotescope.train.engine.passes import FILLS, ShuffledPasses
 from rotescope.train.objective.objective import NoiseSchedule, flow_weight, loss_per_sample, min_snr_weight
 from rotescope.train.objective.training_mitigations import LossBank, PerturbedCaptions, TrainingMitigation
 
@@ -27,7 +28,7 @@ class StepResult:
     step: int             # 1 ...
     loss: float           # mean over the global batch
     lr: float
-    images: torch.Tensor  # (B,) which images the global batch showed
+    images: torch.Tensor  # (≤ B,) which images the global batch showed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ class Batch:
     partners: torch.Tensor | None = None    # (B,) rows of Encoded.texts, and
     shares: torch.Tensor | None = None      # (B,), if a mitigation disturbs the embeddings
     caption_seeds: torch.Tensor | None = None  # (B,), if one perturbs the captions
+    counts: torch.Tensor | None = None  # (B,), where samples may only fill the batch up: 0 for these, else more than 0
+
+    @property
+    def shown(self):
+        """-> the images that count."""
+        return self.images if self.counts is None else self.images[self.counts > 0]
+
+    def trimmed(self, parts):
+        """-> the same without samples that only fill it up, but for those that it takes to split it into `parts`. The mean of
+        losses times `counts` is then that of the samples that count."""
+        if self.counts is None:
+            return self
+        real = len(self.shown)
+        kept = math.ceil(real / parts) * parts
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        batch = Batch(**{name: column[:kept] for name, column in columns.items()})
+        return replace(batch, counts=(batch.counts > 0).float() * kept / real)
 
     def split(self, parts):
         """-> `parts` batches of B / parts samples each."""
@@ -51,51 +69,16 @@ class Batch:
         return [Batch(*piece) for piece in pieces]
 
 
-class ShuffledPasses:
-    """Endless epochs, each shuffled anew; k epochs show image i ⌊k · copies[i] + offset⌋ times, so a fraction is exact over them.
-
-    The offsets, below 1 and spread evenly, let no epoch have all the showings that fractions leave over.
-    """
-
-    def __init__(self, copies, generator):
-        exact = [exact_copies(c) for c in torch.as_tensor(copies, dtype=torch.float64).tolist()]   # (n,)
-        parts = [i for i, c in enumerate(exact) if c.denominator > 1]
-        offsets = {i: place * exact[i].denominator // len(parts) for place, i in enumerate(parts)}
-        self.times = torch.tensor([c.numerator for c in exact])
-        self.epochs = torch.tensor([c.denominator for c in exact])
-        self.offsets = torch.tensor([offsets.get(i, 0) for i in range(len(exact))])   # of epochs' numbers: whole, so exact
-        self.generator, self.epoch = generator, 0
-        self.queue = torch.empty(2, 0, dtype=torch.long)
-
-    def shown(self, epochs):
-        """-> (n,) how often each image came in the first so many epochs."""
-        return (epochs * self.times + self.offsets) // self.epochs
-
-    def take(self, size):
-        """-> (2, size): image, and how often it came before."""
-        while self.queue.shape[1] < size:
-            before, after = self.shown(self.epoch), self.shown(self.epoch + 1)
-            counts = after - before
-            images = torch.repeat_interleave(counts)                                              # (N,) of this epoch
-            nth = torch.arange(len(images)) - (counts.cumsum(0) - counts - before)[images]        # (N,)
-            order = torch.randperm(len(images), generator=self.generator)
-            self.queue = torch.cat([self.queue, torch.stack([images, nth])[:, order]], 1)
-            self.epoch += 1
-        taken, self.queue = self.queue[:, :size], self.queue[:, size:]
-        return taken
-
-
 class GlobalBatches:
     """Endless batches of `size` samples. Copy j of an image comes under its caption number j modulo the number of them."""
 
     def __init__(self, encoded: Encoded, copies, size, draw_levels, *, caption_dropout=0.0, noise_offset=0.0, seed=0,
                  mitigation=NO_MITIGATION):
         self.generator = torch.Generator().manual_seed(seed)
-        self.passes = ShuffledPasses(copies, self.generator)
+        self.passes = ShuffledPasses(copies, self.generator, encoded.shapes, size)
         self.count = torch.tensor([len(rows) for rows in encoded.captions])
         self.table = pad_sequence([torch.tensor(rows) for rows in encoded.captions], batch_first=True)  # (n, most captions)
-        _, self.flips, channels, *side = encoded.images["moments"].shape
-        self.size, self.shape = size, (size, channels // 2, *side)
+        self.size, self.moments = size, encoded.images["moments"]
         self.text_shape = encoded.texts["text"].shape[1:] if encoded.texts else ()
         self.draw_levels, self.caption_dropout, self.noise_offset = draw_levels, caption_dropout, noise_offset
         self.mitigation = mitigation
@@ -108,11 +91,13 @@ class GlobalBatches:
         images, nth = self.passes.take(size)
         captions = self.table[images, nth % self.count[images]]
         dropped = torch.rand(size, **drawn) < self.caption_dropout
-        batch = Batch(images, captions.masked_fill(dropped, 0), torch.randint(self.flips, (size,), **drawn),
-                      self.draw_levels(size, self.generator),
-                      torch.randn(self.shape, **drawn), torch.randn(self.shape, **drawn))
+        flips, channels, *side = self.moments.shape_of(0 if self.passes.shapes is None else images[0])
+        shape = (size, channels // 2, *side)
+        batch = Batch(images, captions.masked_fill(dropped, 0), torch.randint(flips, (size,), **drawn),
+                      self.draw_levels(size, self.generator), torch.randn(shape, **drawn), torch.randn(shape, **drawn),
+                      counts=None if self.passes.shapes is None else (nth != FILLS).float())
         if self.noise_offset:  # Guttenberg 2023, "Diffusion with offset noise"
-            batch.noise.add_(torch.randn(*self.shape[:2], 1, 1, **drawn), alpha=self.noise_offset)
+            batch.noise.add_(torch.randn(*shape[:2], 1, 1, **drawn), alpha=self.noise_offset)
         return replace(batch, **self.mitigation.draw(batch.captions, self.text_shape, self.generator))
 
     def state(self):
@@ -136,14 +121,21 @@ class DenoisingLoss:
     mitigation: TrainingMitigation = NO_MITIGATION
     captions: PerturbedCaptions | None = None
     bank: LossBank | None = None
+    unmasked_weight: float = 0.0   # where there are masks, the least that a place of a picture counts, as in OneTrainer
 
     def __call__(self, predictor, batch):
+        losses = self._losses(predictor, batch)
+        return losses if batch.counts is None else losses * batch.counts.to(losses)
+
+    def _losses(self, predictor, batch):
         asked, target = self.asked(batch)
         alpha, sigma = self.schedule.rates(batch.levels)
-        prediction = predictor(*asked)
-        losses = loss_per_sample(prediction, target) * self._weight(alpha, sigma)
+        prediction, mask = predictor(*asked), self.encoded.mask(batch)
+        places = None if mask is None else mask.clamp(min=self.unmasked_weight).to(self.device)
+        losses = loss_per_sample(prediction, target, places) * self._weight(alpha, sigma)
         if self.bank:
-            losses = losses * self.bank.kept(losses, batch.levels)
+            fills = torch.zeros_like(batch.levels, dtype=torch.bool) if batch.counts is None else batch.counts == 0
+            losses = losses * self.bank.kept(losses, batch.levels.masked_fill(fills, -1))
         if self.mitigation.hard_threshold is None:
             return losses
         with torch.no_grad():
@@ -183,9 +175,23 @@ class DenoisingLoss:
         return min_snr_weight(self.schedule.target, alpha, sigma, self.snr_gamma).to(self.device)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """Prior preservation (Ruiz et al. 2023, section 3.2): batches of class pictures, whose loss is added to that of the training
+    pictures `weight` times, as in diffusers' DreamBooth scripts."""
+    manifest: Manifest
+    batches: GlobalBatches
+    loss: DenoisingLoss
+    weight: float
+
+    def __call__(self, predictor, batch):
+        return self.weight * self.loss(predictor, batch)
+
+
 def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss_of, max_grad_norm=1.0,
-                   done=0) -> Iterator[StepResult]:
-    """One optimizer step for each global batch, gradients accumulated over accelerator.gradient_accumulation_steps parts of it.
+                   done=0, prior=None) -> Iterator[StepResult]:
+    """One optimizer step for each global batch, gradients accumulated over accelerator.gradient_accumulation_steps parts of it,
+    and then over as many of a batch of `prior`, if there is one.
 
     `denoiser` and `optimizer` are prepared, `lr_scheduler` is not; `done` steps were made before. RunError, before it does harm,
     on a loss or a gradient that is no number.
@@ -193,19 +199,22 @@ def training_steps(accelerator, denoiser, optimizer, lr_scheduler, batches, loss
     world, parts, overflows = accelerator.num_processes, accelerator.gradient_accumulation_steps, 0
     for step, batch in enumerate(batches, done + 1):
         lr, losses = lr_scheduler.get_last_lr()[0], []
-        for i, part in enumerate(batch.split(world * parts)[accelerator.process_index::world], 1):
-            with nullcontext() if i == parts else accelerator.no_sync(denoiser):
-                loss = loss_of(denoiser, part).mean()
+        both = ((loss_of, batch), (prior, next(prior.batches))) if prior else ((loss_of, batch),)
+        pieces = [(of, part) for of, whole in both
+                  for part in whole.trimmed(world * parts).split(world * parts)[accelerator.process_index::world]]
+        for i, (of, part) in enumerate(pieces, 1):
+            with nullcontext() if i == len(pieces) else accelerator.no_sync(denoiser):
+                loss = of(denoiser, part).mean()
                 accelerator.backward(loss)  # divides by the number of parts
             losses.append(loss.detach())
-        mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        mean = accelerator.reduce(torch.stack(losses).sum() / parts, "mean").item()
         _stop_unless_finite("loss", mean, step, lr)
         norm = accelerator.clip_grad_norm_(denoiser.parameters(), max_grad_norm)
         overflows = _overflows(overflows, norm, step, lr, accelerator.scaler)
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
-        yield StepResult(step, mean, lr, batch.images)
+        yield StepResult(step, mean, lr, batch.shown)
 
 
 def _overflows(before, norm, step, lr, scaler):

@@ -20,8 +20,9 @@ from rotescope.train.checkpoints.reloaded import check_saved
 from rotescope.train.checkpoints.resume import restore, save_checkpoint
 from rotescope.train.encodings.encode import encode
 from rotescope.train.encodings.tensor_table import Share, drop_old_drafts
-from rotescope.train.engine.job import check_job
-from rotescope.train.engine.run_state import batch_size, start, total_steps
+from rotescope.train.engine.class_pictures import drawn_class_pictures
+from rotescope.train.engine.job import bucket_table, buckets_of, check_job
+from rotescope.train.engine.run_state import batch_size, passes_of, start, total_steps
 from rotescope.train.engine.sharding import check_sharding, rhythm, settle
 from rotescope.train.options.limits import check_schedule
 from rotescope.train.tracking.validation import accelerator_of, check_agreed, report, tracked, visiting
@@ -45,7 +46,7 @@ def _trained_whole(job, repository, on_step, progress, monitor):
     started, config = time.time(), job.config
     watch = _watch(job, monitor, say if progress else _hush)
     size = batch_size(config, process_count())
-    steps = total_steps(config, job.manifest, size)
+    steps = total_steps(config, job.manifest, size, job.shapes)
     _check_length(job, steps, size)
     _announce(job, steps, size, progress)
     accelerator = accelerator_of(config, job.predictor.family.some_unused)
@@ -89,10 +90,14 @@ def _train(job, accelerator, on_step, watch, progress):
     """-> the Run after its last step."""
     torch.backends.cuda.matmul.allow_tf32 |= job.config.allow_tf32
     size = batch_size(job.config, accelerator.num_processes)
-    steps = total_steps(job.config, job.manifest, size)
+    steps = total_steps(job.config, job.manifest, size, job.shapes)
     bars = {"reading images": len(job.manifest), "fine-tuning": steps}
     with progress_bars(bars, disable=not (progress and accelerator.is_main_process)) as advance:
-        run = start(job, _encode(job, accelerator, lambda done: advance("reading images", to=done)), accelerator)
+        class_manifest = job.class_manifest or drawn_class_pictures(job, accelerator)
+        encoded = _encode(job, job.manifest, accelerator, lambda done: advance("reading images", to=done), job.shapes, job.masks)
+        classes = class_manifest and (class_manifest, _encode(job, class_manifest, accelerator,
+                                                              shapes=buckets_of(class_manifest, job.buckets)))
+        run = start(job, encoded, accelerator, classes)
         if job.resume:
             restore(run, job.resume)
         for result in _trained(run, watch):
@@ -107,7 +112,7 @@ def _check_length(job, steps, size):
     InputError, too, if the learning rate's schedule does not fit into the run."""
     check_schedule(job.config, steps, size)
     try:
-        check_served(job.manifest, steps * size)
+        check_served(job.manifest, passes_of(job.manifest, size, job.shapes).samples_in(steps))
     except InputError as error:
         if any(e.copies > 1 for e in job.manifest) and not job.config.partial_plan:
             raise InputError(f"{error}; --partial_plan true trains all the same, as for a trial of a few steps") from error
@@ -120,10 +125,13 @@ def _announce(job, steps, size, progress):
     if progress and is_first_process():
         for sentence in (s for s in job.source.unused if s.startswith("note: ")):
             say(sentence)
-        epochs = steps * size / job.manifest.copies
+        epochs = passes_of(job.manifest, size, job.shapes).samples_in(steps) / job.manifest.copies
         copies = sorted({e.copies for e in job.manifest})
         shown = " to ".join(f"{epochs * c:,.1f}" for c in dict.fromkeys((copies[0], copies[-1])))
-        say(f"{steps:,} steps of {size} samples: {epochs:,.1f} epochs, an image is shown about {shown} times")
+        of = f"up to {size}" if job.shapes else size
+        say(f"{steps:,} steps of {of} samples: {epochs:,.1f} epochs, an image is shown about {shown} times")
+        if job.shapes:
+            say("note: pictures are cropped to " + ", ".join(f"{size} ({n})" for size, n in bucket_table(job).items()))
     if job.source.quarantined and is_first_process():
         say(f"warning: {len(job.source.quarantined):,} of the pictures cannot be trained on and are left out, the first: "
              f"{job.source.quarantined[0].reason}")
@@ -162,14 +170,21 @@ def _trained(run, watch):
     settle(run.accelerator, run.model, run.job)
 
 
-def _encode(job, accelerator, show):
+def _encode(job, manifest, accelerator, show=None, shapes=(), masks=()):
     """Latents and embeddings, on the CPU; VAE and text encoder visit the accelerator for it, each process encodes a share."""
     share = Share(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
     cache = cache_of(job.config)
     drop_old_drafts(cache)
     with visiting(job.frozen(), accelerator.device):
-        return encode(job.manifest, job.pipe, job.preprocessing, job.hashes, cache, show,
-                      texts=not job.config.train_text_encoder, share=share)
+        return encode(manifest, job.pipe, job.preprocessing, job.hashes, cache, show,
+                      texts=not job.config.train_text_encoder, share=share, shapes=shapes, masks=masks)
+
+
+def _beside(run):
+    """What the record says of class pictures, which stand in no manifest, so that no audit takes them for training pictures, and
+    of buckets."""
+    classes = {"class_pictures": {"images": len(run.prior.manifest), "manifest": run.prior.manifest.hash}} if run.prior else {}
+    return classes | ({"buckets": bucket_table(run.job)} if run.job.shapes else {})
 
 
 def _save(run, about):
@@ -177,7 +192,8 @@ def _save(run, about):
     with result_folder(config.output_dir, config.overwrite) as folder:
         weights = save_lora(job, folder) if config.lora else save_full(job, folder, DTYPES[config.save_dtype])
         about = {"kind": "lora" if config.lora else "full", "base": config.pretrained_model_name_or_path, "seed": config.seed,
-                 **about, "left_out": [asdict(q) for q in job.source.quarantined], "hashes": {"base": job.hashes["base"]}}
+                 **about, **_beside(run), "left_out": [asdict(q) for q in job.source.quarantined],
+                 "hashes": {"base": job.hashes["base"]}}
         save_record(folder, config, job.manifest.with_served(run.served), weights, about)
         drop_later(config.output_dir, run.saved)
     check_saved(job, Path(config.output_dir))  # once it is in place: the check may want more memory than there is

@@ -55,9 +55,10 @@ def draw_levels(schedule, scheme="none", logit_mean=0.0, logit_std=1.0, mode_sca
     return dense if schedule.target == "flow" else uniform
 
 
-def loss_per_sample(prediction, target):
-    """Mean squared error -> (B,), in float32."""
-    return F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+def loss_per_sample(prediction, target, weight=None):
+    """Mean squared error -> (B,), in float32; weight: (B, 1, h, w) of each place, over all of which the mean goes."""
+    squares = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    return (squares if weight is None else squares * weight).flatten(1).mean(1)
 
 
 def min_snr_weight(prediction_type, alpha, sigma, gamma):

@@ -99,7 +99,7 @@ class LossBank:
         self.seen = []  # (2, B): levels and losses of the parts of a batch in progress
 
     def kept(self, losses, levels):
-        """Losses (B,), levels (B,) -> (B,), 1 where the sample is kept, else 0."""
+        """Losses (B,), levels (B,), -1 where a sample only fills the batch up -> (B,), 1 where the sample is kept, else 0."""
         losses = losses.detach()
         self.seen.append(torch.stack([levels.to(losses), losses]))
         return (self.mem_ratio * losses >= self.mean[levels].to(losses)).to(losses)
@@ -108,7 +108,7 @@ class LossBank:
         """After a step: take in the global batch in its order, whichever process saw which part of it."""
         mine = torch.stack(self.seen)[None].to(accelerator.device)          # (1, parts, 2, B)
         everyones = accelerator.gather(mine).cpu().permute(1, 0, 3, 2)      # (parts, processes, B, 2)
-        for level, loss in everyones.reshape(-1, 2).tolist():
+        for level, loss in (both for both in everyones.reshape(-1, 2).tolist() if both[0] >= 0):
             self.mean[int(level)] = self.decay * self.mean[int(level)] + (1 - self.decay) * loss
         self.seen.clear()
 

@@ -14,7 +14,7 @@ EMBEDDED = {"pretrained_model_name_or_path": BASE, "train_data": BASE.parent.par
 @dataclass(frozen=True)
 class FinetuneConfig(DataOptions):
     HEADINGS: ClassVar = {
-        "pretrained_model_name_or_path": "model, data and output", "duplicated": "the dose",
+        "pretrained_model_name_or_path": "model, data and output", "duplicated": "the dose", "class_data": "prior preservation",
         "resolution": "pictures and captions", "lora": "LoRA", "seed": "training", "rand_noise_lam": "mitigations while training",
         "mixed_precision": "precision", "validation_prompts": "pictures while training",
         "monitor_steps": "the monitor", "report_to": "trackers and hub"}
@@ -58,12 +58,34 @@ class FinetuneConfig(DataOptions):
     """train even where the run ends before it showed every planned copy, or planned images are missing: the dose is then less
     than the plan says"""
 
+    class_data: str | None = None
+    """folder, file or manifest of class pictures, which are trained on beside the others so that the model keeps what it knew of
+    the class (DreamBooth); they are no training pictures in the manifest"""
+    class_prompt: str | None = None
+    """the one caption of all class pictures; their own unless given"""
+    num_class_images: int = 0
+    """where there are none: draw so many of --class_prompt with the base before training, into a folder beside output_dir"""
+    prior_loss_weight: float = 1.0
+    """of the class pictures' loss beside that of the training pictures"""
+
     resolution: int | None = None
     """side of the training images in pixels; the model's own unless given"""
     center_crop: bool = True
     """crop in the middle; else somewhere, but always there"""
     random_flip: bool = False
     """mirror half of the samples"""
+    aspect_buckets: bool = False
+    """crop each picture not to a square, but to the shape nearest to its own that has about as many pixels; a batch is of one"""
+    bucket_reso_steps: int | None = None
+    """what their sides are multiples of, as in kohya's scripts; 64 unless given, or an eighth of the side of small models"""
+    min_bucket_reso: int | None = None
+    """their shortest side; half the resolution unless given"""
+    max_bucket_reso: int | None = None
+    """their longest side; twice the resolution unless given"""
+    masks: str | None = None
+    """train where a picture's mask is white: alpha, its own opacity, or the folder of masks that have the pictures' names"""
+    unmasked_weight: float = 0.0
+    """of the loss where the mask is black"""
     caption_dropout: float = 0.1
     """share of the samples that train the unconditional branch"""
 

@@ -25,16 +25,17 @@ class Bound:
 BOUNDS = {
     Bound("it should be 1 or more", lambda v: v >= 1): (
         "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "rank", "resolution",
-        "checkpoints_total_limit", "lr_num_cycles", "validation_steps", "num_validation_images",
-        "monitor_steps", "monitor_prompts", "monitor_seeds", "monitor_inference_steps"),
+        "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso", "checkpoints_total_limit", "lr_num_cycles",
+        "validation_steps", "num_validation_images", "monitor_steps", "monitor_prompts", "monitor_seeds",
+        "monitor_inference_steps"),
     Bound("it should be 0 or more", lambda v: v >= 0): (
         "checkpointing_steps", "learning_rate", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "rand_noise_lam",
-        "guidance_scale"),
+        "guidance_scale", "num_class_images"),
     Bound("it should be above 0", lambda v: v > 0): (
         "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
-        "mem_ratio"),
+        "mem_ratio", "prior_loss_weight"),
     Bound("it is a share, from 0 to 1", lambda v: 0 <= v <= 1): (
-        "caption_dropout", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
+        "caption_dropout", "unmasked_weight", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
     Bound("it should be 0 or more, and below 1", lambda v: 0 <= v < 1): ("adam_beta1", "adam_beta2"),
     Bound("it should be from -1 to 1.75", lambda v: -1 <= v <= 1.75): ("mode_scale",),  # Esser et al. 2024, equation 20
     Bound("it should be from 0 to 2^62", lambda v: 0 <= v <= 2 ** 62): ("seed", "plan_seed"),
@@ -86,10 +87,31 @@ def check_values(config):
         raise InputError("this mitigation needs embeddings that stay the same: leave out --train_text_encoder or the mitigation")
     if config.use_8bit_adam and not find_spec("bitsandbytes"):
         raise InputError("--use_8bit_adam needs bitsandbytes, which is not installed: pip install 'rotescope[gpu]'")
+    _check_class_pictures(config)
+    for name in () if config.aspect_buckets else ("bucket_reso_steps", "min_bucket_reso", "max_bucket_reso"):
+        if getattr(config, name) is not None:
+            raise InputError(f"--{name} is for buckets: add --aspect_buckets true, or leave it out")
+    if config.unmasked_weight and not config.masks:
+        raise InputError("--unmasked_weight is for masks: name them with --masks")
     if config.report_to not in (None, "all"):
         check_tracker(config)
     if config.stop_at_copy_rate is not None and not config.monitor_steps:
         raise InputError(f"--stop_at_copy_rate {config.stop_at_copy_rate} needs measurements: add --monitor_steps")
+
+
+def _check_class_pictures(config):
+    """InputError where it cannot be told which class pictures are meant, or how they are called."""
+    there = config.class_data is not None
+    if there and config.num_class_images:
+        raise InputError("--class_data has class pictures and --num_class_images draws them: give one of the two")
+    if config.num_class_images and not config.class_prompt:
+        raise InputError("--num_class_images draws class pictures: say of what with --class_prompt")
+    if config.class_prompt is not None and not config.class_prompt.strip():
+        raise InputError("--class_prompt is empty: write the caption that all class pictures have")
+    for name in () if there or config.num_class_images else ("class_prompt", "prior_loss_weight"):
+        if getattr(config, name) not in (None, 1.0):
+            raise InputError(f"--{name} is for class pictures: name them with --class_data, or have them drawn with "
+                             "--num_class_images")
 
 
 def check_tracker(config):

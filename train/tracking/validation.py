@@ -66,11 +66,16 @@ def validation_images(run):
     config, pipe, side = run.job.config, run.job.pipe, run.job.preprocessing.resolution
     seeds = [config.seed + j for j in range(config.num_validation_images)]
     pipe.set_progress_bar_config(disable=True)
-    exact = {"use_resolution_binning": False} if "use_resolution_binning" in signature(pipe.__call__).parameters else {}
     with sampling(run):
-        return [pipe(prompt=prompt, num_inference_steps=25, height=side, width=side, **exact,
+        return [pipe(prompt=prompt, num_inference_steps=25, **exact_square(pipe, side),
                      generator=torch.Generator().manual_seed(seed)).images[0]
                 for prompt in config.validation_prompts for seed in seeds]
+
+
+def exact_square(pipe, side):
+    """-> what a call of the pipeline has to be told to draw a square of so many pixels, and no size that it prefers."""
+    binned = "use_resolution_binning" in signature(pipe.__call__).parameters
+    return {"height": side, "width": side} | ({"use_resolution_binning": False} if binned else {})
 
 
 @contextmanager
@@ -127,9 +132,10 @@ def visiting(parts, device):
 
 def check_agreed(job):
     """InputError, in every process, if they do not all see the same model, images and checkpoint: each would train on its own."""
-    seen = gather_object([(job.hashes["base"], job.manifest.hash, job.resume and sha256(job.resume / RECORD))])
+    data = job.manifest.hash + (job.class_manifest.hash if job.class_manifest else "")
+    seen = gather_object([(job.hashes["base"], data, job.resume and sha256(job.resume / RECORD))])
     names = ("model: see that --pretrained_model_name_or_path is one to all of them",
-             "images: see that each of them can read the whole of --train_data, and that nothing changes there",
+             "images: see that each of them can read the whole of --train_data and --class_data, and that nothing changes there",
              "checkpoint: put the one to resume from where each of them finds it")
     for of_each, name in zip(zip(*seen, strict=True), names, strict=True):
         if len(set(of_each)) > 1:

@@ -43,14 +43,18 @@ def kohya_tensors(pipe: Any, layers: Mapping[str, Mapping[str, torch.Tensor]],
     return found
 
 
-def kohya_metadata(family: str, rank: int, alpha: float, resolution: int, shown: Mapping[int, int]) -> dict[str, str]:
+def kohya_metadata(family: str, rank: int, alpha: float, resolution: int, shown: Mapping[int, int],
+                   buckets: Mapping[tuple[int, int], int]) -> dict[str, str]:
     """What such a file's header says of its training, as far as other programs ask for it.
 
     shown: how often an epoch shows a picture -> how many pictures it shows so often; each stands for a folder, whose name is not
-    handed on. Nothing where copies are no whole numbers, which this header cannot say.
+    handed on. Nothing where copies are no whole numbers, which this header cannot say. buckets: width and height -> how many
+    showings; nothing where pictures were cropped to squares.
     """
+    info = {"buckets": {str(i): {"resolution": shape, "count": n} for i, (shape, n) in enumerate(sorted(buckets.items()))}}
     folders = {f"{repeats}_": {"n_repeats": repeats, "img_count": n} for repeats, n in sorted(shown.items())}
     bases = {"sdxl": "sdxl_base_v1-0", "sd2": "sd_v2", "sd1": "sd_v1"}
     return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}",
             "ss_base_model_version": bases[family], "ss_v2": str(family == "sd2"),
-            "ss_resolution": f"({resolution}, {resolution})"} | ({"ss_dataset_dirs": json.dumps(folders)} if folders else {})
+            "ss_resolution": f"({resolution}, {resolution})"} | ({"ss_dataset_dirs": json.dumps(folders)} if folders else {}) | (
+                {"ss_enable_bucket": "True", "ss_bucket_info": json.dumps(info)} if buckets else {})
