@@ -42,16 +42,16 @@ class ShuffledPasses:
             nth = torch.arange(len(images)) - (counts.cumsum(0) - counts - before)[images]        # (N,)
             order = torch.randperm(len(images), generator=self.generator)
             showings = torch.stack([images, nth])[:, order]
-            self.queue = torch.cat([self.queue, showings if self.shapes is None else self._in_batches(showings)], 1)
+            self.queue = torch.cat([self.queue, showings if self.shapes is None else self._in_batches(showings, self.shapes[images[order]])], 1)
             self.epoch += 1
         taken, self.queue = self.queue[:, :size], self.queue[:, size:]
         return taken
 
-    def _in_batches(self, showings):
-        """An epoch (2, N) in its order -> the same (2, a multiple of the size), batches of one shape in an order of their own."""
+    def _in_batches(self, showings, shapes):
+        """An epoch (2, N) in its order, and the shape of each (N,) -> the same (2, a multiple of the size), batches of one shape in an order of their own."""
         batches = []
-        for shape in self.shapes[showings[0]].unique():
-            own = showings[:, self.shapes[showings[0]] == shape]
+        for shape in shapes.unique():
+            own = showings[:, shapes == shape]
             missing = -own.shape[1] % self.size
             fill = own[:, torch.arange(missing) % own.shape[1]].clone()
             fill[1] = FILLS

@@ -111,15 +111,15 @@ def start(job, encoded, accelerator, class_pictures=None):
                          LossBank(len(job.noise), config.mem_ratio, config.arr_ema_decay) if config.mem_ratio else None,
                          config.unmasked_weight)
     ema = EMAModel(job.parameters, decay=config.ema_decay, foreach=True) if config.use_ema else None
-    prior = _prior(job, *class_pictures, size, levels, accelerator.device) if class_pictures else None
+    prior = _prior(job, class_pictures, size, levels, accelerator.device) if class_pictures else None
     return Run(job, accelerator, model, optimizer, schedule, batches, loss, ema, total, prior,
                torch.zeros(len(job.manifest), dtype=torch.long))
 
 
-def _prior(job, manifest, encoded, size, levels, device):
+def _prior(job, class_pictures, size, levels, device):
     """As many class pictures a step as training pictures, in an order of their own, which leaves that of the training pictures
     as it is. No mitigation, caption dropout or min-SNR weight is theirs, as in diffusers' scripts."""
-    config = job.config
+    config, (manifest, encoded) = job.config, class_pictures
     batches = GlobalBatches(encoded, [e.copies for e in manifest], size, levels, noise_offset=config.noise_offset,
                             seed=config.seed + CLASS_STREAM)
     loss = DenoisingLoss(encoded, job.noise, device, None, config.weighting_scheme)

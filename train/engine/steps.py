@@ -59,8 +59,8 @@ class Batch:
         real = len(self.shown)
         kept = math.ceil(real / parts) * parts
         columns = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        batch = Batch(**{name: column[:kept] for name, column in columns.items()})
-        return replace(batch, counts=(batch.counts > 0).float() * kept / real)
+        columns |= {"counts": (self.counts > 0).float() * kept / real}
+        return Batch(**{name: column[:kept] for name, column in columns.items()})
 
     def split(self, parts):
         """-> `parts` batches of B / parts samples each."""
