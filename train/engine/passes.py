@@ -42,13 +42,15 @@ class ShuffledPasses:
             nth = torch.arange(len(images)) - (counts.cumsum(0) - counts - before)[images]        # (N,)
             order = torch.randperm(len(images), generator=self.generator)
             showings = torch.stack([images, nth])[:, order]
-            self.queue = torch.cat([self.queue, showings if self.shapes is None else self._in_batches(showings, self.shapes[images[order]])], 1)
+            drawn = showings if self.shapes is None else self._in_batches(showings, self.shapes[images[order]])
+            self.queue = torch.cat([self.queue, drawn], 1)
             self.epoch += 1
         taken, self.queue = self.queue[:, :size], self.queue[:, size:]
         return taken
 
     def _in_batches(self, showings, shapes):
-        """An epoch (2, N) in its order, and the shape of each (N,) -> the same (2, a multiple of the size), batches of one shape in an order of their own."""
+        """An epoch (2, N) in its order, and the shape of each, (N,) -> the same (2, a multiple of the size), batches of one
+        shape in an order of their own."""
         batches = []
         for shape in shapes.unique():
             own = showings[:, shapes == shape]
