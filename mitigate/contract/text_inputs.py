@@ -5,6 +5,8 @@ gets those of the arguments that take it.
 """
 from dataclasses import dataclass
 
+from rotescope.mitigate.contract.families import FAMILIES
+
 EMBEDDING, NEGATIVE = "prompt_embeds", "negative_"
 POOLED, MASK, OTHER_MASK = "pooled_prompt_embeds", "prompt_attention_mask", "prompt_embeds_mask"
 
@@ -46,3 +48,4 @@ TEXT_INPUTS = {
     "hunyuan-dit": TextInputs((_together(EMBEDDING, MASK)[0], _together(EMBEDDING + "_2", MASK + "_2")[0])),
 }   # not HiDream, given layers of two encoders; LongCat-Image, which fails without a prompt; CogView4, which is told another time
 #     than that of its noise; Kolors, which was not run
+SERVED = tuple(name for name in FAMILIES if name in TEXT_INPUTS)   # in the order of the table of families

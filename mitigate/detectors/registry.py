@@ -14,7 +14,7 @@ from typing import Any
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.catalogue import EVERY, Entry, Need, find_entry, read_settings
-from rotescope.mitigate.contract.text_inputs import TEXT_INPUTS
+from rotescope.mitigate.contract.text_inputs import SERVED
 
 WEN, REN = "Wen et al., ICLR 2024, arXiv 2407.21720", "Ren et al., ECCV 2024, arXiv 2403.11052"
 WEBSTER = "Webster 2023, arXiv 2305.08694"
@@ -50,7 +50,7 @@ DETECTORS = {entry.name: entry for entry in (
            "1600 rows", [Need.IMAGES], OWN | {"n": 16, "clique": 4, "tiles": 4}, EVERY),
     _entry("recall", "training_image_recall:Recall",
            "this project, after Zhai et al., NeurIPS 2024, arXiv 2405.14800", "8 rows",
-           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, tuple(f for f in EVERY if f in TEXT_INPUTS)),
+           [Need.PREDICTIONS, Need.TRAINING_IMAGES], {"n": 4, "timestep": 700}, SERVED),
 )}
 
 

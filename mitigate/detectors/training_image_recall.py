@@ -10,7 +10,7 @@ import torch
 
 from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.compatibility import check_scheduler
-from rotescope.mitigate.contract.text_inputs import EMBEDDING, NEGATIVE, TEXT_INPUTS
+from rotescope.mitigate.contract.text_inputs import EMBEDDING, NEGATIVE, SERVED
 from rotescope.mitigate.denoiser.branch_loss import BranchLoss, own_side, why_no_loss
 from rotescope.mitigate.denoiser.probe import image_latents
 from rotescope.mitigate.sampling.embedded_prompts import negative_inputs, positive_inputs, text_inputs
@@ -25,7 +25,7 @@ class Recall:
     The difference of the two is the conditional likelihood discrepancy of Zhai et al. (CLiD, NeurIPS 2024, arXiv 2405.14800);
     the ratio does not grow with how much there is to see in a picture. Under flow matching σ = timestep / 1000.
     """
-    families = tuple(TEXT_INPUTS)    # whose loss is known
+    families = SERVED    # whose loss is known
     n: int = 4
     timestep: int = 700
 
