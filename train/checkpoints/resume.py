@@ -25,10 +25,12 @@ STATE = "state.safetensors"
 HISTORY = "history.json"
 ALIKE = ("seed", "lora", "train_text_encoder", "rank", "lora_alpha", "lora_layers", "use_ema", "use_8bit_adam", "caption_dropout",
          "resolution", "center_crop", "random_flip",  # what the state depends on, and what the model is asked for:
-         "snr_gamma", "noise_offset", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance_scale",
+         "snr_gamma", "noise_offset", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "exponential_scale",
+         "guidance_scale",
          *(f.name for f in fields(TrainingMitigation)))  # other options may change from start to start, and history.json says so
-NEWER = {"prior_loss_weight": 1.0, "aspect_buckets": False, "bucket_reso_steps": None, "min_bucket_reso": None,
-         "max_bucket_reso": None, "unmasked_weight": 0.0}  # checkpoints of earlier versions are as if they had been so
+NEWER = {   # checkpoints of earlier versions are as if they had been so
+    "prior_loss_weight": 1.0, "aspect_buckets": False, "bucket_reso_steps": None, "min_bucket_reso": None,
+    "max_bucket_reso": None, "unmasked_weight": 0.0, "exponential_scale": 4.0}
 MEANT = {"data": ": see that --train_data, the pictures that can be read there and the plan are what they were",
          "global batch": ": it is processes × train_batch_size × gradient_accumulation_steps, keep that product"}
 

@@ -33,7 +33,7 @@ from rotescope.train.options.finetune_options import FinetuneConfig
 from rotescope.train.options.limits import check_values
 
 LATENT_SIDE = 128   # of a pipeline that names none, such as Z-Image's
-FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")
+FLOW_OPTIONS = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "exponential_scale")
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def start(job, encoded, accelerator, class_pictures=None):
                              num_cycles=config.lr_num_cycles, power=config.lr_power)
     model, optimizer = accelerator.prepare(job.predictor, optimizer)
     mitigation = TrainingMitigation(**{f.name: getattr(config, f.name) for f in fields(TrainingMitigation)})
-    levels = draw_levels(job.noise, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale)
+    levels = draw_levels(job.noise, config.weighting_scheme, config.logit_mean, config.logit_std, config.mode_scale,
+                         config.exponential_scale)
     batches = GlobalBatches(encoded, [e.copies for e in job.manifest], size, levels, caption_dropout=config.caption_dropout,
                             noise_offset=config.noise_offset, seed=config.seed, mitigation=mitigation)
     loss = DenoisingLoss(encoded, job.noise, accelerator.device, config.snr_gamma, config.weighting_scheme, mitigation,

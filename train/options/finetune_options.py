@@ -148,13 +148,16 @@ class FinetuneConfig(DataOptions):
     snr_gamma: float | None = None
     """min-SNR weighting of the loss; 5.0 is its authors' value"""
     weighting_scheme: str = "logit_normal"
-    """which noise levels flow matching trains most: none, logit_normal, mode; or weighs most: sigma_sqrt, cosmap"""
+    """which noise levels flow matching trains most: none, logit_normal, mode, symmetric_exponential; or weighs most: sigma_sqrt,
+    cosmap"""
     logit_mean: float = 0.0
     """of logit_normal"""
     logit_std: float = 1.0
     """of logit_normal"""
     mode_scale: float = 1.29
     """of mode; below 0 the ends are trained most, above it the middle"""
+    exponential_scale: float = 4.0
+    """of symmetric_exponential: how much more the ends are trained than the middle"""
     guidance_scale: float = 3.5
     """what a model distilled from guidance, as FLUX.1-dev, is told in training"""
     noise_offset: float = 0.0

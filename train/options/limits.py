@@ -9,7 +9,7 @@ from rotescope.datasets.captions.perturbation import PERTURBATIONS
 from rotescope.models.memory_options import check_quantize
 from rotescope.models.model_options import DTYPE_NAMES
 
-WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
+WEIGHTING_SCHEMES = ("none", "logit_normal", "mode", "symmetric_exponential", "sigma_sqrt", "cosmap")
 LORA_FORMATS = ("diffusers", "kohya")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 LEAST_LEARNING_RATE = 1e-7  # where diffusers' polynomial schedule ends
@@ -33,7 +33,7 @@ BOUNDS = {
         "guidance_scale", "num_class_images"),
     Bound("it should be above 0", lambda v: v > 0): (
         "adam_epsilon", "max_grad_norm", "snr_gamma", "lora_alpha", "lr_power", "logit_std", "mixup_noise_lam", "hard_threshold",
-        "mem_ratio", "prior_loss_weight"),
+        "mem_ratio", "prior_loss_weight", "exponential_scale"),
     Bound("it is a share, from 0 to 1", lambda v: 0 <= v <= 1): (
         "caption_dropout", "unmasked_weight", "ema_decay", "caption_perturbation_probability", "arr_ema_decay"),
     Bound("it should be 0 or more, and below 1", lambda v: 0 <= v < 1): ("adam_beta1", "adam_beta2"),

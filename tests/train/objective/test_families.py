@@ -126,7 +126,8 @@ def test_flow_matching_is_that_of_diffusers_script(scheme, images):
 def test_levels_follow_their_density():
     """logit_normal(0, 1) by its quartiles: sigmoid(±0.6745) = 0.3375, 0.6625; uniform without a scheme."""
     schedule = noise_schedule(FlowMatchEulerDiscreteScheduler())
-    for scheme, quartiles in (("logit_normal", (337.5, 500, 662.5)), ("none", (250, 500, 750))):
+    for scheme, quartiles in (("logit_normal", (337.5, 500, 662.5)), ("none", (250, 500, 750)),
+                              ("symmetric_exponential", (160.8, 500, 839.2))):  # where its integral is a quarter
         levels = draw_levels(schedule, scheme)(20_000, torch.Generator().manual_seed(0))
         assert levels.float().quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx(quartiles, abs=12)
         assert (levels.min() >= 0) & (levels.max() <= 999)
