@@ -103,6 +103,9 @@ them: it is drawn from the image's own generator, wherever the weights lie.
 4 bits need a GPU and bitsandbytes (`pip install 'rotescope[gpu]'`), GGUF files the package gguf (`pip install
 'rotescope[gguf]'`). Slices of attention save nothing where PyTorch's own attention is at work, the default.
 
+Text encoders need no room while images are sampled under `--offload model`: each text is encoded once for
+all mitigations and seeds, and the encoders then leave the card. Without it they stay there.
+
 `rotescope finetune --lora true --quantize nf4` trains a LoRA on a denoiser in 4 bits (QLoRA); the LoRA and
 its file are what they are without. Audit the LoRA on the weights that people will run it on.
 
