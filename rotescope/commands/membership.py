@@ -18,7 +18,7 @@ from rotescope.options.membership import MembershipConfig
 @exit_cleanly
 def main(argv=None):
     config = parse(MembershipConfig, argv, prog="rotescope membership", description=__doc__)
-    from rotescope.procedures.membership import FILE, run_membership
+    from rotescope.procedures.membership.set_membership import FILE, run_membership
     found = run_membership(config)
     for line in found["conclusions"]:
         say(line)

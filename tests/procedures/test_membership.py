@@ -20,7 +20,8 @@ from rotescope.mitigate.detectors.loss_profile import loss_profiles
 from rotescope.mitigate.detectors.training_image_recall import caption_losses
 from rotescope.mitigate.sampling.encoded_texts import EncodedTexts
 from rotescope.options.membership import FEWEST_IMAGES, MembershipConfig
-from rotescope.procedures import membership as front
+from rotescope.procedures.membership import set_membership as front
+from rotescope.procedures.membership.conclusions import told_of_set
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_command_leaves_the_answer_and_the_signals(family, bases, data, tmp_
     rows = pq.read_table(out / "signals.parquet").to_pylist()
     assert [row["group"] for row in rows] == ["training"] * 9 + ["heldout"] * 9
     signals = np.array([[v for k, v in row.items() if k.startswith("log_error")] for row in rows])
-    again = front.told_of_set(signals[:9], signals[9:], 1000)
+    again = told_of_set(signals[:9], signals[9:], 1000)
     assert (again["p"], again["auc"]) == (found["p"], found["auc"])
 
 
@@ -72,7 +73,7 @@ def test_a_model_that_was_overfitted_on_the_set_says_so_and_before_it_does_not(t
     used, others = everyone[::2], everyone[1::2]
     spread = image_latents(pipe, [e.open() for e in everyone]).std(0).mean().item()
     pipe.vae.register_to_config(scaling_factor=pipe.vae.config.scaling_factor / spread)   # as after a trained VAE
-    untouched = front.told_of_set(*(loss_profiles(pipe, some, n=1) for some in (used, others)))
+    untouched = told_of_set(*(loss_profiles(pipe, some, n=1) for some in (used, others)))
     assert untouched["outcome"] == "not shown"
     assert untouched["conclusions"][0].startswith("nothing shows that the set was used")
     with torch.no_grad():
@@ -83,7 +84,7 @@ def test_a_model_that_was_overfitted_on_the_set_says_so_and_before_it_does_not(t
         loss(latents, noise, timesteps).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    overfitted = front.told_of_set(*(loss_profiles(pipe, some, n=1) for some in (used, others)))
+    overfitted = told_of_set(*(loss_profiles(pipe, some, n=1) for some in (used, others)))
     assert (overfitted["outcome"], overfitted["n_set"]) == ("used", 12), overfitted
     assert overfitted["auc"] > 0.8
     assert overfitted["conclusions"][0].startswith("the set was used in training, provided that")
@@ -92,9 +93,9 @@ def test_a_model_that_was_overfitted_on_the_set_says_so_and_before_it_does_not(t
 def test_pictures_that_differ_by_themselves_are_hinted_at():
     rng = np.random.default_rng(0)
     used, others = rng.normal(size=(40, 10)), rng.normal(size=(40, 10))
-    assert len(front.told_of_set(used, others)["conclusions"]) == 1
+    assert len(told_of_set(used, others)["conclusions"]) == 1
     used[:, 5:] += 2
-    found = front.told_of_set(used, others)
+    found = told_of_set(used, others)
     assert (found["outcome"], found["auc_without_captions"] > 0.9) == ("used", True)
     assert found["conclusions"][1].startswith("hint: the errors without a caption tell the two apart alone (AUC ")
 
@@ -103,7 +104,7 @@ def test_what_gave_no_numbers_leaves_it_undecided():
     signals = np.random.default_rng(0).normal(size=(20, 10))
     lost = signals.copy()
     lost[7:] = np.nan
-    found = front.told_of_set(lost, signals)
+    found = told_of_set(lost, signals)
     assert (found["outcome"], found["p"], found["auc_without_captions"]) == ("undecided", None, None)
     assert found["conclusions"] == [
         "undecided: too few pictures gave numbers, and 8 of the set and 8 held-out ones are the fewest that can tell"]
