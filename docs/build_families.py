@@ -73,11 +73,11 @@ without.
 of the table. Their gap is in ε, as in the papers; on flow-matching models it is in velocity, for at their
 first step the two predictions of ε are one. The gap in velocity is there that in x₀. `cliques` and `edges`
 look at images, `edges` at those of one step, which PixArt does not take. `recall` asks the denoiser for a
-noised training picture, on every family whose training loss is known, and so does the audit's question
-whether the training set is the right one; how well it tells training pictures from others is measured on the
-embedded model only. What reads cross-attention or
-CLIP's end token stays with Stable Diffusion 1, 2 and XL: a transformer with joint attention, such as Stable
-Diffusion 3's or FLUX's, has no such token among T5's, so the papers' scores would mean something else.
+noised training picture, on every family whose training loss is known, and so do `rotescope membership` and
+the audit's question whether the training set is the right one; how well it tells training pictures from
+others is measured on the embedded model only. What reads cross-attention or CLIP's end token
+stays with Stable Diffusion 1, 2 and XL: a transformer with joint attention, such as Stable Diffusion 3's or
+FLUX's, has no such token among T5's, so the papers' scores would mean something else.
 
 ## Re-trigger search
 

@@ -30,6 +30,7 @@ COMMANDS = {  # name -> module, what it does
                   "after a mitigation: do other words or an embedding bring an image back?"),
     "detect": ("rotescope.commands.detect",
                "a model and prompts -> how memorized each prompt is, which words trigger"),
+    "membership": ("rotescope.commands.membership", "was a set of pictures used in training? one p-value for the set"),
     "score": ("rotescope.evaluate.score", "a folder of generated images against the training images"),
     "audit": ("rotescope.commands.audit",
               "a checkpoint against its training images: sample, score, report, pass or fail"),

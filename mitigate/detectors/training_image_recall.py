@@ -40,22 +40,28 @@ class Recall:
 
     def observe(self, pipe, texts, pictures, noise_seeds, kept):
         """n texts and RGB pictures -> [(mean square error without, with the caption)]. kept: EncodedTexts."""
-        arguments, call = text_inputs(pipe, texts, kept)
-        if NEGATIVE + EMBEDDING not in arguments:
-            raise InputError(f"recall compares two branches, and {type(pipe).__name__} computes one: its guidance is distilled")
-        side = own_side(pipe, call)
-        latents = image_latents(pipe, pictures, side)
+        latents, losses = caption_losses(pipe, texts, pictures, kept)
         noise = torch.stack([torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(s), dtype=latents.dtype)
                              for s in noise_seeds]).to(latents)
         timesteps = torch.full((len(texts),), self.timestep, device=latents.device)
-        errors = (BranchLoss(pipe, branch, side)(latents, noise, timesteps).tolist()
-                  for branch in (negative_inputs(arguments), positive_inputs(arguments)))
-        return list(zip(*errors, strict=True))
+        return list(zip(*(loss(latents, noise, timesteps).tolist() for loss in losses), strict=True))
 
     def score(self, observed):
         """What the noises of one image gave -> its score."""
         without, under = (sum(errors) for errors in zip(*observed, strict=True))
         return math.log(without / under)
+
+
+def caption_losses(pipe, texts, pictures, kept):
+    """n texts and RGB pictures -> latents (n, C, h, w), and two BranchLoss of n rows, without and with the caption. kept:
+    EncodedTexts. InputError for a pipeline that computes one branch."""
+    arguments, call = text_inputs(pipe, texts, kept)
+    if NEGATIVE + EMBEDDING not in arguments:
+        raise InputError(f"errors with and without a caption are compared, and {type(pipe).__name__} computes one of them: its "
+                         "guidance is distilled; take the model that it was distilled from")
+    side = own_side(pipe, call)
+    losses = [BranchLoss(pipe, branch, side) for branch in (negative_inputs(arguments), positive_inputs(arguments))]
+    return image_latents(pipe, pictures, side), losses
 
 
 @torch.no_grad()
