@@ -104,7 +104,8 @@ def repair_card(found: RepairFindings) -> str:
                   *(f"| {name} | {f.copies} of {f.images} | {share(f.copy_rate)} | {f.leaked_prompts} | {number(f.sim95, 3)} | "
                     f"{number(f.alignment, 3)} |" for name, f in (("before", found.before), ("after", found.after))), "",
                   "Few copies in a sample are no proof that none can be made"
-                  + ("." if found.proof else ", and an image that its caption no longer brings may come back by other words."), ""]
+                  + (", and an image that its caption no longer brings may come back by other words" if not found.proof else "")
+                  + ".", ""]
     lines += [*_proof_lines(found.proof), ""] if found.proof else []
     return "\n".join([*lines, *found.notes, f"Repaired by Rotescope {versions()['rotescope']}.", ""])
 
