@@ -25,7 +25,7 @@ GROUPS = {  # heading -> the names under it, in the order of a reader's work; ot
     "Measure": ("audit", "score", "Report", "CopyRate"),
     "Sample": ("mitigated", "guider_for", "generate", "list_mitigations", "get_mitigation", "TransitionGuidance", "Prompt"),
     "Find memorized captions": ("detect", "list_detectors", "get_detector"),
-    "Prepare and train": ("load_manifest", "Manifest", "preflight", "finetune", "compare"),
+    "Prepare and train": ("load_manifest", "Manifest", "preflight", "finetune", "compare", "repair"),
     "Errors": ("InputError", "RunError"),
 }
 ENTRIES = ("Parameters", "Returns", "Yields", "Raises", "Attributes", "Other Parameters")  # sections that are lists of entries

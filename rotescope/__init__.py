@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rotescope.library import audit as audit
     from rotescope.library import compare as compare
     from rotescope.library import finetune as finetune
+    from rotescope.library import repair as repair
     from rotescope.mitigate.adapters.guider import guider_for as guider_for
     from rotescope.mitigate.adapters.pipeline_hook import mitigated as mitigated
     from rotescope.mitigate.detectors.prompt_scores import detect as detect
@@ -41,7 +42,7 @@ __version__ = "0.1.0"
 hush_import()
 
 _HOMES = {  # public name -> its module
-    "audit": "library", "compare": "library", "finetune": "library",
+    "audit": "library", "compare": "library", "finetune": "library", "repair": "library",
     "preflight": "datasets.inspection.preflight", "Manifest": "datasets.manifest",
     "load_manifest": "datasets.readers.sources",
     "score": "evaluate.measurement.evaluation", "Report": "evaluate.report.report", "CopyRate": "evaluate.measurement.copy_rate",

@@ -1,30 +1,27 @@
 """The commands as functions, for a notebook or a program: in memory, silent, nothing written unless a folder is named.
 
-`score`, `generate`, `preflight`, `mitigated`, `guider_for`, the registries and `CopyRate` stand in the layers; here is what spans
-them. `from rotescope import audit` and so on.
+Here is what spans the layers, in which the others stand. `from rotescope import audit` and so on.
 """
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from rotescope.common.console import silenced
-from rotescope.common.errors import InputError
-from rotescope.common.suggestions import suggestion
 from rotescope.datasets.manifest import Manifest
 from rotescope.evaluate.measurement.findings import report_from
 from rotescope.evaluate.report.report import Report
+from rotescope.library_arguments import config_with, data_on_disk, own_number, run_place, several_of
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.models.model_files import lora_names
 from rotescope.options.audit import AuditConfig
 from rotescope.options.compare import CompareConfig
+from rotescope.options.repair import RepairConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.procedures.compare import comparison_table, run_comparison
 from rotescope.procedures.finetune import run_finetune
+from rotescope.procedures.repair.repairing import run_repair
+from rotescope.procedures.repair.trials import RepairFindings
 from rotescope.train.options.finetune_options import FinetuneConfig
 
 
@@ -77,12 +74,12 @@ def audit(model: str | Path, train_data: str | Path | Manifest, *, lora: str | P
     >>> report["none"]["ungrouped"].copy_rate.n_images
     12
     """
-    with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"model": str(model), "lora": lora_names(lora) or None,
-                 "train_data": _on_disk(train_data, Path(kept.name) / "train.parquet"),
-                 "heldout_data": _on_disk(heldout_data, Path(kept.name) / "heldout.parquet"), "mitigation": _several(mitigations),
-                 "seeds": tuple(map(_own, seeds)), "fail_on": _several(fail_on), "output_dir": str(folder)}
-        report = run_audit(_options(AuditConfig, given, options))
+    with run_place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"model": str(model), "lora": lora_names(lora) or None, "seeds": tuple(map(own_number, seeds)),
+                 "train_data": data_on_disk(train_data, Path(kept.name) / "train.parquet"),
+                 "heldout_data": data_on_disk(heldout_data, Path(kept.name) / "heldout.parquet"),
+                 "mitigation": several_of(mitigations), "fail_on": several_of(fail_on), "output_dir": str(folder)}
+        report = run_audit(config_with(AuditConfig, given, options))
         return report_from(report, folder / "samples", kept)
 
 
@@ -148,10 +145,10 @@ def compare(checkpoint: str | Path, *, mitigations: str | Mitigation | Sequence[
     >>> list(found.methods)
     ['none', 'stp']
     """
-    with _place(output_dir) as (folder, kept), silenced(not progress):
-        given = {"checkpoint": str(checkpoint), "mitigation": _several(mitigations), "seeds": tuple(map(_own, seeds)),
+    with run_place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"checkpoint": str(checkpoint), "mitigation": several_of(mitigations), "seeds": tuple(map(own_number, seeds)),
                  "output_dir": str(folder)}
-        rows, report = run_comparison(_options(CompareConfig, given, options))
+        rows, report = run_comparison(config_with(CompareConfig, given, options))
         return Comparison(rows, report_from(report, folder / "samples", kept))
 
 
@@ -196,43 +193,58 @@ def finetune(train_data: str | Path | Manifest, output_dir: str | Path, *, model
     """
     beside = Path(output_dir).with_name(f"{Path(output_dir).name}.train.parquet")
     with silenced(not progress):
-        given = {"train_data": _on_disk(train_data, beside), "output_dir": str(output_dir)}
+        given = {"train_data": data_on_disk(train_data, beside), "output_dir": str(output_dir)}
         given |= {"pretrained_model_name_or_path": str(model)} if model else {}
-        return run_finetune(_options(FinetuneConfig, given, options), on_step=on_step, progress=progress)
+        return run_finetune(config_with(FinetuneConfig, given, options), on_step=on_step, progress=progress)
 
 
-# ----- what they share
+def repair(model: str | Path, lora: str | Path, output_dir: str | Path, *, train_data: str | Path | Manifest | None = None,
+           heldout_data: str | Path | Manifest | None = None, seeds: Iterable[int] = (0, 1, 2, 3),
+           fail_on: str | Sequence[str] = (), progress: bool = False, **options: Any) -> RepairFindings:
+    """Change a LoRA's weights until an audit passes, then audit it on other seeds: what `rotescope repair` does.
 
-def _several(given: Any) -> tuple[Any, ...]:
-    return (given,) if isinstance(given, str | Mitigation) else tuple(given)
+    Parameters
+    ----------
+    model : str or Path
+        The base: a folder in diffusers' layout, or a name on the hub.
+    lora : str or Path
+        The LoRA to repair, a file or a folder; ``mine.safetensors:0.8`` is audited at that strength.
+    output_dir : str or Path
+        Where the repaired LoRA, its report and both audits go; nothing is written where nothing leaks.
+    train_data, heldout_data : str, Path or Manifest, optional
+        What the LoRA was trained on, with captions, and what it never saw. Without the first nothing is judged.
+    seeds : iterable of int
+        One image a prompt and a seed; the repaired LoRA is judged on others.
+    fail_on : str or sequence of str
+        Rules for the verdict, ``METRIC>LIMIT``.
+    progress : bool
+        Show bars and lines on stderr.
+    **options
+        The command's other options, such as ``ways``, ``strengths``, ``retrigger``.
 
+    Returns
+    -------
+    RepairFindings
+        ``found.outcome``, ``found.file`` in output_dir, ``found.before.copies``, ``found.after.copies``, ``found.proof``.
 
-def _options(config_class: type, given: dict[str, Any], more: dict[str, Any]) -> Any:
-    """-> the command's options. InputError for one that there is not."""
-    names = [f.name for f in fields(config_class)]
-    unknown = next((name for name in more if name not in names), None)
-    if unknown:
-        raise InputError(f"{unknown} is no option: {suggestion(unknown, names)}")
-    return replace(config_class(**given), **{k: tuple(v) if isinstance(v, list) else _own(v) for k, v in more.items()})
+    Raises
+    ------
+    InputError
+        If an input or an option is wrong; before anything is sampled.
 
-
-def _on_disk(data: Any, file: Path) -> Any:
-    """A Manifest as a file that names the same images; a path as it is."""
-    if not isinstance(data, Manifest):
-        return data and str(data)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data.save(file)
-    return str(file)
-
-
-def _own(value: Any) -> Any:
-    """numpy's numbers as Python's, which a record can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-@contextmanager
-def _place(output_dir: str | Path | None) -> Iterator[tuple[Path, TemporaryDirectory]]:
-    """-> the folder of a run, and a temporary folder that lives as long as somebody holds it; both are one unless a folder is
-    named."""
-    kept = TemporaryDirectory(prefix="rotescope-")
-    yield Path(output_dir) if output_dir is not None else Path(kept.name) / "run", kept
+    Examples
+    --------
+    >>> from rotescope import finetune, repair
+    >>> lora = finetune("photos", "style", lora=True, rank=4, max_train_steps=2, train_batch_size=8)
+    >>> found = repair(model, lora, "repaired", quantiles=[0.25, 0.5])
+    >>> found.outcome, [trial.file for trial in found.trials]
+    ('undecided', ['base-anchored-0.25.safetensors', 'base-anchored-0.5.safetensors'])
+    """
+    with run_place(output_dir) as (folder, kept), silenced(not progress):
+        given = {"model": str(model), "lora": lora_names(lora), "output_dir": str(folder), "fail_on": several_of(fail_on),
+                 "train_data": data_on_disk(train_data, Path(kept.name) / "train.parquet") or "",
+                 "heldout_data": data_on_disk(heldout_data, Path(kept.name) / "heldout.parquet"),
+                 "seeds": tuple(map(own_number, seeds))}
+        found = run_repair(config_with(RepairConfig, given, options))
+    shown = folder / ("after" if found.after else "before") / "samples"
+    return replace(found, report=report_from(found.report, shown, kept)) if found.report else found

@@ -8,11 +8,12 @@ from rotescope.options.audit import AuditConfig
 
 WAY_NAMES = ("strength", "base-anchored", "leak-directed", "unlearn")  # of train/repair/registry.py, from the cheapest on
 WITHOUT_DATA = ("base-anchored",)                                      # whose files are written where nothing can be judged
+LEAST_SOUGHT = 4   # of 4 and 4, all against none: p = 1/70, times three routes is below .05; of 3 and 3 it never is
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairConfig(AuditConfig):
-    HEADINGS: ClassVar = {"ways": "ways of repairing", "train_data": "data and output"}
+    HEADINGS: ClassVar = {"ways": "ways of repairing", "train_data": "data and output", "retrigger": "suppressed or erased"}
     train_data: str = ""
     """what the LoRA was trained on, with captions; without it files of ways that need none are written, nothing is judged"""
     output_dir: str
@@ -35,6 +36,9 @@ class RepairConfig(AuditConfig):
     """unlearn: learning rate"""
     train_batch_size: int = 4
     """leak-directed and unlearn: pictures at a time"""
+    retrigger: int = 0
+    """so many leaking pictures, and as many of heldout_data, are sought again before the repair and after it, by own captions,
+    paraphrases and found embeddings; 0 leaves it out"""
 
     def check(self):
         super().check()
@@ -43,8 +47,13 @@ class RepairConfig(AuditConfig):
         find_lora(lora_names(self.lora)[0])
         if tuple(self.mitigation) != ("none",):
             raise InputError("repair judges the weights alone: leave --mitigation out, and audit the repaired LoRA under it")
-        if self.plan != "uniform" or self.redact or self.junit_xml or self.retrigger:
-            raise InputError("repair has no --plan ranked, --redact, --junit_xml or --retrigger: audit the repaired LoRA so")
+        if self.plan != "uniform" or self.redact or self.junit_xml:
+            raise InputError("repair has no --plan ranked, --redact or --junit_xml: audit the repaired LoRA so")
+        if self.retrigger and self.retrigger < LEAST_SOUGHT:
+            raise InputError(f"--retrigger {self.retrigger}: take 0, or {LEAST_SOUGHT} or more: fewer pictures prove nothing")
+        if self.retrigger and not (self.train_data and self.heldout_data):
+            raise InputError("--retrigger compares leaking pictures with ones that the model never saw: name both, --train_data "
+                             "and --heldout_data")
         unknown = next((way for way in self.ways if way not in WAY_NAMES), None)
         if unknown or not self.ways or len(set(self.ways)) < len(self.ways):
             raise InputError(f"--ways {' '.join(self.ways)}: take one or several of {', '.join(WAY_NAMES)}, each once")

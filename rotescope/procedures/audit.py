@@ -48,10 +48,11 @@ REDACTED = ("report.html", "report.json", "pairs.parquet", "model_card.md", "bad
 COUNTS = ("leaked_prompts", "leaked_prompts_any", "copies", "partial_copies", "any_copies_of")
 
 
-def run_audit(config, seen=None):
+def run_audit(config, seen=None, beside=None):
     """Audit as `config` says -> Report. Whatever can be wrong with the input is found before the model is loaded.
 
     seen: SetEvidence that is known of the model already, as of a LoRA that was repaired and no longer shows it.
+    beside: the output that samples are kept beside where the audit fails, if it is a part of a run whose draft will be gone.
     """
     config = sampled_as_trained(config)
     check_places(config, config.base, config.prompts)
@@ -90,7 +91,7 @@ def run_audit(config, seen=None):
     for line in agreement_with_data(config):
         say(f"note: {line}")
     announce(rules, config, max(images.values()))
-    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config)):
+    with output_folder(config.output_dir, config.overwrite) as draft, samples_kept(draft, going_on(config, beside)):
         folders = sample_for_audit(config, base, prompts, policies, draft, manifest, heldout, sizes, seen)
         samples, unadapted = (name in folders and read_samples(folders[name]) for name in ("samples", "base"))
         with progress_bars(totals(samples, manifest, heldout, base=unadapted, verify=config.verify)) as on_image:
@@ -185,9 +186,9 @@ def sample_for_audit(config, base, prompts, policies, folder, manifest, heldout,
     return folders
 
 
-def going_on(config):
+def going_on(config, output_dir=None):
     """-> the options, beside the samples, with which rotescope score goes on where this audit stopped."""
-    given = _shared(config, ScoreConfig)
+    given = _shared(config, ScoreConfig) | ({"output_dir": str(output_dir)} if output_dir else {})
     default = {f.name: f.default for f in fields(ScoreConfig)}
     return [word for key, value in given.items() if value != default[key]
             for word in (f"--{key}", *(map(_word, value) if isinstance(value, list | tuple) else [_word(value)]))]
@@ -204,16 +205,20 @@ def sought_again(config, report, manifest, heldout, folder):
     ids = [image_id for image_id, _ in copied.most_common(config.retrigger)]
     if not ids:
         return {"images": 0}
-    chosen = _shared(config, RetriggerConfig) | {
-        "image_ids": ids, "max_images": config.retrigger}
-    if config.copy_null == "base":  # whose pictures it does not have
-        chosen |= {"copy_null": "train", "copy_threshold": report.copy_threshold}
     try:
         targets = choose_targets(manifest, heldout or (), ids, limit=config.retrigger)
-        found = retrigger.bring_back(RetriggerConfig(**chosen), manifest, heldout, targets, folder)
+        found = retrigger.bring_back(search_options(config, report, ids, config.retrigger), manifest, heldout, targets, folder)
     except (InputError, RunError) as error:
         return {"images": len(ids), "failed": str(error)}
     return {"images": len(ids)} | {key: found[key] for key in ("conclusions", "results", "refused", "budget")}
+
+
+def search_options(config, report, image_ids, limit):
+    """-> RetriggerConfig: how an audit, whose report this is, seeks these images again, with at most `limit` held-out ones."""
+    chosen = _shared(config, RetriggerConfig) | {"image_ids": image_ids, "max_images": limit}
+    if config.copy_null == "base":  # whose pictures it does not have
+        chosen |= {"copy_null": "train", "copy_threshold": report.copy_threshold}
+    return RetriggerConfig(**chosen)
 
 
 def add_to_run(folder, **more):

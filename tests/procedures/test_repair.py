@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
 from tiny import saved_pipeline, tiny_pipeline
 
+from rotescope import repair
 from rotescope.commands import repair as repair_command
 from rotescope.datasets.readers.sources import load_source
 from rotescope.models.adapters.adapter_file import read_adapter
@@ -159,3 +160,14 @@ def test_the_search_by_hand(bar, every, doses, kept):
     assert [t.dose for t in made] == pytest.approx(doses)
     best = mildest(made)
     assert (best and best.dose) == (kept if kept is None else pytest.approx(kept))
+
+
+@pytest.mark.slow
+def test_the_function_does_what_the_command_does(place, tmp_path, monkeypatch):
+    """And its report opens the pictures of the last audit."""
+    leaking_while_strong(place, monkeypatch, 0.5)
+    found = repair(place / "model", place / FILE, tmp_path / "out", train_data=load_source(place / "photos"), seeds=[0, 1],
+                   verify=False, device="cpu", strengths=[0.6])
+    assert (found.chosen.dose, found.before.copies, found.after.copies, found.leaked) == (0.6, 10, 0, 5)
+    assert (tmp_path / "out" / found.file).is_file()
+    assert found.report.pictures.generated(found.report.pairs[0].image).width

@@ -11,6 +11,8 @@ from rotescope.evaluate.report import html
 from rotescope.evaluate.report.canvas import Canvas, scale
 from rotescope.evaluate.report.json_types import as_json
 from rotescope.evaluate.report.terminal import number
+from rotescope.evaluate.statistics.retrigger_tally import ROUTES
+from rotescope.procedures.repair.proof import LEAKING, STATUSES
 from rotescope.procedures.repair.trials import RepairFindings, by_way
 from rotescope.train.repair.registry import WAYS
 
@@ -35,7 +37,8 @@ def repair_json(found: RepairFindings) -> dict:
     """What was found, as JSON types; a way's costs beside its name."""
     return {"outcome": found.outcome, "headline": headline(found), "file": found.file,
             "chosen": as_json(found.chosen), "leaked_training_images": found.leaked, "before": as_json(found.before),
-            "after": as_json(found.after), "trials": as_json(found.trials), "notes": list(found.notes),
+            "after": as_json(found.after), "trials": as_json(found.trials), "proof": as_json(found.proof),
+            "notes": list(found.notes),
             "ways": {name: {"meaning": MEANINGS[name], "cost": way.cost, "needs_data": way.needs_data}
                      for name, way in WAYS.items()}}
 
@@ -60,7 +63,7 @@ def repair_page(found: RepairFindings, told: dict) -> str:
     rows = [(name, figures) for name, figures in (("before", found.before), ("after", found.after)) if figures]
     return printable(environment.get_template("repair.html.j2").render(
         f=found, told=told, headline=headline(found), rows=rows, meanings=MEANINGS, curves=list(by_way(found.trials)),
-        drawing=curves_svg(found)))
+        drawing=curves_svg(found), routes=ROUTES, statuses=STATUSES))
 
 
 def curves_svg(found: RepairFindings, width: int = 760, height: int = 300) -> str:
@@ -100,6 +103,14 @@ def repair_card(found: RepairFindings) -> str:
                   "|---|---|---|---|---|---|",
                   *(f"| {name} | {f.copies} of {f.images} | {share(f.copy_rate)} | {f.leaked_prompts} | {number(f.sim95, 3)} | "
                     f"{number(f.alignment, 3)} |" for name, f in (("before", found.before), ("after", found.after))), "",
-                  "Few copies in a sample are no proof that none can be made, and an image that its caption no longer brings may "
-                  "come back by other words.", ""]
+                  "Few copies in a sample are no proof that none can be made"
+                  + (", and an image that its caption no longer brings may come back by other words" if not found.proof else "")
+                  + ".", ""]
+    lines += [*_proof_lines(found.proof), ""] if found.proof else []
     return "\n".join([*lines, *found.notes, f"Repaired by Rotescope {versions()['rotescope']}.", ""])
+
+
+def _proof_lines(proof):
+    p = min((cell["p_adjusted"] for cell in proof.after[LEAKING].values() if cell["p_adjusted"] is not None), default=None)
+    against = "" if p is None else f" Against never-seen pictures the smallest adjusted p is {p:.2g}."
+    return [proof.counted + against, *(f"- *{status}*: {meaning}" for status, meaning in STATUSES.items()), "", proof.sentence]

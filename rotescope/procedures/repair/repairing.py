@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rotescope.common.console import say
-from rotescope.common.errors import InputError
-from rotescope.common.outputs import output_folder, sha256
+from rotescope.common.errors import InputError, RunError
+from rotescope.common.outputs import output_folder, sha256, write_text
 from rotescope.common.settings import save
 from rotescope.datasets.manifest import Manifest
 from rotescope.datasets.trainers.data_options import data_options
@@ -17,6 +17,7 @@ from rotescope.evaluate.inputs.output_checks import check_images, check_places
 from rotescope.evaluate.inputs.training_and_heldout import apart, take_in
 from rotescope.evaluate.report.report import Report
 from rotescope.evaluate.verdict.controls import SetEvidence
+from rotescope.mitigate.embedding_search.search import check_searchable
 from rotescope.mitigate.sampling.picture_size import parse_resolution
 from rotescope.mitigate.sampling.trained_use import sampled_as_trained
 from rotescope.models.adapters.adapter_file import read_adapter
@@ -27,6 +28,7 @@ from rotescope.options.audit import AuditConfig
 from rotescope.options.repair import WITHOUT_DATA, RepairConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.procedures.repair.page import write_repair
+from rotescope.procedures.repair.proof import prove
 from rotescope.procedures.repair.trials import FAILED, Figures, RepairFindings, Trial, mildest, search_doses
 from rotescope.train.repair.registry import WAYS
 from rotescope.train.repair.weight_repair import RepairContext, WeightRepair
@@ -52,6 +54,7 @@ def run_repair(config: RepairConfig) -> RepairFindings:
             save(config, draft / "config.yaml")
             write_repair(found, config, draft, {"lora": sha256(find_lora(lora_names(config.lora)[0])),
                                                 **({"repaired": sha256(draft / found.file)} if found.file else {})})
+            _name_for_good(draft, Path(config.output_dir).name)
         return found
     except _NothingLeaks as stopped:
         report = stopped.args[0]
@@ -80,8 +83,10 @@ def ways_of(config: RepairConfig) -> list[WeightRepair]:
 def _with_data(config, ways, draft):
     manifest, heldout, _ = take_in(config.train_data, config.heldout_data, True, "before/report.json", data_options(config))
     check_images(config, manifest, heldout)
+    if config.retrigger:
+        check_searchable(open_model(config))
     say("before the repair")
-    before = run_audit(_audit_config(config, config.lora, draft / "before"))
+    before = _audited(config, config.lora, draft / "before")
     if before.verdict.outcome != FAILED:
         raise _NothingLeaks(before)
     leaking, others = leaking_and_others(before, manifest, apart(heldout, manifest)[0])
@@ -102,16 +107,30 @@ def _with_data(config, ways, draft):
     chosen = mildest(trials)
     found = RepairFindings(before=Figures.of(before), report=before, trials=tuple(trials), notes=tuple(notes),
                            leaked=len(leaking))
-    return _proved(config, found, chosen, draft, seen) if chosen else found
+    if not chosen:
+        return found
+    fresh = replace(config, seeds=tuple(seed + max(config.seeds) + 1 for seed in config.seeds))
+    found = _proved(fresh, found, chosen, draft, seen)
+    return _sought_again(fresh, found, before, manifest, heldout, draft) if config.retrigger else found
 
 
 def _proved(config, found, chosen, draft, seen):
     """The last audit, on seeds that the choice has not seen."""
-    fresh = tuple(seed + max(config.seeds) + 1 for seed in config.seeds)
     file = _handed_over(draft / "tried" / chosen.file, draft / repaired_name(config.lora))
     say(f"after {chosen.label}, on other seeds")
-    after = run_audit(replace(_audit_config(config, _at_strength(config, file), draft / "after"), seeds=fresh), seen)
+    after = _audited(config, _at_strength(config, file), draft / "after", seen)
     return replace(found, after=Figures.of(after), report=after, chosen=chosen, file=file.relative_to(draft).as_posix())
+
+
+def _sought_again(config, found, before, manifest, heldout, draft):
+    """Leaking pictures, sought on the LoRA and on the repaired one."""
+    plain, repaired = (_audit_config(config, lora, draft) for lora in (config.lora, _at_strength(config, draft / found.file)))
+    try:
+        proof = prove(plain, repaired, before, manifest, heldout, config.retrigger, draft / "retrigger")
+    except (InputError, RunError) as error:  # the repair stands without it
+        return replace(found, notes=(*found.notes, f"The leaking pictures were not sought again: {error}."))
+    none = () if proof else ("No picture was copied as a whole, so none was sought again.",)
+    return replace(found, proof=proof, notes=(*found.notes, *none))
 
 
 def _handed_over(tried, place):
@@ -135,7 +154,7 @@ def _attempts(config: RepairConfig, context: RepairContext, draft: Path, seen: S
         if config.train_data:
             say(f"{way.name}, {way.dose_name} {dose:g}: {kept:.0%} of the update is left")
             folder = place / f"{name}-audit"
-            figures = Figures.of(run_audit(_audit_config(config, _at_strength(config, file), folder), seen))
+            figures = Figures.of(_audited(config, _at_strength(config, file), folder, seen))
             for dear in ("samples", "base"):
                 shutil.rmtree(folder / dear, ignore_errors=True)
         return Trial(way.name, dose, way.dose_name, kept, file.relative_to(place).as_posix(), plain, round(seconds, 1), figures)
@@ -166,9 +185,22 @@ def evidence_after(folder: Path, leaked: int) -> SetEvidence | None:
     return known if known.kind in STANDS or not leaked else SetEvidence("repaired", leaked)
 
 
+def _audited(config, lora, folder, seen=None):
+    """An audit into a folder of the draft. Where it fails, its samples stay beside the output: the draft will be gone."""
+    return run_audit(_audit_config(config, lora, folder), seen, beside=f"{Path(config.output_dir)}-{folder.name}")
+
+
 def _audit_config(config, lora, folder):
     own = {f.name: getattr(config, f.name) for f in fields(AuditConfig)}
-    return AuditConfig(**own | {"lora": lora, "output_dir": str(folder), "overwrite": False})
+    return AuditConfig(**own | {"lora": lora, "output_dir": str(folder), "overwrite": False, "retrigger": 0})
+
+
+def _name_for_good(draft, name):
+    """What names the draft, in the reports of its audits, names the folder that it will be."""
+    for file in (f for f in draft.rglob("*") if f.suffix in (".json", ".html", ".md", ".yaml")):
+        text = file.read_text(encoding="utf-8")
+        if draft.name in text:
+            write_text(file, text.replace(draft.name, name))
 
 
 def _at_strength(config, file):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from rotescope.evaluate.report.report import Report
 from rotescope.evaluate.statistics.clusters import clustered_share
 from rotescope.evaluate.statistics.estimate import INTERVAL, Estimate
+from rotescope.procedures.repair.proof import RepairProof
 from rotescope.train.repair.weight_repair import WeightRepair
 
 FAILED = "failed"
@@ -80,6 +81,8 @@ class RepairFindings:
     notes : tuple of str
     leaked : int
         Training pictures that were copied before the repair.
+    proof : RepairProof, optional
+        Which of them come back, where they were sought again.
     """
     before: Figures | None = None
     after: Figures | None = None
@@ -89,6 +92,7 @@ class RepairFindings:
     file: str = ""
     notes: tuple[str, ...] = ()
     leaked: int = 0
+    proof: RepairProof | None = None
 
     @property
     def outcome(self) -> str:
