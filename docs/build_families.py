@@ -42,15 +42,26 @@ the table knows how they meet, mitigations of the guidance work, too. `rotescope
 says what serves yours, and `rotescope selfcheck --model MODEL` tries in six short calls, on your own
 weights, what the tests promise of its family.
 
-**What was run.** Each family but Kolors runs in the tests as a small pipeline of diffusers 0.42's real
-classes with random weights: plain guidance is the stock pipeline's image bit for bit, delayed and opposite
-guidance are what a plain loop makes of the same two predictions (to 1e-5), and an image is the same
-whatever is sampled beside it. Kolors was read off its pipeline: its class wants the package
-`sentencepiece`. No family but Stable Diffusion's classes was run on trained weights: no model hub and no
+**What was run.** Each family runs in the tests as a small pipeline of diffusers 0.42's real classes
+with random weights: plain guidance is the stock pipeline's image bit for bit, delayed and opposite guidance
+are what a plain loop makes of the same two predictions (to 1e-5), and an image is the same whatever is
+sampled beside it. Kolors, which wants the package `sentencepiece`, ran under plain and opposite guidance
+alone. No family but Stable Diffusion's classes was run on trained weights: no model hub and no
 GPU were at hand. The image-to-image classes of Z-Image, Qwen-Image and Chroma and the inpainting classes of
 Z-Image, Qwen-Image and FLUX.2 klein ran under opposite guidance in the same way. diffusers'
-`ChromaInpaintPipeline` fails by itself in 0.42. Other variants of the newer families, ControlNet among them,
-are known by their names and were not run.
+`ChromaInpaintPipeline` fails by itself in 0.42.
+
+**ControlNet and T2I-Adapter.** In Python, `mitigated` serves their classes as those of their family. These
+ran under plain and opposite guidance in the same way: those of Stable Diffusion 1 and XL with a
+ControlNet, from a prompt, a picture or a masked one, with a T2I-Adapter, and XL's with a union ControlNet
+from a prompt; Stable Diffusion 3's two; `FluxControlNetPipeline`, `QwenImageControlNetPipeline`, its
+inpainting class and `ZImageControlNetPipeline`. Stable Diffusion 3's two and Qwen-Image's inpainting class
+draw the picture's latents from the generator of all, so that an image depends on its batch and on the global
+seed, mitigated or not. `FluxControlNetImg2ImgPipeline` and `FluxControlNetInpaintPipeline` compute one
+branch, and a mitigation is refused; so is, beside a control, one that asks the denoiser before sampling,
+such as `sharpness-step`, for it would know nothing of the picture. ControlNet-XS and PAG classes take none.
+Other variants, such as Sana's and HunyuanDiT's ControlNet, XL's other union classes and
+`KolorsImg2ImgPipeline`, are known by their names and were not run.
 
 """
 MEETING = """

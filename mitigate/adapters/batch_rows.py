@@ -31,6 +31,12 @@ def take_rows(value, rows, name="", batched=False):
     return value[rows.to(value.device)] if taken else value
 
 
+def own_lists(arguments):
+    """Lists of the call's own. Z-Image's pipeline writes its chat template into the prompts that it is handed, and a UNet takes a
+    T2I-Adapter's features off their list."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+
 def splittable(value, name=""):
     """Is it known of every tensor whether it has one entry a row? Where it is not, all rows are computed."""
     if name in BATCHED or name in UNBATCHED:

@@ -2,7 +2,7 @@
 mitigation would do nothing, or harm, and not say so: it is refused."""
 from rotescope.common.errors import InputError
 from rotescope.mitigate.adapters.guidance_hook import NAME
-from rotescope.mitigate.contract.families import denoiser_of, family, why_one_branch
+from rotescope.mitigate.contract.families import FAMILIES, call_parameters, denoiser_of, family, why_one_branch
 from rotescope.mitigate.contract.mitigation import Mitigation
 from rotescope.mitigate.methods.transition import PLAIN
 from rotescope.models.memory import check_differentiable
@@ -18,6 +18,9 @@ def supported_family(pipe):
     kind = family(pipe)
     if why := why_one_branch(kind, pipe.config.get("is_distilled")):
         raise InputError(f"{type(pipe).__name__} takes no mitigation: {why}")
+    if (scale := FAMILIES[kind].scale) not in call_parameters(type(pipe)):
+        raise InputError(f"{type(pipe).__name__} takes no mitigation: it takes no {scale}, and so computes one branch. Plain "
+                         "guidance, none, works")
     check_scheduler(pipe.scheduler)
     return kind
 

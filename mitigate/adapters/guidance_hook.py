@@ -14,7 +14,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from rotescope.common.errors import InputError
 from rotescope.common.outputs import whole
-from rotescope.mitigate.adapters.batch_rows import splittable, take_rows
+from rotescope.mitigate.adapters.batch_rows import own_lists, splittable, take_rows
 from rotescope.mitigate.contract.families import SAMPLE_NAMES, TIME_NAMES, denoiser_of
 from rotescope.mitigate.contract.mitigation import Step, same_timestep
 from rotescope.mitigate.contract.prediction import combine, differs, latent_part, noise_part, prediction_gap
@@ -117,7 +117,7 @@ class GuidanceHook(ModelHook):
             sample = _sample_of(arguments)
             output = (sample.new_zeros(sample.shape),)
         else:
-            output = self.fn_ref.original_forward(**take_rows(arguments, rows))
+            output = self.fn_ref.original_forward(**own_lists(take_rows(arguments, rows)))
         first = torch.stack(output[0]) if isinstance(output[0], list) else output[0]
         rows, as_list = rows.to(first.device), isinstance(output[0], list) or isinstance(arguments.get("x"), list)
         full = first if len(first) == len(rows) else first.new_zeros((len(rows), *first.shape[1:])).index_put_((rows,), first)

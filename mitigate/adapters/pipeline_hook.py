@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rotescope.mitigate.adapters.batch_rows import own_lists
 from rotescope.mitigate.adapters.compatibility import check_call, check_chain
 from rotescope.mitigate.adapters.effects import distilled_lines, effect_lines, is_plain, warn_of
 from rotescope.mitigate.adapters.guidance_hook import hook_for, hooked
@@ -83,7 +84,7 @@ def intercepted(pipe, on_call):
     @wraps(original.__call__)
     def __call__(self, *args, **kwargs):
         call = PipelineCall(self, {**dict(zip(names, args, strict=False)), **kwargs})
-        return on_call(call, lambda **changed: original.__call__(self, **_own_lists({**call.arguments, **changed})))
+        return on_call(call, lambda **changed: original.__call__(self, **own_lists({**call.arguments, **changed})))
 
     names = list(call_parameters(original))
     pipe.__class__ = type(original.__name__, (original,), {"__call__": __call__, "_rotescope": True})
@@ -92,11 +93,6 @@ def intercepted(pipe, on_call):
         yield
     finally:
         pipe.__class__ = original
-
-
-def _own_lists(arguments):
-    """Lists of the call's own: Z-Image's pipeline writes its chat template into the prompts that it is handed."""
-    return {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def _run_call(pipe, chain, call, proceed, run):

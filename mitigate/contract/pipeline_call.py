@@ -134,15 +134,22 @@ class PipelineCall:
     def draw_noise(self):
         """-> `latents`, drawn at the first call as the pipeline does. InputError where it takes none."""
         if self.latents is None:
-            if not (self.row and self.row.noise) or "latents" not in self._defaults or "image" in self._defaults:
-                raise InputError("this mitigation changes the initial noise, which "
-                                 f"{type(self.pipe).__name__} does not take")
+            self._check_noise()
             denoiser, factor = denoiser_of(self.pipe), self.pipe.vae_scale_factor
             own = denoiser.config.sample_size * factor
             sides = [(self.get(side) or own) // factor for side in ("height", "width")]
             shape = self.n, denoiser.config.in_channels, *sides
             self._give_noise(randn_tensor(shape, self.get("generator"), self.device, denoiser.dtype))
         return self.latents
+
+    def _check_noise(self):
+        """InputError where the pipeline takes no noise, or is guided by a picture, of which the denoiser alone does not know."""
+        name = type(self.pipe).__name__
+        if any(getattr(self.pipe, part, None) is not None for part in ("controlnet", "adapter")):
+            raise InputError("this mitigation asks the denoiser before sampling, which would know nothing of the picture that "
+                             f"guides {name}: take one of the guidance alone, such as og-stp")
+        if not (self.row and self.row.noise) or "latents" not in self._defaults or "image" in self._defaults:
+            raise InputError(f"this mitigation changes the initial noise, which {name} does not take")
 
     def replace_noise(self, noise):
         """Give the pipeline this initial noise (n, C, h, w) of unit variance."""

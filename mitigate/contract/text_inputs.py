@@ -47,5 +47,5 @@ TEXT_INPUTS = {
     "ernie-image": TextInputs(_apart(EMBEDDING), "text_bth", listed=True),
     "hunyuan-dit": TextInputs((_together(EMBEDDING, MASK)[0], _together(EMBEDDING + "_2", MASK + "_2")[0])),
 }   # not HiDream, given layers of two encoders; LongCat-Image, which fails without a prompt; CogView4, which is told another time
-#     than that of its noise; Kolors, which was not run
+#     than that of its noise; Kolors, of which the search was not run
 SERVED = tuple(name for name in FAMILIES if name in TEXT_INPUTS)   # in the order of the table of families
