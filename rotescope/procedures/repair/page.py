@@ -46,10 +46,10 @@ def repair_json(found: RepairFindings) -> dict:
 def headline(found: RepairFindings) -> str:
     """One sentence: what came of it."""
     if found.chosen and found.before and found.after:
-        of = "on other seeds " if found.after.seeds != found.before.seeds else ""
-        return (f"{found.chosen.label}: {found.before.copies:,} of {found.before.images:,} images copied training images before, "
-                f"{found.after.copies:,} of {found.after.images:,} after, {of}and the audit of the repaired LoRA is "
-                f"{found.outcome}.")
+        of = ", on other seeds" if found.after.seeds != found.before.seeds else ""
+        ended = {"passed": "passes its audit", "failed": "fails its audit"}.get(found.outcome, "is undecided in its audit")
+        return (f"The repaired LoRA {ended}: {found.after.copies:,} of {found.after.images:,} images copy training images{of}, "
+                f"where {found.before.copies:,} of {found.before.images:,} did before ({found.chosen.label}).")
     if found.before:
         return "No repair that was tried passes: the LoRA was left as it is."
     return "Files were written, and nothing was judged: no training data were given."

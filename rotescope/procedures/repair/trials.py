@@ -60,7 +60,7 @@ class Trial:
 
     @property
     def label(self) -> str:
-        return f"{self.way}, {self.dose_name} {self.dose:g}"
+        return f"{self.way} {self.dose:g}" if self.way == self.dose_name else f"{self.way}, {self.dose_name} {self.dose:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
