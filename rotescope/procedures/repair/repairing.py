@@ -29,7 +29,7 @@ from rotescope.options.repair import WITHOUT_DATA, RepairConfig
 from rotescope.procedures.audit import run_audit
 from rotescope.procedures.repair.page import write_repair
 from rotescope.procedures.repair.proof import prove
-from rotescope.procedures.repair.trials import FAILED, Figures, RepairFindings, Trial, mildest, search_doses
+from rotescope.procedures.repair.trials import FAILED, Figures, RepairFindings, Trial, from_mildest, search_doses
 from rotescope.train.repair.registry import WAYS
 from rotescope.train.repair.weight_repair import RepairContext, WeightRepair
 
@@ -91,39 +91,46 @@ def _with_data(config, ways, draft):
         raise _NothingLeaks(before)
     leaking, others = leaking_and_others(before, manifest, apart(heldout, manifest)[0])
     seen, notes, trials = evidence_after(draft / "before", len(leaking)), [], []
-    context = _context(config, leaking, others)
-    attempt = _attempts(config, context, draft, seen)
+    found = RepairFindings(before=Figures.of(before), report=before, leaked=len(leaking))
+    attempt = _attempts(config, _context(config, leaking, others), draft, seen)
     for way in ways:
         if way.needs_data and (not leaking or len(others) < LEAST_OTHERS):
             notes.append(f"{way.name} was left out: it needs a picture that is copied, and {LEAST_OTHERS} captioned ones that "
                          "are not.")
             continue
         try:
-            trials.extend(search_doses(way, attempt, config.all))
+            trials.extend(own := list(search_doses(way, attempt, config.all)))
         except InputError as error:  # a family, or a LoRA, that this way does not serve
             notes.append(f"{way.name} was left out: {error}.")
-        if mildest(trials) and not config.all:
+            continue
+        if not config.all and (found := _proved(config, found, own, draft, seen)).holds:
             break
-    chosen = mildest(trials)
-    found = RepairFindings(before=Figures.of(before), report=before, trials=tuple(trials), notes=tuple(notes),
-                           leaked=len(leaking))
-    if not chosen:
-        return found
-    fresh = replace(config, seeds=tuple(seed + max(config.seeds) + 1 for seed in config.seeds))
-    found = _proved(fresh, found, chosen, draft, seen)
-    return _sought_again(fresh, found, before, manifest, heldout, draft) if config.retrigger else found
+    found = _proved(config, found, trials, draft, seen) if config.all else found
+    found = replace(found, trials=tuple(trials), notes=(*notes, *found.notes))
+    return _sought_again(config, found, before, manifest, heldout, draft) if config.retrigger and found.chosen else found
 
 
-def _proved(config, found, chosen, draft, seen):
-    """The last audit, on seeds that the choice has not seen."""
-    file = _handed_over(draft / "tried" / chosen.file, draft / repaired_name(config.lora))
-    say(f"after {chosen.label}, on other seeds")
-    after = _audited(config, _at_strength(config, file), draft / "after", seen)
-    return replace(found, after=Figures.of(after), report=after, chosen=chosen, file=file.relative_to(draft).as_posix())
+def _proved(config, found, trials, draft, seen):
+    """Audits of the trials that hold, the mildest first, each on seeds that no choice has seen, until no rule is broken there."""
+    for trial in from_mildest(trials):
+        if found.chosen:
+            found = replace(found, notes=(*found.notes, f"{found.chosen.label} broke no rule on the seeds that it was chosen on, "
+                                          f"and copies {found.after.copies:,} of {found.after.images:,} images on others."))
+        file = _handed_over(draft / "tried" / trial.file, draft / repaired_name(config.lora))
+        shutil.rmtree(draft / "after", ignore_errors=True)
+        say(f"after {trial.label}, on other seeds")
+        fresh = tuple(seed + (found.proofs + 1) * (max(config.seeds) + 1) for seed in config.seeds)
+        after = _audited(replace(config, seeds=fresh), _at_strength(config, file), draft / "after", seen)
+        found = replace(found, after=Figures.of(after), report=after, chosen=trial, proofs=found.proofs + 1,
+                        file=file.relative_to(draft).as_posix())
+        if found.holds:
+            break
+    return found
 
 
 def _sought_again(config, found, before, manifest, heldout, draft):
-    """Leaking pictures, sought on the LoRA and on the repaired one."""
+    """Leaking pictures, sought on the LoRA and on the repaired one, on the seeds of the last audit."""
+    config = replace(config, seeds=found.after.seeds)
     plain, repaired = (_audit_config(config, lora, draft) for lora in (config.lora, _at_strength(config, draft / found.file)))
     try:
         proof = prove(plain, repaired, before, manifest, heldout, config.retrigger, draft / "retrigger")
@@ -136,6 +143,7 @@ def _sought_again(config, found, before, manifest, heldout, draft):
 def _handed_over(tried, place):
     """A tried file, or PEFT's folder of one, copied to where the user looks for it -> the file."""
     if tried.name == PEFT_NAME:
+        shutil.rmtree(place, ignore_errors=True)
         return shutil.copytree(tried.parent, place) / PEFT_NAME
     return shutil.copyfile(tried, place.with_name(f"{place.name}.safetensors"))
 

@@ -81,6 +81,8 @@ class RepairFindings:
     notes : tuple of str
     leaked : int
         Training pictures that were copied before the repair.
+    proofs : int
+        Repaired LoRAs that were audited on other seeds; the last of them is the one that is left.
     proof : RepairProof, optional
         Which of them come back, where they were sought again.
     """
@@ -92,7 +94,13 @@ class RepairFindings:
     file: str = ""
     notes: tuple[str, ...] = ()
     leaked: int = 0
+    proofs: int = 0
     proof: RepairProof | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether a repaired LoRA broke no rule on other seeds."""
+        return self.after is not None and self.after.outcome != FAILED
 
     @property
     def outcome(self) -> str:
@@ -120,14 +128,13 @@ def search_doses(way: WeightRepair, attempt: Callable[[WeightRepair, float], Tri
             yield attempt(way, middle)
 
 
-def mildest(trials: Iterable[Trial]) -> Trial | None:
-    """Of the first way that has a trial that holds, the one that keeps most of the LoRA."""
-    held = [trial for trial in trials if trial.holds]
-    return max((t for t in held if t.way == held[0].way), key=lambda t: t.kept) if held else None
-
-
 def by_way(trials: Iterable[Trial]) -> Iterator[tuple[str, list[Trial]]]:
     """Yields each way with its trials, from the one that keeps most on: the points of its curve."""
     trials = list(trials)
     for way in dict.fromkeys(trial.way for trial in trials):
         yield way, sorted((t for t in trials if t.way == way), key=lambda t: -t.kept)
+
+
+def from_mildest(trials: Iterable[Trial]) -> list[Trial]:
+    """Those that hold, way by way, the ones that keep most of the LoRA first."""
+    return [trial for _, own in by_way(trials) for trial in own if trial.holds]
