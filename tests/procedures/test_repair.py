@@ -86,6 +86,7 @@ def test_the_largest_strength_that_holds_is_kept(place, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"config.yaml", "model_card.md", "before", "after"}
 
 
+@pytest.mark.slow
 def test_a_failed_proof_is_followed_by_the_next_trial_that_held(place, tmp_path, monkeypatch):
     """.7 and .6 hold on seeds 0 and 1; .7 copies on 2 and 3, with .49 of the energy left, and .6 not on 4 and 5, with .36."""
     leaking_while_strong(place, monkeypatch, 0.5, on_other_seeds=0.4)
