@@ -139,6 +139,16 @@ def saved_pipeline(folder, prediction_type="epsilon"):
     return folder
 
 
+def saved_lora(folder, file="pytorch_lora_weights.safetensors"):
+    """A LoRA of the tiny pipeline that changes its output, in diffusers' format, with rank 4 and strength 1/2."""
+    from peft import LoraConfig, get_peft_model_state_dict
+    pipe = tiny_pipeline()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False))
+    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet), weight_name=file)
+
+
 def image_folder(folder, n=6, side=16):
     """n images of noise, each with a caption of its own (up to 16) in a side file -> the folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ The other files only ever grow, pictures.bin last. So whatever was cut short, th
 hold are whole.
 """
 import fcntl
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from rotescope.common.errors import InputError
-from rotescope.common.outputs import write_json
+from rotescope.common.outputs import check_kept
 from rotescope.datasets.geometry.local_features import (
     CONTRAST,
     DIM,
@@ -109,23 +108,7 @@ class FeatureStore:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check()
-
-    def _check(self):
-        about = self.folder / "features.json"
-        if not about.exists():
-            if any(p.name != ".lock" for p in self.folder.iterdir()):
-                raise InputError(f"{self.folder} holds no local features, and is not empty: name another "
-                                 "folder")
-            write_json(about, HOW)
-        try:
-            found = json.loads(about.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if found != HOW:
-            raise InputError(f"{self.folder} holds local features of another release: remove it, and they "
-                             "are extracted again")
+        check_kept(self.folder, "features.json", HOW, "local features", "extracted", beside=(".lock",))
 
     def _sizes(self):
         """-> {file: how many features or pictures it holds}."""

@@ -4,7 +4,6 @@
     pictures.bin   of each picture: the SHA-256 of its encoded bytes, its width and height, and 64 × 64 × 3 bytes that hold its
                    pixels first. It only ever grows; a record that was cut short does not count, and is written again.
 """
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rotescope.common.errors import InputError
-from rotescope.common.outputs import write_json
+from rotescope.common.outputs import check_kept
 from rotescope.common.processes import alone_in
 from rotescope.datasets.geometry.structure import FINE, small_picture
 
@@ -31,18 +29,8 @@ class SmallPictures:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file, about = self.folder / "pictures.bin", self.folder / "small.json"
-        if not about.exists():
-            if any(self.folder.iterdir()):
-                raise InputError(f"{self.folder} holds no small pictures, and is not empty: name another folder")
-            write_json(about, HOW)
-        try:
-            found = json.loads(about.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if found != HOW:
-            raise InputError(f"{self.folder} holds small pictures of another release: remove it, and they are made again")
+        self._file = self.folder / "pictures.bin"
+        check_kept(self.folder, "small.json", HOW, "small pictures", "made")
 
     def keep(self, shas: Sequence[str], openers: Sequence[Opener]) -> list[Opener]:
         """SHA-256 of each picture and what opens it -> what opens each small. What lies in the folder is not opened."""

@@ -13,6 +13,7 @@ from rotescope.common.errors import InputError
 from rotescope.mitigate.contract.families import call_parameters, family, guidance_arguments, two_branch_scale
 from rotescope.mitigate.contract.text_inputs import EMBEDDING, NEGATIVE, TEXT_INPUTS
 from rotescope.mitigate.denoiser.probe import first_denoiser_call
+from rotescope.mitigate.sampling.encoded_texts import encoding_by
 
 
 def text_inputs(pipe, texts, kept, negative="", side=None):
@@ -33,21 +34,15 @@ def text_inputs(pipe, texts, kept, negative="", side=None):
 @contextmanager
 def _listened(pipe, returned):
     """Inside, `returned` gets what each call of the pipeline's encode_prompt returns, as a tuple."""
-    encode, own = pipe.encode_prompt, "encode_prompt" in vars(pipe)
+    encode = pipe.encode_prompt
 
     @wraps(encode)
     def heard(*args, **kwargs):
         found = encode(*args, **kwargs)
         returned.append(found if isinstance(found, tuple) else (found,))
         return found
-    pipe.encode_prompt = heard
-    try:
+    with encoding_by(pipe, heard):
         yield
-    finally:
-        if own:
-            pipe.encode_prompt = encode
-        else:
-            del pipe.encode_prompt
 
 
 def embedded_inputs(pipe, prompts, kept, negative=""):

@@ -20,6 +20,20 @@ TEXT, NEGATIVE = re.compile(r"prompt(_\d)?"), re.compile(r"negative_prompt(_\d)?
 GUIDED = "do_classifier_free_guidance"                   # an argument of those that encode both texts in one call
 
 
+@contextmanager
+def encoding_by(pipe, encode):
+    """Inside, `encode` is the pipeline's encode_prompt; afterwards it is as it was."""
+    before, own = pipe.encode_prompt, "encode_prompt" in vars(pipe)
+    pipe.encode_prompt = encode
+    try:
+        yield
+    finally:
+        if own:
+            pipe.encode_prompt = before
+        else:
+            del pipe.encode_prompt
+
+
 class EncodedTexts:
     """What was made of each text, on the CPU."""
 
@@ -44,20 +58,14 @@ class EncodedTexts:
         if family(pipe) not in FAMILIES or not hasattr(pipe, "encode_prompt"):
             yield
             return
-        encode, own = pipe.encode_prompt, "encode_prompt" in vars(pipe)
+        encode = pipe.encode_prompt
         names = inspect.signature(encode)
 
         def served(*args, **kwargs):
             bound = names.bind(*args, **kwargs).arguments
             return self._encoded(pipe, encode, {**bound, **bound.pop("kwargs", {})})
-        pipe.encode_prompt = served
-        try:
+        with encoding_by(pipe, served):
             yield
-        finally:
-            if own:
-                pipe.encode_prompt = encode
-            else:
-                del pipe.encode_prompt
 
     def _encoded(self, pipe, encode, arguments):
         texts, negatives, rest = _sorted_out(arguments)

@@ -114,6 +114,23 @@ def check_file(file):
         raise InputError(f"{file} cannot be written: name a file in a folder that can be written to")
 
 
+def check_kept(folder, file, how, what, again, beside=()):
+    """Make `folder` a place that keeps `what` as `how` says in its `file`. InputError if it holds something else than that and
+    files named `beside`, or what was kept in another way: then it tells that this is done `again`."""
+    folder, about = Path(folder), Path(folder) / file
+    folder.mkdir(parents=True, exist_ok=True)
+    if not about.exists():
+        if any(p.name not in beside for p in folder.iterdir()):
+            raise InputError(f"{folder} holds no {what}, and is not empty: name another folder")
+        write_json(about, how)
+    try:
+        found = json.loads(about.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != how:
+        raise InputError(f"{folder} holds {what} of another release: remove it, and they are {again} again")
+
+
 def sha256(file):
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

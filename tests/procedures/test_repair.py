@@ -4,9 +4,8 @@ import json
 import pytest
 import torch
 from instruments import leave, samples_folder, training_folder
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
-from tiny import saved_pipeline, tiny_pipeline
+from tiny import saved_lora, saved_pipeline, tiny_pipeline
 
 from rotescope import repair
 from rotescope.commands import repair as repair_command
@@ -28,11 +27,7 @@ def place(tmp_path_factory):
     """A model, a LoRA, and twenty captioned pictures."""
     made = tmp_path_factory.mktemp("repair")
     saved_pipeline(made / "model")
-    pipe = tiny_pipeline()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False))
-    pipe.save_lora_weights(made, unet_lora_layers=get_peft_model_state_dict(pipe.unet), weight_name=FILE)
+    saved_lora(made, FILE)
     training_folder(made / "photos", 20)
     return made
 

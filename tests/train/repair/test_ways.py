@@ -1,8 +1,7 @@
 """The ways of repairing a LoRA on a tiny Stable Diffusion with a LoRA of random numbers."""
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
-from tiny import image_folder, saved_pipeline, tiny_pipeline
+from tiny import image_folder, saved_lora, saved_pipeline
 
 from rotescope.common.errors import InputError
 from rotescope.datasets.manifest import Manifest
@@ -24,11 +23,7 @@ def folder(tmp_path_factory):
     """A model, a LoRA beside it, and six captioned pictures."""
     made = tmp_path_factory.mktemp("repair")
     saved_pipeline(made / "model")
-    pipe = tiny_pipeline()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False))
-    pipe.save_lora_weights(made, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
+    saved_lora(made)
     image_folder(made / "photos")
     return made
 
